@@ -1,0 +1,1 @@
+//! Readiness, metrics and the local API of the command line.

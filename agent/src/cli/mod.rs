@@ -1,0 +1,1 @@
+//! The command line beside the daemon: status, peers, ipam, pods, report, reset.

@@ -1,0 +1,1 @@
+//! Attach, detach, check and collect pods, as the shim asks for it.

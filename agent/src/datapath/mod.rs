@@ -1,0 +1,1 @@
+//! Moving packets: TUN to UDP and back.

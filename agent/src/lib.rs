@@ -1,0 +1,37 @@
+//! Weft: an overlay network daemon. This library is the agent; `main.rs` only picks a command.
+//!
+//! ```text
+//!                 main ─▶ config ─▶ run::build ─▶ Running
+//!                                     │ wires the subjects, which never import each other
+//!        ┌──────────┬─────────┬───────┴──┬──────────┬─────────┐
+//!      mesh       ipam     datapath    links       cni      admin
+//!    who is in  who owns   TUN ↔ UDP   bridge,   attach,   health,
+//!    the net    which                  routes,   detach    metrics,
+//!               address                nftables            local API
+//!        └──────────┴─────────┴────┬─────┴──────────┴─────────┘
+//!                          types   │   linux
+//!                    words, parsed │   thin, safe kernel calls
+//! ```
+//!
+//! Pure files hold the thinking and know no clock, socket or lock; one `task.rs` per subject owns those.
+//! With `default-features = false` only [`types`] and a part of [`linux`] are there: what the CNI shim needs.
+
+pub mod linux;
+pub mod types;
+
+#[cfg(feature = "agent")]
+pub mod admin;
+#[cfg(feature = "agent")]
+pub mod cli;
+#[cfg(feature = "agent")]
+pub mod cni;
+#[cfg(feature = "agent")]
+pub mod config;
+#[cfg(feature = "agent")]
+pub mod datapath;
+#[cfg(feature = "agent")]
+pub mod ipam;
+#[cfg(feature = "agent")]
+pub mod links;
+#[cfg(feature = "agent")]
+pub mod mesh;

@@ -1,0 +1,1 @@
+//! The node's bridge, veths, routes, sysctls and firewall.

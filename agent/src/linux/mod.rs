@@ -1,0 +1,14 @@
+//! Thin, safe kernel calls. The only place for `unsafe`.
+#![allow(unsafe_code)]
+
+pub mod netlink;
+pub mod netns;
+#[cfg(feature = "agent")]
+pub mod nft;
+#[cfg(feature = "agent")]
+pub mod store;
+pub mod sysctl;
+#[cfg(feature = "agent")]
+pub mod tun;
+#[cfg(feature = "agent")]
+pub mod udp;

@@ -1,0 +1,1 @@
+//! The TUN device and its queues.

@@ -1,0 +1,30 @@
+//! The words of Weft as types: parsed once at the edge, with `Display` and `FromStr`, free of any other module.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+mod attachment;
+mod endpoint;
+mod mac;
+mod name;
+mod universe;
+
+pub use attachment::{AttachmentKey, InvalidAttachment, PodRef, VethAlias};
+pub use endpoint::{CONTROL_PORT, Endpoint, InvalidPeerAddress, PeerAddress};
+pub use ipnet::IpNet as Prefix;
+pub use mac::{InvalidMac, Mac};
+pub use name::{InvalidPeerName, PeerName};
+pub use universe::{InvalidUniverse, Universe};
+
+/// Orders the restarts of one agent: max(stored + 1, wall clock in µs), taken at each start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Incarnation(pub u64);
+
+/// Names a peer in the data path's clear packets; drawn at random for each incarnation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DataId(pub u32);
+
+/// Bytes that clear encapsulation adds to an inner packet over IPv4: outer IP 20 + UDP 8 + header 8.
+pub const CLEAR_OVERHEAD: u16 = 36;
+/// Bytes that sealing adds to an inner packet over IPv4: outer IP 20 + UDP 8 + header 16 + tag 16.
+pub const SEALED_OVERHEAD: u16 = 60;
+/// An IPv6 underlay's header is that much larger than IPv4's.
+pub const IPV6_EXTRA: u16 = 20;

@@ -1,0 +1,1 @@
+//! Benches of the pure parts: `cargo bench -p weft-benches`.
