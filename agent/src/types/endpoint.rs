@@ -1,6 +1,6 @@
 use std::{
     fmt,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     str::FromStr,
 };
 
@@ -50,13 +50,16 @@ impl FromStr for PeerAddress {
             Some((host, port)) => (host, port.parse().ok().filter(|port| *port != 0).ok_or_else(invalid)?),
             None => (text, CONTROL_PORT),
         };
-        let host = host.trim_start_matches('[').trim_end_matches(']');
+        if let Some(inner) = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+            let ip: Ipv6Addr = inner.parse().map_err(|_| invalid())?;
+            return Ok(Self { host: ip.to_string(), port });
+        }
         let is_name = |host: &str| {
             !host.is_empty()
                 && host.len() <= 253
                 && host.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_'))
         };
-        if host.parse::<IpAddr>().is_err() && !is_name(host) {
+        if !is_name(host) {
             return Err(invalid());
         }
         Ok(Self { host: host.into(), port })
