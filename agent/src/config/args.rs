@@ -1,0 +1,181 @@
+//! The flags of `weft agent` as the command line and the environment give them: text, not yet checked.
+
+use clap::ValueEnum;
+
+/// What `weft agent` was asked for. Every flag has a twin in the environment, `WEFT_` and its name in capitals;
+/// lists are comma separated there. A flag beats its twin; an empty twin is the same as none.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// Name of this node among its peers
+    ///
+    /// Unique in the network: letters, digits, `-`, `.` and `_`, compared in lower case.
+    /// A second agent with the name of one that is alive refuses to run.
+    ///
+    /// Default: the host name.
+    #[arg(long, env = "WEFT_NAME", hide_env_values = true, value_name = "NAME", help_heading = NODE)]
+    pub name: Option<String>,
+
+    /// Underlay address at which peers reach this node, for control (TCP) and data (UDP) alike
+    ///
+    /// Repeat it, or separate by commas, for several; best first. It must be an address of this host, outside the universe.
+    /// The port is that of --listen if not given.
+    ///
+    /// Default: the address of the default route's interface.
+    /// Examples: 192.0.2.1   192.0.2.1:6783   [2001:db8::1]:6783
+    #[arg(long, env = "WEFT_ADVERTISE", hide_env_values = true, value_name = "ADDR[:PORT]", value_delimiter = ',', help_heading = NODE)]
+    pub advertise: Vec<String>,
+
+    /// Address and port to listen on: TCP for control, UDP with the same number for data
+    ///
+    /// Default: [::]:6783, all addresses of both families; 0.0.0.0:6783 where IPv6 is off.
+    #[arg(long, env = "WEFT_LISTEN", hide_env_values = true, value_name = "ADDR:PORT", help_heading = NODE)]
+    pub listen: Option<String>,
+
+    /// A peer to join through; one is enough, the others are learned from it
+    ///
+    /// Repeat it, or separate by commas. Names are resolved anew at each attempt, to all their addresses.
+    /// This node itself may be in the list, so that all nodes can have the same one. The port is 6783 if not given.
+    ///
+    /// Default: none; the node waits to be called.
+    /// Examples: node-2   192.0.2.2:6783   weft-peers.kube-system.svc
+    #[arg(long, env = "WEFT_PEER", hide_env_values = true, value_name = "HOST[:PORT]", value_delimiter = ',', help_heading = NODE)]
+    pub peer: Vec<String>,
+
+    /// Most control links that this agent keeps, 2 to 1024
+    ///
+    /// Up to 16 nodes are linked each to each; beyond, about twice the binary logarithm of their number suffices.
+    /// Data needs no links.
+    #[arg(long, env = "WEFT_MAX_LINKS", hide_env_values = true, value_name = "COUNT", default_value = "32", help_heading = NODE)]
+    pub max_links: String,
+
+    /// The whole overlay range, from which every pod of every node gets its address
+    ///
+    /// The same on all nodes, a network address, and free of the host's routes and of the service range.
+    #[arg(long, env = "WEFT_UNIVERSE", hide_env_values = true, value_name = "CIDR", default_value = "10.32.0.0/12", help_heading = ADDRESSES)]
+    pub universe: String,
+
+    /// Names of the nodes that share the universe at the very start, in equal parts
+    ///
+    /// The same list on all nodes. Nodes that come later are not in it: they ask their peers for addresses.
+    ///
+    /// Default: none; this node joins an existing network.
+    /// Example: node-1,node-2,node-3
+    #[arg(long, env = "WEFT_IPAM_SEED", hide_env_values = true, value_name = "NAME,...", value_delimiter = ',', help_heading = ADDRESSES)]
+    pub ipam_seed: Vec<String>,
+
+    /// The pods' MTU in bytes, from 576 (1280 with an IPv6 universe) to what the underlay carries
+    ///
+    /// Default: the smallest MTU of the advertised addresses' interfaces, less 60 bytes (80 on an IPv6 underlay) for
+    /// encapsulation: 1440 on Ethernet.
+    #[arg(long, env = "WEFT_MTU", hide_env_values = true, value_name = "BYTES", help_heading = NETWORK)]
+    pub mtu: Option<String>,
+
+    /// Threads that move packets, 1 to 256
+    ///
+    /// Default: one for each core.
+    #[arg(long, env = "WEFT_DATA_THREADS", hide_env_values = true, value_name = "COUNT", help_heading = NETWORK)]
+    pub data_threads: Option<String>,
+
+    /// Whether Weft turns on IP forwarding for the underlay's interfaces
+    ///
+    /// Without it the answers to pods that talk to the outside do not come back. `off` if something else sees to it.
+    #[arg(long, env = "WEFT_UNDERLAY_FORWARDING", hide_env_values = true, value_name = "ON|OFF", default_value = "on", help_heading = NETWORK)]
+    pub underlay_forwarding: Switch,
+
+    /// A destination outside the universe that sees the pods' own addresses instead of the node's
+    ///
+    /// Repeat it, or separate by commas. That network needs a way back to the universe.
+    ///
+    /// Example: 192.0.2.0/24
+    #[arg(long, env = "WEFT_NO_MASQUERADE", hide_env_values = true, value_name = "CIDR", value_delimiter = ',', help_heading = NETWORK)]
+    pub no_masquerade: Vec<String>,
+
+    /// Directory of what outlives a reboot: identity, ring, allocations
+    #[arg(long, env = "WEFT_STATE_DIR", hide_env_values = true, value_name = "DIR", default_value = "/var/lib/weft", help_heading = FILES)]
+    pub state_dir: String,
+
+    /// Directory of what does not outlive a reboot: the local socket, attachments
+    ///
+    /// The command line looks for the agent's socket here: give it the same directory.
+    #[arg(long, env = "WEFT_RUN_DIR", hide_env_values = true, value_name = "DIR", default_value = DEFAULT_RUN_DIR, help_heading = FILES)]
+    pub run_dir: String,
+
+    /// Directory to which the CNI configuration is written once the agent is ready
+    ///
+    /// Default: none; it is not written.
+    /// Example: /etc/cni/net.d
+    #[arg(long, env = "WEFT_CNI_CONF_DIR", hide_env_values = true, value_name = "DIR", help_heading = FILES)]
+    pub cni_conf_dir: Option<String>,
+
+    /// Address and port of /livez, /readyz and /metrics, over HTTP
+    #[arg(long, env = "WEFT_METRICS_ADDR", hide_env_values = true, value_name = "ADDR:PORT", default_value = "127.0.0.1:6782", help_heading = DIAGNOSTICS)]
+    pub metrics_addr: String,
+
+    /// What log lines look like, on standard error
+    #[arg(long, env = "WEFT_LOG_FORMAT", hide_env_values = true, value_name = "FORMAT", default_value = "text", help_heading = DIAGNOSTICS)]
+    pub log_format: LogFormat,
+
+    /// Which log lines are written: a level, or levels by module
+    ///
+    /// Levels: error, warn, info, debug, trace. Examples: debug   info,weft::mesh=debug
+    #[arg(long, env = "WEFT_LOG", hide_env_values = true, value_name = "FILTER", default_value = "info", help_heading = DIAGNOSTICS)]
+    pub log: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    On,
+    Off,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Lines for people
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+/// Where the agent's socket is unless told otherwise.
+pub const DEFAULT_RUN_DIR: &str = "/run/weft";
+
+const NODE: &str = "Node and peers";
+const ADDRESSES: &str = "Addresses";
+const NETWORK: &str = "Network";
+const FILES: &str = "Files";
+const DIAGNOSTICS: &str = "Health and logs";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::{CommandFactory, Parser};
+
+    #[derive(Parser)]
+    struct Agent {
+        #[command(flatten)]
+        _args: Args,
+    }
+
+    #[test]
+    fn every_flag_has_a_twin_in_the_environment_and_a_heading() {
+        Agent::command().debug_assert();
+        let command = Agent::command();
+        let flags: Vec<_> = command.get_arguments().filter(|arg| arg.get_help_heading().is_some()).collect();
+        assert_eq!(flags.len(), 17);
+        for flag in flags {
+            let long = flag.get_long().expect("long");
+            let twin = format!("WEFT_{}", long.to_uppercase().replace('-', "_"));
+            assert_eq!(flag.get_env().and_then(|name| name.to_str()), Some(&*twin), "{long}");
+        }
+    }
+
+    #[test]
+    fn short_help_has_a_line_for_each_flag() {
+        let help = Agent::command().term_width(160).render_help().to_string();
+        for heading in [NODE, ADDRESSES, NETWORK, FILES, DIAGNOSTICS] {
+            assert!(help.contains(heading), "{heading}\n{help}");
+        }
+        assert!(help.contains("[default: 10.32.0.0/12]"), "{help}");
+        assert!(help.contains("[env: WEFT_IPAM_SEED]"), "{help}");
+    }
+}

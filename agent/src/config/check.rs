@@ -1,0 +1,440 @@
+//! The checks behind [`Config::check`], in the order of the flags in `--help`.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+use super::{Args, Config, ConfigError, ConfigErrors, HostFacts, Switch, host::is_global, socket_in};
+use crate::types::{
+    CLEAR_OVERHEAD, CONTROL_PORT, Endpoint, IPV6_EXTRA, PeerAddress, PeerName, Prefix, SEALED_OVERHEAD,
+    Universe,
+};
+use std::{
+    collections::BTreeSet,
+    fmt::Display,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    num::NonZeroUsize,
+    ops::RangeInclusive,
+    path::PathBuf,
+    str::FromStr,
+};
+use tracing_subscriber::EnvFilter;
+
+pub(super) fn check(args: &Args, host: &HostFacts) -> Result<Config, ConfigErrors> {
+    let mut check = Check { args, host, errors: Vec::new() };
+    let name = check.name();
+    let listen = check.listen();
+    let universe = check.universe();
+    let endpoints = check.endpoints(listen, universe);
+    let peers = check.peers(name.as_ref(), listen, universe);
+    let ipam_seed = check.ipam_seed();
+    let max_links = check.count("--max-links", &args.max_links, 2..=1024);
+    let mtu = check.mtu(&endpoints, universe);
+    let data_threads = check.data_threads();
+    let no_masquerade = check.no_masquerade();
+    let [state_dir, run_dir, cni_conf_dir] = check.directories();
+    let metrics = check.metrics(listen);
+    check.log();
+    let parts = (name, listen, universe, max_links, mtu, data_threads, state_dir, run_dir, metrics);
+    let Check { errors, .. } = check;
+    match parts {
+        (
+            Some(name),
+            Some(listen),
+            Some(universe),
+            Some(max_links),
+            Some(mtu),
+            Some(data_threads),
+            Some(state_dir),
+            Some(run_dir),
+            Some(metrics),
+        ) if errors.is_empty() => Ok(Config {
+            name,
+            underlay: devices(host, &endpoints),
+            endpoints,
+            listen,
+            peers,
+            max_links,
+            universe,
+            ipam_seed,
+            mtu,
+            data_threads,
+            underlay_forwarding: args.underlay_forwarding == Switch::On,
+            no_masquerade,
+            state_dir,
+            run_dir,
+            cni_conf_dir,
+            metrics,
+            log_format: args.log_format,
+            log_filter: args.log.clone(),
+        }),
+        _ => Err(ConfigErrors(errors)),
+    }
+}
+
+struct Check<'a> {
+    args: &'a Args,
+    host: &'a HostFacts,
+    errors: Vec<ConfigError>,
+}
+
+impl Check<'_> {
+    fn name(&mut self) -> Option<PeerName> {
+        match given(&self.args.name) {
+            Some(name) => self.parse("--name", name),
+            None => match self.host.host_name.parse() {
+                Ok(name) => Some(name),
+                Err(error) => {
+                    self.refuse("--name", "", format!("the host name {error}; give this node a name"));
+                    None
+                }
+            },
+        }
+    }
+
+    fn listen(&mut self) -> Option<SocketAddr> {
+        let Some(text) = given(&self.args.listen) else {
+            let any: IpAddr =
+                if self.host.ipv6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+            return Some(SocketAddr::new(any, CONTROL_PORT));
+        };
+        let listen: SocketAddr = self.socket_address("--listen", text)?;
+        if listen.port() == 0 {
+            self.refuse("--listen", text, "peers must know the port: name one, such as 6783");
+        }
+        if listen.is_ipv6() && !self.host.ipv6 {
+            self.refuse("--listen", text, "IPv6 is off on this host; use 0.0.0.0 or an IPv4 address");
+        } else if !listen.ip().is_unspecified() && self.host.device_of(listen.ip()).is_none() {
+            let conflict = format!("not an address of this host, which has {}", self.own_addresses());
+            self.refuse("--listen", text, conflict);
+        }
+        Some(listen)
+    }
+
+    fn universe(&mut self) -> Option<Universe> {
+        let text = &self.args.universe;
+        let universe: Universe = self.parse("--universe", text)?;
+        let overlaps = |prefix: &Prefix| {
+            let universe = universe.prefix();
+            universe.contains(&prefix.addr()) || prefix.contains(&universe.addr())
+        };
+        let mut seen = BTreeSet::new();
+        for route in self.host.routes.iter().filter(|r| !r.is_ours() && r.destination.prefix_len() != 0) {
+            let device = route.device.as_deref();
+            if overlaps(&route.destination) && seen.insert((route.destination, device)) {
+                let via = device.map_or("(which refuses packets)".into(), |device| format!("on {device}"));
+                let conflict = format!(
+                    "overlaps this host's route {} {via}; choose a universe that is not in use",
+                    route.destination
+                );
+                self.refuse("--universe", text, conflict);
+            }
+        }
+        for address in self.host.addresses.iter().filter(|a| !a.is_ours() && universe.contains(a.ip())) {
+            let routed = seen
+                .iter()
+                .any(|(prefix, device)| *device == Some(&address.device) && prefix.contains(&address.ip()));
+            if !routed {
+                let conflict = format!(
+                    "contains this host's address {} on {}; choose a universe that is not in use",
+                    address.ip(),
+                    address.device
+                );
+                self.refuse("--universe", text, conflict);
+            }
+        }
+        Some(universe)
+    }
+
+    fn endpoints(&mut self, listen: Option<SocketAddr>, universe: Option<Universe>) -> Vec<Endpoint> {
+        let port = listen.map_or(CONTROL_PORT, |listen| listen.port());
+        let texts: Vec<_> = items(&self.args.advertise).collect();
+        if texts.is_empty() {
+            // An address to listen on that is not all of them is the one to be reached at.
+            let single = listen.map(|l| l.ip()).filter(|ip| is_global(*ip));
+            let Some(ip) = single.or_else(|| self.host.default_address()) else {
+                let conflict = format!(
+                    "not given, and there is no default route to tell it by; this host has {}",
+                    self.own_addresses()
+                );
+                self.refuse("--advertise", "", conflict);
+                return Vec::new();
+            };
+            self.endpoint(&ip.to_string(), Endpoint(SocketAddr::new(ip, port)), listen, universe);
+            return vec![Endpoint(SocketAddr::new(ip, port))];
+        }
+        let mut endpoints = Vec::new();
+        for text in texts {
+            let bare = text.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+            let endpoint = match (bare, text.parse::<Endpoint>()) {
+                (Ok(ip), _) => Endpoint(SocketAddr::new(ip, port)),
+                (Err(_), Ok(endpoint)) => endpoint,
+                (Err(_), Err(_)) => {
+                    let conflict = "not an address; examples: 192.0.2.1, 192.0.2.1:6783, [2001:db8::1]:6783";
+                    self.refuse("--advertise", text, conflict);
+                    continue;
+                }
+            };
+            if endpoints.contains(&endpoint) {
+                self.refuse("--advertise", text, "given twice");
+                continue;
+            }
+            self.endpoint(text, endpoint, listen, universe);
+            endpoints.push(endpoint);
+        }
+        endpoints
+    }
+
+    fn endpoint(
+        &mut self,
+        text: &str,
+        endpoint: Endpoint,
+        listen: Option<SocketAddr>,
+        universe: Option<Universe>,
+    ) {
+        let ip = endpoint.0.ip();
+        if let Some(universe) = universe.filter(|universe| universe.contains(ip)) {
+            let conflict = format!(
+                "inside --universe {universe}; peers must reach this node by an address of the underlay"
+            );
+            return self.refuse("--advertise", text, conflict);
+        }
+        if !is_global(ip) {
+            return self.refuse("--advertise", text, "other hosts cannot reach such an address");
+        }
+        if self.host.device_of(ip).is_none() {
+            let conflict = format!("not an address of this host, which has {}", self.own_addresses());
+            return self.refuse("--advertise", text, conflict);
+        }
+        let Some(listen) = listen else { return };
+        let heard = match listen.ip() {
+            IpAddr::V6(any) if any.is_unspecified() => true,
+            IpAddr::V4(any) if any.is_unspecified() => ip.is_ipv4(),
+            one => one == ip,
+        };
+        if !heard || listen.port() != endpoint.0.port() {
+            self.refuse("--advertise", text, format!("nobody would listen there: --listen is {listen}"));
+        }
+    }
+
+    fn peers(
+        &mut self,
+        name: Option<&PeerName>,
+        listen: Option<SocketAddr>,
+        universe: Option<Universe>,
+    ) -> Vec<PeerAddress> {
+        let port = listen.map_or(CONTROL_PORT, |listen| listen.port());
+        let host = self.host;
+        let is_us = |peer: &PeerAddress| {
+            let named = |own: &str| peer.host.eq_ignore_ascii_case(own);
+            let addressed = |ip: IpAddr| ip.is_loopback() || host.device_of(ip).is_some();
+            let us = match peer.host.parse() {
+                Ok(ip) => addressed(ip),
+                Err(_) => {
+                    named(&host.host_name)
+                        || named("localhost")
+                        || name.is_some_and(|name| named(name.as_str()))
+                }
+            };
+            us && peer.port == port
+        };
+        let mut peers: Vec<PeerAddress> = Vec::new();
+        let (mut given, before) = (0, self.errors.len());
+        for text in items(&self.args.peer) {
+            let Some(peer) = self.parse::<PeerAddress>("--peer", text) else { continue };
+            given += 1;
+            if let (Some(universe), Ok(ip)) = (universe, peer.host.parse())
+                && universe.contains(ip)
+            {
+                let conflict = format!("inside --universe {universe}; peers are called on the underlay");
+                self.refuse("--peer", text, conflict);
+            } else if !is_us(&peer) && !peers.contains(&peer) {
+                peers.push(peer);
+            }
+        }
+        if given > 0 && peers.is_empty() && self.errors.len() == before {
+            let conflict = "this is only ourselves; name another node, or leave --peer out on the first one";
+            let value = items(&self.args.peer).collect::<Vec<_>>().join(",");
+            self.refuse("--peer", &value, conflict);
+        }
+        peers
+    }
+
+    fn ipam_seed(&mut self) -> Vec<PeerName> {
+        let mut seed: Vec<PeerName> = Vec::new();
+        for text in items(&self.args.ipam_seed) {
+            let Some(name) = self.parse::<PeerName>("--ipam-seed", text) else { continue };
+            if seed.contains(&name) {
+                self.refuse("--ipam-seed", text, "named twice; each node has one share of the universe");
+            } else {
+                seed.push(name);
+            }
+        }
+        seed
+    }
+
+    fn mtu(&mut self, endpoints: &[Endpoint], universe: Option<Universe>) -> Option<u16> {
+        let least = match universe.map(|universe| universe.prefix()) {
+            Some(Prefix::V6(_)) => 1280,
+            _ => 576,
+        };
+        let extra = if endpoints.iter().any(|endpoint| endpoint.0.is_ipv6()) { IPV6_EXTRA } else { 0 };
+        let devices = devices(self.host, endpoints);
+        let smallest = devices.iter().filter_map(|device| Some((self.host.mtu_of(device)?, device))).min();
+        let underlay = smallest.map(|(mtu, device)| (u16::try_from(mtu).unwrap_or(u16::MAX), device));
+        let Some(text) = given(&self.args.mtu) else {
+            let (carries, device) = underlay?;
+            let mtu = carries.saturating_sub(SEALED_OVERHEAD + extra);
+            if mtu < least {
+                let conflict = format!(
+                    "{device} carries {carries} bytes, which leaves {mtu} for pods: {least} are needed at least"
+                );
+                self.refuse("--mtu", "", conflict);
+            }
+            return Some(mtu);
+        };
+        let mtu = usize::from(self.count("--mtu", text, 1..=usize::from(u16::MAX))?);
+        let mtu = u16::try_from(mtu).unwrap_or(u16::MAX);
+        if mtu < least {
+            self.refuse("--mtu", text, format!("pods need {least} bytes at least"));
+        }
+        if let Some((carries, device)) = underlay
+            && mtu > carries.saturating_sub(CLEAR_OVERHEAD + extra)
+        {
+            let conflict = format!(
+                "{device} carries {carries} bytes, and encapsulation takes {} of them (with encryption {})",
+                CLEAR_OVERHEAD + extra,
+                SEALED_OVERHEAD + extra
+            );
+            self.refuse("--mtu", text, conflict);
+        }
+        Some(mtu)
+    }
+
+    fn data_threads(&mut self) -> Option<NonZeroUsize> {
+        match given(&self.args.data_threads) {
+            Some(text) => self.count("--data-threads", text, 1..=256),
+            None => NonZeroUsize::new(self.host.cores.clamp(1, 256)),
+        }
+    }
+
+    fn no_masquerade(&mut self) -> Vec<Prefix> {
+        let mut prefixes: Vec<Prefix> = Vec::new();
+        for text in items(&self.args.no_masquerade) {
+            // One address stands for its full-length prefix.
+            let parsed = text.parse::<Prefix>().or_else(|_| text.parse::<IpAddr>().map(Prefix::from));
+            match parsed {
+                Ok(prefix) if prefix.trunc() != prefix => {
+                    let conflict = format!("not a network address; did you mean {}?", prefix.trunc());
+                    self.refuse("--no-masquerade", text, conflict);
+                }
+                Ok(prefix) if prefixes.contains(&prefix) => {}
+                Ok(prefix) => prefixes.push(prefix),
+                Err(_) => self.refuse("--no-masquerade", text, "not a prefix; example: 192.0.2.0/24"),
+            }
+        }
+        prefixes
+    }
+
+    fn directories(&mut self) -> [Option<PathBuf>; 3] {
+        let args = self.args;
+        let state = self.directory("--state-dir", &args.state_dir);
+        let run = self.directory("--run-dir", &args.run_dir);
+        let cni = given(&args.cni_conf_dir).and_then(|text| self.directory("--cni-conf-dir", text));
+        if let Some(run) = &run
+            && socket_in(run).as_os_str().len() > SOCKET_PATH_LIMIT
+        {
+            let conflict = format!("too long: a socket's path has at most {SOCKET_PATH_LIMIT} bytes");
+            self.refuse("--run-dir", &args.run_dir, conflict);
+        }
+        if let (Some(state), Some(run)) = (&state, &run)
+            && state == run
+        {
+            let conflict =
+                "the same as --run-dir; what is in one outlives a reboot, what is in the other must not";
+            self.refuse("--state-dir", &args.state_dir, conflict);
+        }
+        [state, run, cni]
+    }
+
+    fn directory(&mut self, flag: &'static str, text: &str) -> Option<PathBuf> {
+        let path = PathBuf::from(text);
+        if !path.is_absolute() {
+            self.refuse(flag, text, "not an absolute path");
+            return None;
+        }
+        Some(path)
+    }
+
+    fn metrics(&mut self, listen: Option<SocketAddr>) -> Option<SocketAddr> {
+        let text = &self.args.metrics_addr;
+        let metrics = self.socket_address("--metrics-addr", text)?;
+        if let Some(listen) = listen
+            && listen.port() == metrics.port()
+            && (listen.ip() == metrics.ip() || listen.ip().is_unspecified() || metrics.ip().is_unspecified())
+        {
+            self.refuse("--metrics-addr", text, format!("the same port as --listen {listen}"));
+        }
+        Some(metrics)
+    }
+
+    fn log(&mut self) {
+        if let Err(error) = EnvFilter::try_new(&self.args.log) {
+            let conflict = format!("{error}; examples: info, debug, info,weft::mesh=debug");
+            self.refuse("--log", &self.args.log, conflict);
+        }
+    }
+
+    fn socket_address(&mut self, flag: &'static str, text: &str) -> Option<SocketAddr> {
+        let parsed = text.parse().ok();
+        if parsed.is_none() {
+            self.refuse(flag, text, "not ADDR:PORT; examples: 0.0.0.0:6783, 192.0.2.1:6783, [::]:6783");
+        }
+        parsed
+    }
+
+    fn count(
+        &mut self,
+        flag: &'static str,
+        text: &str,
+        range: RangeInclusive<usize>,
+    ) -> Option<NonZeroUsize> {
+        let count = text.parse().ok().filter(|count: &NonZeroUsize| range.contains(&count.get()));
+        if count.is_none() {
+            self.refuse(flag, text, format!("not a number from {} to {}", range.start(), range.end()));
+        }
+        count
+    }
+
+    fn parse<T: FromStr<Err: Display>>(&mut self, flag: &'static str, text: &str) -> Option<T> {
+        // These errors cite what they are about.
+        text.parse().map_err(|error: T::Err| self.refuse(flag, "", error.to_string())).ok()
+    }
+
+    fn refuse(&mut self, flag: &'static str, value: &str, conflict: impl Into<String>) {
+        self.errors.push(ConfigError { flag, value: value.into(), conflict: conflict.into() });
+    }
+
+    fn own_addresses(&self) -> String {
+        let own = self.host.addresses.iter().filter(|a| !a.is_ours() && is_global(a.ip()));
+        let list: Vec<_> = own.map(|a| format!("{} on {}", a.ip(), a.device)).collect();
+        if list.is_empty() { "no address but loopback".into() } else { list.join(", ") }
+    }
+}
+
+fn devices(host: &HostFacts, endpoints: &[Endpoint]) -> BTreeSet<String> {
+    endpoints.iter().filter_map(|endpoint| host.device_of(endpoint.0.ip())).map(Into::into).collect()
+}
+
+/// An empty variable in the environment is the same as none.
+fn given(text: &Option<String>) -> Option<&str> {
+    text.as_deref().filter(|text| !text.trim().is_empty())
+}
+
+fn items(list: &[String]) -> impl Iterator<Item = &str> {
+    list.iter().map(|text| text.trim()).filter(|text| !text.is_empty())
+}
+
+/// Bytes of `sockaddr_un.sun_path` before its final NUL (unix(7)).
+const SOCKET_PATH_LIMIT: usize = 107;
+
+#[cfg(test)]
+#[path = "check_tests.rs"]
+mod tests;

@@ -1,0 +1,99 @@
+//! Flags and environment, parsed once, checked as a whole before anything is touched.
+//!
+//! ```text
+//!   argv, WEFT_* ──clap──▶ Args (text) ─┐
+//!                                       ├─ Config::check ──▶ Config, units in the types
+//!   netlink, uname ──────▶ HostFacts ───┘                └─▶ ConfigErrors: all of them at once
+//! ```
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+mod args;
+mod check;
+mod host;
+
+pub use args::{Args, DEFAULT_RUN_DIR, LogFormat, Switch};
+pub use host::{HostAddress, HostFacts, HostLink, HostRoute};
+
+use crate::types::{Endpoint, PeerAddress, PeerName, Prefix, Universe};
+use std::{
+    collections::BTreeSet,
+    fmt,
+    net::SocketAddr,
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+};
+
+/// What an agent runs with. One that exists fits the host that it was checked against.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    pub name: PeerName,
+    /// Addresses of this host that peers use, best first; never empty.
+    pub endpoints: Vec<Endpoint>,
+    /// Interfaces that carry the endpoints.
+    pub underlay: BTreeSet<String>,
+    /// TCP for control, UDP for data.
+    pub listen: SocketAddr,
+    /// Whom to call first, without ourselves.
+    pub peers: Vec<PeerAddress>,
+    pub max_links: NonZeroUsize,
+    pub universe: Universe,
+    /// Who shares the universe at the start, in the order given; empty: we join an existing network.
+    pub ipam_seed: Vec<PeerName>,
+    /// The pods' MTU in bytes.
+    pub mtu: u16,
+    pub data_threads: NonZeroUsize,
+    pub underlay_forwarding: bool,
+    /// Destinations outside the universe that see the pods' own addresses.
+    pub no_masquerade: Vec<Prefix>,
+    pub state_dir: PathBuf,
+    pub run_dir: PathBuf,
+    /// None: the CNI configuration is not written.
+    pub cni_conf_dir: Option<PathBuf>,
+    pub metrics: SocketAddr,
+    pub log_format: LogFormat,
+    /// Directives of `tracing_subscriber::EnvFilter`, known to parse.
+    pub log_filter: String,
+}
+
+impl Config {
+    /// Makes a configuration of what was asked for and what the host is like.
+    ///
+    /// # Errors
+    /// Everything that is wrong, not only the first thing.
+    pub fn check(args: &Args, host: &HostFacts) -> Result<Self, ConfigErrors> {
+        check::check(args, host)
+    }
+
+    /// The socket of the local API.
+    pub fn socket(&self) -> PathBuf {
+        socket_in(&self.run_dir)
+    }
+}
+
+/// The socket of the local API in a run directory.
+pub fn socket_in(run_dir: &Path) -> PathBuf {
+    run_dir.join(SOCKET)
+}
+
+/// All that is wrong with a configuration; never empty.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub struct ConfigErrors(pub Vec<ConfigError>);
+
+/// One flag that cannot be used, with its value and what it is in conflict with.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{flag}{}{value}: {conflict}", if value.is_empty() { "" } else { " " })]
+pub struct ConfigError {
+    pub flag: &'static str,
+    /// Empty where the conflict's text has it already.
+    pub value: String,
+    pub conflict: String,
+}
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "this configuration cannot be used; nothing was changed")?;
+        self.0.iter().try_for_each(|error| write!(f, "\n  {error}"))
+    }
+}
+
+const SOCKET: &str = "weft.sock";
