@@ -16,7 +16,7 @@ pub mod icmp;
 pub mod packet;
 pub mod table;
 pub mod task;
-mod verdict;
+pub mod verdict;
 mod worker;
 
 pub use counters::{Drop, PeerTraffic, Snapshot, Traffic};

@@ -80,7 +80,7 @@ pub fn open(name: &str, queues: usize) -> Result<Vec<Queue>, TunError> {
     open_control()?;
     if let Some(found) = inspect(name)? {
         found.check(name)?;
-        if found.queues > 1 {
+        if found.queues > 0 {
             return Err(TunError::Busy(name.into()));
         }
     }
