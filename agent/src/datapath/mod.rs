@@ -1,1 +1,22 @@
 //! Moving packets: TUN to UDP and back.
+//!
+//! ```text
+//!            ┌─ worker 0 ── TUN queue 0 ⇄ UDP socket 0 ─┐      one thread each, see worker.rs
+//!    pods ⇄ ─┤                                          ├─ ⇄ underlay
+//!            └─ worker n ── TUN queue n ⇄ UDP socket n ─┘
+//!                   │ reads once per batch        │ writes its own
+//!              ArcSwap<Table>                  counters ──▶ Datapath::counters(), summed
+//! ```
+//!
+//! [`task::spawn`] starts it; whoever knows the topology stores a new [`table::Table`] when it changes.
+
+mod counters;
+pub mod header;
+pub mod icmp;
+pub mod packet;
+pub mod table;
+pub mod task;
+pub mod verdict;
+mod worker;
+
+pub use counters::{Drop, PeerTraffic, Snapshot, Traffic};

@@ -1,1 +1,259 @@
 //! The TUN device and its queues.
+//!
+//! ```text
+//!   open(name, n) ─▶ inspect: free, or a multi-queue TUN that nobody holds ─▶ tokio-tun attaches ─▶ n × Queue
+//! ```
+//!
+//! The device is persistent: it keeps its address and routes when the agent ends, and the next one attaches to it.
+//! A queue reads and writes whole IP packets, without a packet information or virtio header.
+
+use nix::{errno::Errno, fcntl, sys::stat::Mode, unistd};
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+};
+use tokio_tun::Tun;
+
+/// One queue of the device, with a descriptor of its own. No call blocks.
+#[derive(Debug)]
+pub struct Queue(OwnedFd);
+
+#[derive(Debug, thiserror::Error)]
+pub enum TunError {
+    #[error(
+        "/dev/net/tun does not exist or has no driver: load it with `modprobe tun`; in a container, hand the device in"
+    )]
+    NoDevice,
+    #[error("/dev/net/tun must not be opened here: allow the device (10:200) to this container or service")]
+    Denied,
+    #[error("TUN device {0}: making or attaching to it needs the capability NET_ADMIN")]
+    NeedsNetAdmin(String),
+    #[error("TUN device {0} is held by another process: does another agent run on this node?")]
+    Busy(String),
+    #[error(
+        "{name} exists and is not Weft's TUN device but {found}: remove it with `ip link del {name}`, or rename it"
+    )]
+    NotOurs { name: String, found: String },
+    #[error("`{0}` is no name for a device: 1 to 15 characters")]
+    Name(String),
+    #[error("TUN device {name}: {what}: {source}")]
+    Os { name: String, what: &'static str, source: io::Error },
+}
+
+impl Queue {
+    /// Takes over a queue that another process opened.
+    pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
+        let flags = fcntl::OFlag::from_bits_retain(fcntl::fcntl(&fd, fcntl::F_GETFL)?);
+        fcntl::fcntl(&fd, fcntl::F_SETFL(flags | fcntl::OFlag::O_NONBLOCK))?;
+        Ok(Self(fd))
+    }
+
+    /// Reads one packet; gives its length.
+    ///
+    /// # Errors
+    /// `EAGAIN` when none waits; `EBADFD` when the device is gone.
+    pub fn read(&self, packet: &mut [u8]) -> Result<usize, Errno> {
+        unistd::read(&self.0, packet)
+    }
+
+    /// Writes one packet, which the kernel takes as arrived at the device.
+    ///
+    /// # Errors
+    /// `EIO` while the device is down; `EBADFD` when it is gone.
+    pub fn write(&self, packet: &[u8]) -> Result<(), Errno> {
+        unistd::write(&self.0, packet).map(|_| ())
+    }
+}
+
+impl AsFd for Queue {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Opens `queues` queues of the persistent device `name`, which is made if it does not exist. Call it within a tokio
+/// runtime that drives I/O.
+///
+/// The kernel spreads flows over the queues that are open, so each needs its reader.
+pub fn open(name: &str, queues: usize) -> Result<Vec<Queue>, TunError> {
+    let os = |what| move |source: io::Error| TunError::Os { name: name.into(), what, source };
+    open_control()?;
+    if let Some(found) = inspect(name)? {
+        found.check(name)?;
+        if found.queues > 0 {
+            return Err(TunError::Busy(name.into()));
+        }
+    }
+    // With a single queue tokio-tun would leave IFF_MULTI_QUEUE away; one more is closed again below.
+    let tuns = Tun::builder()
+        .name(name)
+        .queues(queues.max(2))
+        .persist()
+        .build()
+        .map_err(|e| attach_error(name, e))?;
+    let fds: io::Result<Vec<_>> = tuns.iter().take(queues).map(duplicate).collect();
+    drop(tuns);
+    Ok(fds.map_err(os("duplicate a descriptor"))?.into_iter().map(Queue).collect())
+}
+
+/// Removes the device `name`, or makes it go with the last process that holds it; false where there is none.
+pub fn remove(name: &str) -> Result<bool, TunError> {
+    let control = open_control()?;
+    let Some(found) = inspect(name)? else { return Ok(false) };
+    found.check(name)?;
+    let mut request = Request::new(name)?;
+    request.data.flags = (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_MULTI_QUEUE) as libc::c_short;
+    // SAFETY: the descriptor is /dev/net/tun's, and the request a whole `ifreq` that lives through the call.
+    let attached = unsafe { tunsetiff(control.as_raw_fd(), (&raw const request) as libc::c_ulong) };
+    attached.map_err(|e| attach_error(name, tokio_tun::Error::NixError(e)))?;
+    // SAFETY: the argument is a plain number.
+    let released = unsafe { tunsetpersist(control.as_raw_fd(), 0) };
+    released.map_err(|e| TunError::Os { name: name.into(), what: "let it go", source: e.into() })?;
+    Ok(true)
+}
+
+/// A device that has our name already.
+struct Found {
+    driver: String,
+    kind: String,
+    multi_queue: bool,
+    /// Open queues. A device that nobody holds says 0.
+    queues: u32,
+}
+
+impl Found {
+    fn check(&self, name: &str) -> Result<(), TunError> {
+        let found = match self {
+            Self { driver, .. } if driver != "tun" => match driver.as_str() {
+                "" => "a device without a driver's name".into(),
+                driver => format!("a device of driver `{driver}`"),
+            },
+            Self { kind, .. } if kind != "tun" => format!("a {kind} device"),
+            Self { multi_queue: false, .. } => "a TUN device with a single queue".into(),
+            _ => return Ok(()),
+        };
+        Err(TunError::NotOurs { name: name.into(), found })
+    }
+}
+
+/// Asks the device `name`, if there is one, what it is.
+fn inspect(name: &str) -> Result<Option<Found>, TunError> {
+    let os = |what| move |source: Errno| TunError::Os { name: name.into(), what, source: source.into() };
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None)
+        .map_err(|source| TunError::Os { name: name.into(), what: "open a socket", source })?;
+    let mut driver = Driver { cmd: ETHTOOL_GDRVINFO, text: [[0; 32]; 5], rest: [0; 32] };
+    let mut request = Request::new(name)?;
+    request.data.pointer = (&raw mut driver).cast();
+    // SAFETY: the kernel reads the request and writes a `struct ethtool_drvinfo` of 196 bytes, `driver`'s size, to
+    // where it points; both live through the call.
+    match unsafe { siocethtool(socket.as_raw_fd(), &raw mut request) } {
+        Err(Errno::ENODEV) => return Ok(None),
+        // A device without any ethtool operation.
+        Err(Errno::EOPNOTSUPP) => {}
+        result => result.map(drop).map_err(os("ask for its driver"))?,
+    }
+    let mut channels = Channels { cmd: ETHTOOL_GCHANNELS, ..Channels::default() };
+    request.data.pointer = (&raw mut channels).cast();
+    // SAFETY: as above, with a `struct ethtool_channels` of nine numbers.
+    let counted = unsafe { siocethtool(socket.as_raw_fd(), &raw mut request) };
+    // A kernel that does not count can't tell whether the device is held either; attaching then tells the rest.
+    let (multi_queue, queues) =
+        counted.map_or((true, 0), |_| (channels.max_combined > 1, channels.combined_count));
+    let text = |at: usize| {
+        let bytes = driver.text[at].split(|byte| *byte == 0).next().unwrap_or_default();
+        String::from_utf8_lossy(bytes).into_owned()
+    };
+    Ok(Some(Found { driver: text(0), kind: text(3), multi_queue, queues }))
+}
+
+fn open_control() -> Result<OwnedFd, TunError> {
+    let flags = fcntl::OFlag::O_RDWR | fcntl::OFlag::O_CLOEXEC;
+    fcntl::open("/dev/net/tun", flags, Mode::empty()).map_err(|e| match e {
+        Errno::ENOENT | Errno::ENODEV | Errno::ENXIO => TunError::NoDevice,
+        Errno::EPERM | Errno::EACCES => TunError::Denied,
+        e => TunError::Os { name: "/dev/net/tun".into(), what: "open it", source: e.into() },
+    })
+}
+
+fn attach_error(name: &str, error: tokio_tun::Error) -> TunError {
+    let source = match error {
+        tokio_tun::Error::NixError(errno) => errno.into(),
+        tokio_tun::Error::IoError(error) => error,
+    };
+    match source.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EPERM) => TunError::NeedsNetAdmin(name.into()),
+        Some(Errno::EBUSY | Errno::E2BIG) => TunError::Busy(name.into()),
+        Some(Errno::EINVAL) => TunError::NotOurs {
+            name: name.into(),
+            found: "a device of another kind or with other flags".into(),
+        },
+        _ => TunError::Os { name: name.into(), what: "attach to it", source },
+    }
+}
+
+fn duplicate(tun: &Tun) -> io::Result<OwnedFd> {
+    // SAFETY: the descriptor is open, as `tun` lives.
+    let fd = unsafe { libc::fcntl(tun.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 3) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the new descriptor is open and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The kernel's `struct ifreq`.
+#[repr(C)]
+struct Request {
+    name: [u8; libc::IFNAMSIZ],
+    data: RequestData,
+}
+
+#[repr(C)]
+union RequestData {
+    flags: libc::c_short,
+    pointer: *mut libc::c_void,
+    whole: [u64; 3],
+}
+
+impl Request {
+    fn new(name: &str) -> Result<Self, TunError> {
+        if name.is_empty() || name.len() >= libc::IFNAMSIZ || name.contains(['\0', '/', '%', ':']) {
+            return Err(TunError::Name(name.into()));
+        }
+        let mut bytes = [0; libc::IFNAMSIZ];
+        bytes[..name.len()].copy_from_slice(name.as_bytes());
+        Ok(Self { name: bytes, data: RequestData { whole: [0; 3] } })
+    }
+}
+
+/// The kernel's `struct ethtool_drvinfo`: driver, version, firmware version, bus, expansion ROM's version; numbers.
+#[repr(C)]
+struct Driver {
+    cmd: u32,
+    text: [[u8; 32]; 5],
+    rest: [u8; 32],
+}
+
+/// The kernel's `struct ethtool_channels`.
+#[repr(C)]
+#[derive(Default)]
+struct Channels {
+    cmd: u32,
+    max_rx: u32,
+    max_tx: u32,
+    max_other: u32,
+    max_combined: u32,
+    rx_count: u32,
+    tx_count: u32,
+    other_count: u32,
+    combined_count: u32,
+}
+
+nix::ioctl_write_int!(tunsetiff, b'T', 202);
+nix::ioctl_write_int!(tunsetpersist, b'T', 203);
+nix::ioctl_readwrite_bad!(siocethtool, 0x8946, Request);
+
+const ETHTOOL_GDRVINFO: u32 = 0x3;
+const ETHTOOL_GCHANNELS: u32 = 0x3c;
+const _: () = assert!(size_of::<Request>() == 40);
+const _: () = assert!(size_of::<Driver>() == 196 && size_of::<Channels>() == 36);

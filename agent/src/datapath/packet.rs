@@ -1,0 +1,197 @@
+//! What the data path needs to know of an inner packet: where from, where to, and that its lengths agree.
+//!
+//! Nothing is copied and nothing is verified that the kernel verifies anyway before it delivers (checksums, options).
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// An inner packet's ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packet {
+    pub source: IpAddr,
+    pub destination: IpAddr,
+    /// IPv4's protocol or IPv6's first next header.
+    pub protocol: u8,
+    /// Where the payload begins: behind IPv4's options, before IPv6's extension headers.
+    payload: usize,
+    /// A fragment: its payload may not begin with ports.
+    fragment: bool,
+}
+
+impl Packet {
+    /// Reads an IPv4 or IPv6 packet. None unless `bytes` are exactly one packet, to its header's own account.
+    pub fn parse(bytes: &[u8]) -> Option<Self> {
+        match bytes.first()? >> 4 {
+            4 => Self::parse_v4(bytes),
+            6 => Self::parse_v6(bytes),
+            _ => None,
+        }
+    }
+
+    /// Whether no router may pass it on: one of its ends is multicast, broadcast, loopback, unspecified or only of
+    /// its link (RFC 1812, 5.3.7; RFC 4291, 2.5).
+    pub fn is_martian(&self) -> bool {
+        let unroutable = |address| match address {
+            IpAddr::V4(a) => {
+                // 0.0.0.0/8, 127.0.0.0/8, and 224.0.0.0 to the end: multicast, reserved, broadcast.
+                let first = a.octets()[0];
+                first == 0 || first == 127 || first >= 224 || a.is_link_local()
+            }
+            IpAddr::V6(a) => {
+                a.is_multicast() || a.is_loopback() || a.is_unspecified() || a.is_unicast_link_local()
+            }
+        };
+        unroutable(self.source) || unroutable(self.destination)
+    }
+
+    /// A number that is the same for all packets of a flow: both ends, protocol and, where the packet has them, ports.
+    /// `bytes` are those it was parsed from. All fragments of one packet have the same, without ports.
+    pub fn flow_hash(&self, bytes: &[u8]) -> u32 {
+        let ports = match self.protocol {
+            TCP | UDP | SCTP if !self.fragment => bytes.get(self.payload..self.payload + 4),
+            _ => None,
+        };
+        let ports = ports.and_then(|ports| ports.try_into().ok()).map_or(0, u32::from_ne_bytes);
+        let mut hash = mix(0, u64::from(ports) << 8 | u64::from(self.protocol));
+        for end in [self.source, self.destination] {
+            hash = match end {
+                IpAddr::V4(a) => mix(hash, u64::from(a.to_bits())),
+                IpAddr::V6(a) => mix(mix(hash, (a.to_bits() >> 64) as u64), a.to_bits() as u64),
+            };
+        }
+        (hash >> 32) as u32
+    }
+
+    fn parse_v4(bytes: &[u8]) -> Option<Self> {
+        let header: &[u8; 20] = bytes.first_chunk()?;
+        let payload = usize::from(header[0] & 0x0f) * 4;
+        let total = usize::from(u16::from_be_bytes([header[2], header[3]]));
+        if payload < header.len() || payload > total || total != bytes.len() {
+            return None;
+        }
+        let &[.., s0, s1, s2, s3, d0, d1, d2, d3] = header;
+        Some(Self {
+            source: Ipv4Addr::new(s0, s1, s2, s3).into(),
+            destination: Ipv4Addr::new(d0, d1, d2, d3).into(),
+            protocol: header[9],
+            payload,
+            // Offset or "more fragments".
+            fragment: u16::from_be_bytes([header[6], header[7]]) & 0x3fff != 0,
+        })
+    }
+
+    fn parse_v6(bytes: &[u8]) -> Option<Self> {
+        let header: &[u8; 40] = bytes.first_chunk()?;
+        let payload = usize::from(u16::from_be_bytes([header[4], header[5]]));
+        if header.len() + payload != bytes.len() {
+            return None;
+        }
+        let source: &[u8; 16] = header[8..].first_chunk()?;
+        let destination: &[u8; 16] = header[24..].first_chunk()?;
+        Some(Self {
+            source: Ipv6Addr::from(*source).into(),
+            destination: Ipv6Addr::from(*destination).into(),
+            protocol: header[6],
+            payload: header.len(),
+            fragment: false,
+        })
+    }
+}
+
+/// One step of a multiplicative hash: spreads every input bit over the upper half.
+fn mix(hash: u64, word: u64) -> u64 {
+    (hash.rotate_left(23) ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+pub(super) const TCP: u8 = 6;
+pub(super) const UDP: u8 = 17;
+const SCTP: u8 = 132;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use etherparse::PacketBuilder;
+    use proptest::prelude::*;
+
+    fn udp_v4(ports: (u16, u16), payload: &[u8]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let builder = PacketBuilder::ipv4([10, 32, 0, 2], [10, 32, 1, 2], 64).udp(ports.0, ports.1);
+        builder.write(&mut bytes, payload).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn both_families_are_read() {
+        let packet = Packet::parse(&udp_v4((1, 2), b"hello")).unwrap();
+        assert_eq!(packet.source.to_string(), "10.32.0.2");
+        assert_eq!(packet.destination.to_string(), "10.32.1.2");
+        assert_eq!(packet.protocol, UDP);
+        let mut bytes = Vec::new();
+        PacketBuilder::ipv6([0xfd; 16], [0xfc; 16], 64).udp(1, 2).write(&mut bytes, b"hello").unwrap();
+        let packet = Packet::parse(&bytes).unwrap();
+        assert_eq!(packet.source, IpAddr::from([0xfd; 16]));
+        assert_eq!(packet.destination, IpAddr::from([0xfc; 16]));
+        assert_eq!(packet.protocol, UDP);
+    }
+
+    #[test]
+    fn lengths_must_agree() {
+        let bytes = udp_v4((1, 2), b"hello");
+        assert!(Packet::parse(&bytes[..bytes.len() - 1]).is_none(), "cut short");
+        assert!(Packet::parse(&[&bytes[..], &[0]].concat()).is_none(), "padded");
+        let mut options = bytes;
+        options[0] = 0x4f;
+        assert!(Packet::parse(&options).is_none(), "options longer than the packet");
+        options[0] = 0x44;
+        assert!(Packet::parse(&options).is_none(), "header shorter than a header");
+    }
+
+    #[test]
+    fn martians_are_known() {
+        let martian = |source: &str, destination: &str| {
+            let (source, destination) = (source.parse().unwrap(), destination.parse().unwrap());
+            Packet { source, destination, protocol: UDP, payload: 20, fragment: false }.is_martian()
+        };
+        assert!(!martian("10.32.0.2", "10.32.1.2"));
+        assert!(!martian("fd00::1", "fd00::2"));
+        for bad in ["0.0.0.0", "127.0.0.1", "169.254.1.1", "224.0.0.1", "255.255.255.255"] {
+            assert!(martian("10.32.0.2", bad) && martian(bad, "10.32.0.2"), "{bad}");
+        }
+        for bad in ["::", "::1", "ff02::2", "fe80::1"] {
+            assert!(martian("fd00::1", bad) && martian(bad, "fd00::1"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_flow_has_one_hash_and_flows_differ() {
+        let hash = |bytes: &[u8]| Packet::parse(bytes).unwrap().flow_hash(bytes);
+        assert_eq!(hash(&udp_v4((1, 2), b"hello")), hash(&udp_v4((1, 2), b"bye")));
+        let hashes: std::collections::BTreeSet<_> =
+            (0..1000).map(|port| hash(&udp_v4((port, 2), b"")) % 4).collect();
+        assert_eq!(hashes.len(), 4, "the lower bits spread too");
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_parse_or_fail(mut bytes: Vec<u8>, version in prop::sample::select(vec![4u8, 6])) {
+            if let Some(first) = bytes.first_mut() {
+                *first = version << 4 | *first & 0x0f;
+            }
+            if let Some(packet) = Packet::parse(&bytes) {
+                packet.flow_hash(&bytes);
+                packet.is_martian();
+            }
+        }
+
+        #[test]
+        fn lengths_that_agree_never_lead_astray(mut bytes in prop::collection::vec(any::<u8>(), 20..100), words in 0u8..16) {
+            let total = bytes.len() as u16;
+            bytes[0] = 0x40 | words;
+            bytes[2..4].copy_from_slice(&total.to_be_bytes());
+            prop_assert_eq!(Packet::parse(&bytes).is_some(), (5..=bytes.len() / 4).contains(&usize::from(words)));
+            if let Some(packet) = Packet::parse(&bytes) {
+                packet.flow_hash(&bytes);
+            }
+        }
+    }
+}

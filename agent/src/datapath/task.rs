@@ -1,0 +1,114 @@
+//! Starting and stopping the data path's threads.
+
+use super::{
+    counters::{Counters, Snapshot},
+    table::Table,
+    worker::Worker,
+};
+use crate::linux::{tun::Queue, udp::Socket};
+use anyhow::{Context, ensure};
+use arc_swap::ArcSwap;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    thread::{self, JoinHandle},
+};
+use tokio::sync::watch;
+
+/// What the data path runs on: as many queues as sockets, one thread for each pair.
+pub struct Config {
+    pub queues: Vec<Queue>,
+    pub sockets: Vec<Socket>,
+}
+
+/// The running threads. They end, and are joined, when it is stopped or dropped.
+pub struct Datapath {
+    counters: Reader,
+    stop: Arc<EventFd>,
+    threads: Vec<JoinHandle<()>>,
+    failure: watch::Receiver<Option<String>>,
+}
+
+/// Reads the counters, also while and after the threads run.
+#[derive(Clone)]
+pub struct Reader(Arc<Counters>);
+
+/// Starts the threads. What is stored in `tables` from then on holds for the next batch of each.
+pub fn spawn(config: Config, tables: Arc<ArcSwap<Table>>) -> anyhow::Result<Datapath> {
+    let Config { queues, sockets } = config;
+    ensure!(
+        !queues.is_empty() && queues.len() == sockets.len(),
+        "start the data path: {} TUN queues and {} UDP sockets do not pair up",
+        queues.len(),
+        sockets.len()
+    );
+    let counters = Arc::new(Counters::new(queues.len()));
+    let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+    let stop = Arc::new(EventFd::from_flags(flags).context("start the data path: make an eventfd")?);
+    let (failed, failure) = watch::channel(None);
+    let mut datapath =
+        Datapath { counters: Reader(counters.clone()), stop: stop.clone(), threads: Vec::new(), failure };
+    for (number, (queue, socket)) in queues.into_iter().zip(sockets).enumerate() {
+        let worker = Worker::new(number, queue, socket, tables.clone(), counters.clone(), stop.clone())
+            .with_context(|| format!("start data worker {number}"))?;
+        let failed = failed.clone();
+        let thread = thread::Builder::new()
+            .name(format!("weft-data-{number}"))
+            .spawn(move || work(number, worker, &failed))
+            .with_context(|| format!("start data worker {number}: make a thread"))?;
+        datapath.threads.push(thread);
+    }
+    Ok(datapath)
+}
+
+impl Datapath {
+    pub fn counters(&self) -> Snapshot {
+        self.counters.read()
+    }
+
+    /// For whoever reads the counters without owning the data path.
+    pub fn reader(&self) -> Reader {
+        self.counters.clone()
+    }
+
+    /// Waits until a worker ended by itself, as when someone removed the device, and says why. Packets of its queue
+    /// are lost from then on: stop, open the device again and start anew, or end.
+    pub async fn failed(&self) -> String {
+        let mut failure = self.failure.clone();
+        match failure.wait_for(Option::is_some).await {
+            Ok(why) => why.clone().unwrap_or_default(),
+            // All workers were told to stop: nothing can fail any more.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Ends the threads and waits for them: at most the batch that they are at.
+    pub fn stop(self) {}
+}
+
+impl Drop for Datapath {
+    fn drop(&mut self) {
+        self.stop.write(1).expect("an eventfd that is written once has room");
+        for thread in self.threads.drain(..) {
+            // It has caught its own panic and said so.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Reader {
+    pub fn read(&self) -> Snapshot {
+        self.0.snapshot()
+    }
+}
+
+fn work(number: usize, worker: Worker, failed: &watch::Sender<Option<String>>) {
+    let why = match catch_unwind(AssertUnwindSafe(|| worker.run())) {
+        Ok(Ok(())) => return,
+        Ok(Err(error)) => format!("data worker {number}: {error}"),
+        Err(_) => format!("data worker {number}: panicked; its message is in the log"),
+    };
+    tracing::error!(worker = number, why, "a data worker ended");
+    failed.send_replace(Some(why));
+}

@@ -1,0 +1,194 @@
+//! The two decisions of the data path: where a packet from here goes, and whether one from there may come in.
+//!
+//! ```text
+//!   outward  parse ─▶ martian? ─▶ home of the destination ─▶ endpoint ─▶ size ─▶ Route
+//!   inward   header ─▶ parse ─▶ home of the source is the sender? ─▶ home of the destination is here? ─▶ Delivery
+//! ```
+//!
+//! Nothing comes in for an address that does not live here: so nothing loops between the TUN and the kernel.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+use super::{
+    counters::Drop,
+    header::{Header, HeaderError},
+    icmp::Problem,
+    packet::Packet,
+    table::{Home, Refused, Table},
+};
+use std::net::SocketAddr;
+
+/// Where a packet goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// The peer's place in the table.
+    pub peer: u32,
+    pub endpoint: SocketAddr,
+}
+
+/// Why a packet goes nowhere, and what its sender is to be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    pub drop: Drop,
+    pub answer: Option<(Packet, Problem)>,
+}
+
+/// A packet to hand to the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Delivery<'a> {
+    /// The sending peer's place in the table.
+    pub peer: u32,
+    pub packet: &'a [u8],
+}
+
+/// Decides on a packet that the kernel gave to the TUN.
+pub fn outward(table: &Table, bytes: &[u8]) -> Result<Route, Refusal> {
+    let silent = |drop| Refusal { drop, answer: None };
+    let packet = Packet::parse(bytes).ok_or(silent(Drop::Malformed))?;
+    if packet.is_martian() {
+        return Err(silent(Drop::Martian));
+    }
+    let answered = |drop, problem| Refusal { drop, answer: Some((packet, problem)) };
+    // What lives here has a route of its own in the kernel; if that is gone, sending it back would loop.
+    let Home::Peer(place) = table.home(packet.destination) else {
+        return Err(answered(Drop::NoRoute, Problem::Unreachable));
+    };
+    let peer = &table.peers()[place as usize];
+    let endpoint = peer.endpoint.ok_or(answered(Drop::NoEndpoint, Problem::Unreachable))?;
+    if bytes.len() > usize::from(peer.mtu) {
+        return Err(answered(Drop::TooBig, Problem::TooBig { mtu: peer.mtu }));
+    }
+    Ok(Route { peer: place, endpoint })
+}
+
+/// Decides on a datagram from the underlay.
+pub fn inward<'a>(table: &Table, datagram: &'a [u8]) -> Result<Delivery<'a>, Drop> {
+    let (header, inner) = Header::decode(datagram).map_err(|error| match error {
+        HeaderError::Short => Drop::Malformed,
+        HeaderError::Version(_) => Drop::UnknownVersion,
+        HeaderError::Kind(_) => Drop::UnknownKind,
+    })?;
+    // Flags and segments change what the rest means: without knowing how, it can't be delivered.
+    if header != Header::whole(header.sender) {
+        return Err(Drop::Malformed);
+    }
+    let packet = Packet::parse(inner).ok_or(Drop::Malformed)?;
+    let peer = table.sender(header.sender, packet.source).map_err(|refused| match refused {
+        Refused::Unknown => Drop::UnknownPeer,
+        Refused::Spoofed => Drop::SpoofedSource,
+    })?;
+    match table.home(packet.destination) {
+        Home::Local => Ok(Delivery { peer, packet: inner }),
+        _ => Err(Drop::NotLocal),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        datapath::table::{Inputs, Owner, Peer},
+        types::DataId,
+    };
+    use etherparse::PacketBuilder;
+    use proptest::prelude::*;
+
+    const HERE: [u8; 4] = [10, 32, 0, 2];
+    const THERE: [u8; 4] = [10, 32, 1, 2];
+    const LOST: [u8; 4] = [10, 32, 2, 2];
+
+    fn table() -> Table {
+        let endpoint = Some(SocketAddr::from(([192, 0, 2, 2], 6783)));
+        let peer = |name: &str, id, endpoint| Peer {
+            name: name.parse().unwrap(),
+            data_id: DataId(id),
+            endpoint,
+            mtu: 1400,
+        };
+        Table::new(Inputs {
+            me: DataId(1),
+            peers: [peer("there", 2, endpoint), peer("lost", 3, None)].into(),
+            ranges: vec![
+                ("10.32.0.0/24".parse().unwrap(), Owner::Me),
+                ("10.32.1.0/24".parse().unwrap(), Owner::Peer(0)),
+                ("10.32.2.0/24".parse().unwrap(), Owner::Peer(1)),
+            ],
+            held: vec![],
+            bridge: vec![[10, 32, 0, 1].into()],
+            pods: vec![HERE.into()],
+        })
+    }
+
+    fn udp(source: [u8; 4], destination: [u8; 4], len: usize) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let builder = PacketBuilder::ipv4(source, destination, 64).udp(1, 2);
+        builder.write(&mut bytes, &vec![0; len - 28]).unwrap();
+        bytes
+    }
+
+    fn datagram(sender: u32, packet: &[u8]) -> Vec<u8> {
+        [&Header::whole(DataId(sender)).encode()[..], packet].concat()
+    }
+
+    #[test]
+    fn a_packet_goes_to_the_peer_where_its_destination_lives() {
+        let route = outward(&table(), &udp(HERE, THERE, 1400)).unwrap();
+        assert_eq!(route, Route { peer: 0, endpoint: SocketAddr::from(([192, 0, 2, 2], 6783)) });
+    }
+
+    #[test]
+    fn what_goes_nowhere_is_counted_and_answered() {
+        let refused = |bytes: &[u8]| {
+            let refusal = outward(&table(), bytes).unwrap_err();
+            (refusal.drop, refusal.answer.map(|(_, problem)| problem))
+        };
+        let unreachable = Some(Problem::Unreachable);
+        assert_eq!(refused(&udp(HERE, [10, 32, 9, 9], 100)), (Drop::NoRoute, unreachable), "nobody's");
+        assert_eq!(refused(&udp(HERE, [10, 32, 0, 9], 100)), (Drop::NoRoute, unreachable), "ours, no pod");
+        assert_eq!(refused(&udp(THERE, HERE, 100)), (Drop::NoRoute, unreachable), "lives here");
+        assert_eq!(refused(&udp(HERE, LOST, 100)), (Drop::NoEndpoint, unreachable));
+        let too_big = Some(Problem::TooBig { mtu: 1400 });
+        assert_eq!(refused(&udp(HERE, THERE, 1401)), (Drop::TooBig, too_big));
+        assert_eq!(refused(&udp(HERE, [224, 0, 0, 1], 100)), (Drop::Martian, None));
+        assert_eq!(refused(&[0; 40]), (Drop::Malformed, None));
+    }
+
+    #[test]
+    fn only_a_peers_own_addresses_reach_what_lives_here() {
+        let table = table();
+        let packet = udp(THERE, HERE, 100);
+        let good = datagram(2, &packet);
+        assert_eq!(inward(&table, &good), Ok(Delivery { peer: 0, packet: &packet[..] }));
+        let dropped = |bytes: &[u8]| inward(&table, bytes).unwrap_err();
+        assert_eq!(dropped(&datagram(9, &packet)), Drop::UnknownPeer);
+        assert_eq!(dropped(&datagram(3, &packet)), Drop::SpoofedSource, "as another peer's pod");
+        assert_eq!(dropped(&datagram(2, &udp(HERE, HERE, 100))), Drop::SpoofedSource, "as our own pod");
+        assert_eq!(dropped(&datagram(2, &udp(THERE, LOST, 100))), Drop::NotLocal, "no relay");
+        assert_eq!(dropped(&datagram(2, &udp(THERE, [10, 32, 0, 9], 100))), Drop::NotLocal, "no such pod");
+        assert_eq!(dropped(&good[..60]), Drop::Malformed, "cut short");
+        assert_eq!(dropped(&[&good[..1], &[1], &good[2..]].concat()), Drop::Malformed, "flags");
+        assert_eq!(dropped(&[&[0x1f], &good[1..]].concat()), Drop::UnknownKind);
+        assert_eq!(dropped(&[&[0xf1], &good[1..]].concat()), Drop::UnknownVersion);
+        assert_eq!(dropped(&[]), Drop::Malformed);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_decided_on(bytes: Vec<u8>, from_peer: bool) {
+            let bytes = if from_peer { datagram(2, &bytes) } else { bytes };
+            let table = table();
+            let _ = outward(&table, &bytes);
+            prop_assert!(inward(&table, &bytes).is_err(), "no random packet has the right ends");
+        }
+
+        #[test]
+        fn a_damaged_packet_is_delivered_only_where_it_may(at in 0usize..108, byte: u8) {
+            let mut bytes = datagram(2, &udp(THERE, HERE, 100));
+            bytes[at] = byte;
+            if let Ok(delivery) = inward(&table(), &bytes) {
+                let packet = Packet::parse(delivery.packet).unwrap();
+                prop_assert_eq!(table().home(packet.destination), Home::Local);
+                prop_assert_eq!(table().home(packet.source), Home::Peer(delivery.peer));
+            }
+        }
+    }
+}
