@@ -1,1 +1,5 @@
 //! Who owns which address.
+pub mod ring;
+pub mod seed;
+pub mod span;
+pub mod token;
