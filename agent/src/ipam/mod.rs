@@ -1,1 +1,139 @@
-//! Who owns which address.
+//! Who owns which address: the ring says which node, the space of a node says which pod.
+//!
+//! ```text
+//!             items ┌───────────────── Allocator ─────────────────┐ items to publish
+//!   mesh ──────────▶│  ring ─ own ranges ─▶ space ─ lowest free   │──────────▶ mesh
+//!   requests for    │   ▲                     │                   │ requests for space
+//!   space           │   └── give, flag ◀──────┘                   │
+//!                   └──▲──────────────────────────────────────┬───┘
+//!         reserve, release, activated (cni)                changes ─▶ store, before any answer
+//! ```
+//!
+//! Everything here is pure but [`task`], which owns the [`Allocator`] and writes its changes down.
+//! What was changed is not to be believed before it is written: take [`Allocator::effects`] after each call, store the
+//! changes, and only then publish, send and answer.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+mod allocator;
+mod ask;
+mod error;
+pub mod record;
+pub mod ring;
+pub mod seed;
+pub mod space;
+pub mod span;
+pub mod token;
+
+pub use allocator::Allocator;
+pub use error::{IpamError, WaitingFor};
+pub use space::{Allocation, Counts, Owner};
+
+use crate::{
+    mesh::gossip::Item,
+    types::{AttachmentKey, Mac, PeerName, PodRef, Prefix, Universe, VethAlias},
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+    time::Instant,
+};
+
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub name: PeerName,
+    pub universe: Universe,
+    pub seeds: seed::SeedPlan,
+    /// The agent was given peers to start with (`--peer`).
+    pub has_bootstrap: bool,
+}
+
+/// What the state file holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stored {
+    /// The ring has been confirmed by a peer, or this node is the only seed: own ranges may be used.
+    pub in_force: bool,
+    pub tokens: Vec<token::Token>,
+    pub allocations: Vec<Allocation>,
+    pub resting: Vec<IpAddr>,
+}
+
+/// What is found on the node at start.
+#[derive(Clone, Debug, Default)]
+pub struct Found {
+    /// The host's ends of our pods' veths.
+    pub veths: Vec<VethAlias>,
+    /// The bridge's address.
+    pub bridge: Option<IpAddr>,
+    /// There was no boot marker: pods without a veth are gone.
+    pub rebooted: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Now {
+    pub at: Instant,
+    /// Unix time in milliseconds: only recorded, never computed with.
+    pub unix_ms: u64,
+}
+
+/// An address for a pod.
+#[derive(Clone, Debug)]
+pub struct Request {
+    pub key: AttachmentKey,
+    pub pod: PodRef,
+    /// Addresses that the caller insists on.
+    pub wanted: Vec<IpAddr>,
+    /// Prefixes that the address must come from; empty: any.
+    pub ranges: Vec<Prefix>,
+    /// A MAC address that the caller insists on; otherwise it is derived from the key.
+    pub mac: Option<Mac>,
+}
+
+/// A peer whose record is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownPeer {
+    pub name: PeerName,
+    /// Space is asked only from whom messages are likely to reach.
+    pub reachable: bool,
+    /// Addresses that it serves though the ring gives them to another.
+    pub held: Vec<IpAddr>,
+}
+
+/// One entry of the state file that is to be put, or removed where there is `None`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    InForce,
+    Token(token::Token),
+    Allocation(IpAddr, Option<Arc<Allocation>>),
+    /// With the Unix time in milliseconds at which it was freed.
+    Resting(IpAddr, Option<u64>),
+}
+
+/// What is to be done after a call: store, then publish and send.
+#[derive(Clone, Debug, Default)]
+pub struct Effects {
+    pub changes: Vec<Change>,
+    pub publish: Vec<Item>,
+    /// Messages on channel "ring" for one peer each.
+    pub unicasts: Vec<(PeerName, Vec<u8>)>,
+}
+
+/// What others may know: a snapshot of what has been written down.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct View {
+    /// The routing table: all known ranges and their owners, own ones included.
+    pub ranges: Arc<Vec<(Prefix, PeerName)>>,
+    /// Own ranges in use; empty until the ring is in force.
+    pub own: Vec<Prefix>,
+    pub bridge: Option<IpAddr>,
+    /// All of this node's, the bridge's included, held ones too.
+    pub allocations: BTreeMap<IpAddr, Arc<Allocation>>,
+    /// Pods whose attachment has not been activated yet.
+    pub reserved: BTreeSet<AttachmentKey>,
+    /// Addresses in use here though the ring gives them to another: to be published in the peer record.
+    pub held: Vec<IpAddr>,
+    pub resting: BTreeSet<IpAddr>,
+    pub counts: Counts,
+    /// Set while this node cannot hand out addresses though it should.
+    pub waiting_for: Option<WaitingFor>,
+}

@@ -1,1 +1,3 @@
 //! Who is in the network.
+
+pub mod gossip;

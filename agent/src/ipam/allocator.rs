@@ -1,0 +1,543 @@
+//! The allocator: hands out addresses of the own ranges, asks peers for more, and gives to peers that ask.
+//!
+//! ```text
+//!              Stored ─▶ new ──(first contact, or the only seed)──▶ in force ──leave──▶ left
+//!                        only knows the ring                        hands out, gives, asks
+//! ```
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+use super::{
+    Change, Config, Effects, Found, IpamError, KnownPeer, Now, Request, Stored, View, WaitingFor,
+    ask::Asker,
+    ring::{Ring, TooManySeeds},
+    space::{Allocation, Owner, Space},
+    span::{Layout, Span},
+    token::Token,
+};
+use crate::{
+    mesh::gossip::Item,
+    types::{AttachmentKey, Mac, PeerName, PodRef, Prefix, VethAlias},
+};
+use prost::Message;
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tracing::{debug, info, warn};
+use weft_proto::mesh::SpaceRequest;
+
+#[derive(Debug)]
+pub struct Allocator {
+    me: PeerName,
+    layout: Layout,
+    ring: Ring,
+    space: Space,
+    in_force: bool,
+    left: bool,
+    /// Peers that can be reached.
+    peers: BTreeSet<PeerName>,
+    /// When each reservation that was not activated ends.
+    unactivated: BTreeMap<AttachmentKey, Instant>,
+    asker: Asker,
+    /// Until when a pod that got no address is believed to be waiting for one.
+    demand: Option<Instant>,
+    /// The routing table, made anew when the ring has changed.
+    routes: Arc<Vec<(Prefix, PeerName)>>,
+    ring_changed: bool,
+    effects: Effects,
+}
+
+impl Allocator {
+    /// Starts from what was stored and what is found on the node.
+    ///
+    /// # Errors
+    /// More seeds than the universe has blocks.
+    pub fn new(config: Config, stored: Stored, found: Found, now: Now) -> Result<Self, TooManySeeds> {
+        let layout = Layout::new(config.universe);
+        let mut this = Self {
+            me: config.name,
+            layout,
+            ring: Ring::new(layout),
+            space: Space::new(layout),
+            in_force: stored.in_force,
+            left: false,
+            peers: BTreeSet::new(),
+            unactivated: BTreeMap::new(),
+            asker: Asker::default(),
+            demand: None,
+            routes: Arc::default(),
+            ring_changed: true,
+            effects: Effects::default(),
+        };
+        let genesis = Ring::genesis(layout, config.seeds.names())?;
+        // A seed that lost its state starts from the same tokens as ever; all that came of them outbids them.
+        let fresh = stored.tokens.is_empty();
+        for token in if fresh { genesis } else { stored.tokens } {
+            this.ring.merge(token.clone());
+            this.effects.publish.push(token.to_item(&layout));
+            if fresh {
+                this.effects.changes.push(Change::Token(token));
+            }
+        }
+        this.restore(stored.allocations, stored.resting, now);
+        this.recover(found, now);
+        if config.seeds.names() == std::slice::from_ref(&this.me) && !config.has_bootstrap {
+            this.open();
+        }
+        this.settle(now);
+        Ok(this)
+    }
+
+    /// Reserves an address. The same attachment gets the same address again.
+    ///
+    /// # Errors
+    /// [`IpamError::NotReady`] and [`IpamError::Full`] may pass; the others are about the request.
+    pub fn reserve(&mut self, request: Request, now: Now) -> Result<Arc<Allocation>, IpamError> {
+        if self.left {
+            return Err(IpamError::Left);
+        }
+        let wanted = self.wanted(&request.wanted)?;
+        let owner = Owner::Pod(request.key.clone());
+        let existing = self.space.find(&owner).map(|allocation| allocation.address);
+        if let Some(has) = existing {
+            if wanted.is_some_and(|wanted| self.layout.address(wanted) != has) {
+                return Err(IpamError::HasAnother { key: request.key, has });
+            }
+            return Ok(self.reserve_again(request, owner, now));
+        }
+        if !self.in_force {
+            return Err(IpamError::NotReady(WaitingFor::FirstContact));
+        }
+        let offset = match wanted {
+            Some(offset) => self.check_wanted(offset).map(|()| offset)?,
+            None => self.pick(&request.ranges, now)?,
+        };
+        self.demand = None;
+        let mac = request.mac.unwrap_or_else(|| Mac::derived(request.key.to_string().as_bytes()));
+        self.unactivated.insert(request.key, now.at + UNACTIVATED_FOR);
+        let allocation = self.allocate(offset, owner, request.pod, mac, now);
+        self.settle(now);
+        Ok(allocation)
+    }
+
+    /// The attachment stands: its reservation no longer times out. False where there is none.
+    pub fn activated(&mut self, key: &AttachmentKey) -> bool {
+        self.unactivated.remove(key);
+        self.space.find(&Owner::Pod(key.clone())).is_some()
+    }
+
+    /// Frees an attachment's address, which then rests.
+    pub fn release(&mut self, key: &AttachmentKey, now: Now) -> Option<Arc<Allocation>> {
+        let freed = self.free(&Owner::Pod(key.clone()), now);
+        self.settle(now);
+        freed
+    }
+
+    /// Takes in what the mesh heard on channel "ring".
+    pub fn on_items(&mut self, items: &[Item], now: Now) {
+        for item in items {
+            match Token::from_item(item, &self.layout) {
+                Ok(token) => {
+                    if self.ring.merge(token.clone()) {
+                        self.ring_changed = true;
+                        self.effects.changes.push(Change::Token(token));
+                    }
+                }
+                Err(rejected) => debug!(reason = rejected.0, "dropped a ring item"),
+            }
+        }
+        self.settle(now);
+    }
+
+    /// Who is known and can be reached now, and what they hold of others' ranges.
+    pub fn on_peers(&mut self, peers: &[KnownPeer], now: Now) {
+        let others = || peers.iter().filter(|peer| peer.name != self.me);
+        let held = others().flat_map(|peer| peer.held.iter().map(|address| (*address, peer.name.clone())));
+        self.space.set_foreign(held.filter_map(|(a, name)| Some((self.layout.offset(a)?, name))).collect());
+        self.peers = others().filter(|peer| peer.reachable).map(|peer| peer.name.clone()).collect();
+        self.settle(now);
+    }
+
+    /// A peer has told all that it knows (the first exchange with it is complete).
+    pub fn on_contact(&mut self, now: Now) {
+        self.open();
+        self.settle(now);
+    }
+
+    /// A peer asks for space on channel "ring".
+    pub fn on_unicast(&mut self, from: &PeerName, body: &[u8], now: Now) {
+        let Ok(request) = SpaceRequest::decode(body) else {
+            debug!(peer = %from, "dropped a request for space that does not decode");
+            return;
+        };
+        if !self.in_force || self.left || *from == self.me {
+            return;
+        }
+        // Who has free blocks does not need more: the request is a copy, or our answer to it was lost.
+        let has: Vec<Item> = {
+            let has = self.ring.tokens().filter(|token| token.owner == *from && token.free);
+            has.map(|token| token.to_item(&self.layout)).collect()
+        };
+        if !has.is_empty() {
+            self.effects.publish.extend(has);
+            return;
+        }
+        let surplus = self.space.surplus();
+        let most = if request.urgent { surplus.div_ceil(2) } else { surplus / 2 };
+        let blocks = u128::from(request.count).div_ceil(self.layout.unit()).clamp(1, most.max(1)).min(most);
+        for span in self.space.carve(blocks) {
+            info!(peer = %from, range = ?self.layout.prefixes(span).next(), "gave space");
+            let changed = self.ring.give(&self.me, span, from);
+            self.record(changed);
+        }
+        self.settle(now);
+    }
+
+    /// Hands everything to a peer, for good. The caller knows that no pod lives here.
+    pub fn leave(&mut self, to: &PeerName, now: Now) {
+        let changed = self.ring.give(&self.me, self.layout.whole(), to);
+        self.record(changed);
+        self.left = true;
+        let owners: Vec<Owner> = self.space.allocations().map(|(_, a)| a.owner.clone()).collect();
+        for owner in owners {
+            self.free(&owner, now);
+        }
+        let rested: Vec<u128> = self.space.forget_resting();
+        self.effects.changes.extend(rested.into_iter().map(|o| Change::Resting(self.layout.address(o), None)));
+        self.settle(now);
+        info!(heir = %to, "handed all addresses over");
+    }
+
+    /// Ends rests, reservations that were never activated, and waits for an answer. Call at [`next_wake`](Self::next_wake).
+    pub fn tick(&mut self, now: Now) {
+        for offset in self.space.wake(now.at) {
+            self.effects.changes.push(Change::Resting(self.layout.address(offset), None));
+        }
+        let late: Vec<AttachmentKey> =
+            self.unactivated.iter().filter(|(_, until)| **until <= now.at).map(|(key, _)| key.clone()).collect();
+        for key in late {
+            warn!(attachment = %key, "freed a reservation that was never activated");
+            self.free(&Owner::Pod(key), now);
+        }
+        self.settle(now);
+    }
+
+    pub fn next_wake(&self) -> Option<Instant> {
+        let reservation = self.unactivated.values().min().copied();
+        [self.space.next_wake(), reservation, self.asker.next_wake()].into_iter().flatten().min()
+    }
+
+    /// What the calls since the last time ask for.
+    pub fn effects(&mut self) -> Effects {
+        std::mem::take(&mut self.effects)
+    }
+
+    /// Who should have this node's addresses when it leaves: the reachable peer that owns the least.
+    pub fn heir(&self) -> Option<PeerName> {
+        let shares = self.ring.shares(false);
+        self.peers.iter().min_by_key(|peer| shares.get(peer).copied().unwrap_or(0)).cloned()
+    }
+
+    pub fn view(&mut self) -> View {
+        let prefixes = |spans: &[Span]| spans.iter().flat_map(|span| self.layout.prefixes(*span)).collect();
+        let ours = |offset| self.ring.owner(offset) == Some(&self.me);
+        let allocations = || self.space.allocations();
+        View {
+            ranges: self.routes.clone(),
+            own: prefixes(self.space.own()),
+            bridge: self.space.find(&Owner::Bridge).map(|bridge| bridge.address),
+            allocations: allocations().map(|(_, a)| (a.address, a.clone())).collect(),
+            reserved: self.unactivated.keys().cloned().collect(),
+            held: allocations().filter(|(offset, _)| !ours(*offset)).map(|(_, a)| a.address).collect(),
+            resting: self.space.resting().map(|offset| self.layout.address(offset)).collect(),
+            counts: self.space.counts(),
+            waiting_for: self.waiting_for(),
+        }
+    }
+
+    fn restore(&mut self, allocations: Vec<Allocation>, resting: Vec<IpAddr>, now: Now) {
+        for allocation in allocations {
+            let Some(offset) = self.layout.offset(allocation.address) else { continue };
+            if let Owner::Pod(key) = &allocation.owner {
+                self.unactivated.insert(key.clone(), now.at + UNACTIVATED_FOR);
+            }
+            self.space.insert(offset, allocation);
+        }
+        // How long they have rested already is not worth trusting a clock for.
+        for offset in resting.iter().filter_map(|address| self.layout.offset(*address)) {
+            self.space.rest(offset, now.at + REST_FOR);
+        }
+    }
+
+    /// Makes the allocations agree with the veths: what has a veth is active, whatever the store says.
+    fn recover(&mut self, found: Found, now: Now) {
+        for veth in found.veths {
+            let Some((offset, address)) =
+                veth.addresses.iter().find_map(|address| Some((self.layout.offset(*address)?, *address)))
+            else {
+                warn!(attachment = %veth.attachment, "a veth of ours has no address in the universe");
+                continue;
+            };
+            self.reclaim(veth, offset, address, now);
+        }
+        if let Some(offset) = found.bridge.and_then(|address| self.layout.offset(address))
+            && self.space.find(&Owner::Bridge).is_none()
+            && self.space.at(offset).is_none()
+            && !self.layout.reserved(offset)
+        {
+            self.allocate(offset, Owner::Bridge, PodRef::default(), Mac::default(), now);
+        }
+        if found.rebooted {
+            for key in std::mem::take(&mut self.unactivated).into_keys() {
+                self.free(&Owner::Pod(key), now);
+            }
+        }
+    }
+
+    fn reclaim(&mut self, veth: VethAlias, offset: u128, address: IpAddr, now: Now) {
+        let owner = Owner::Pod(veth.attachment.clone());
+        let known = self.space.at(offset).map(|allocation| allocation.owner.clone());
+        if known.as_ref().is_some_and(|known| *known != owner && *known != Owner::Bridge)
+            || self.layout.reserved(offset)
+        {
+            warn!(attachment = %veth.attachment, %address, "a veth carries an address that it cannot have");
+            return;
+        }
+        self.unactivated.remove(&veth.attachment);
+        if known.as_ref() != Some(&owner) {
+            warn!(attachment = %veth.attachment, %address, "reclaimed an address from a veth");
+            if let Some(bridge) = known {
+                self.free(&bridge, now);
+            }
+            self.free(&owner, now);
+            let mac = Mac::derived(veth.attachment.to_string().as_bytes());
+            self.allocate(offset, owner, veth.pod, mac, now);
+        }
+    }
+
+    fn wanted(&self, wanted: &[IpAddr]) -> Result<Option<u128>, IpamError> {
+        let universe = self.layout.universe();
+        match wanted {
+            [] => Ok(None),
+            [address] => match self.layout.offset(*address) {
+                Some(offset) => Ok(Some(offset)),
+                None => Err(IpamError::OutsideUniverse { address: *address, universe }),
+            },
+            _ => Err(IpamError::TooManyWanted(universe)),
+        }
+    }
+
+    /// A wanted address may still be resting: its pod may just have been started anew.
+    fn check_wanted(&self, offset: u128) -> Result<(), IpamError> {
+        let address = self.layout.address(offset);
+        if self.layout.reserved(offset) {
+            return Err(IpamError::Reserved { address, universe: self.layout.universe() });
+        }
+        if !self.space.is_own(offset) {
+            return Err(IpamError::NotOurs { address, owner: self.ring.owner(offset).cloned() });
+        }
+        let by = match (self.space.at(offset).map(Arc::as_ref), self.space.foreign(offset)) {
+            (Some(Allocation { owner: Owner::Bridge, .. }), _) => "the bridge".into(),
+            (Some(Allocation { owner: Owner::Pod(key), pod, .. }), _) => format!("{pod} ({key})"),
+            (None, Some(peer)) => format!("a pod on {peer}"),
+            (None, None) => return Ok(()),
+        };
+        Err(IpamError::InUse { address, by })
+    }
+
+    fn pick(&mut self, ranges: &[Prefix], now: Now) -> Result<u128, IpamError> {
+        let limits: Vec<Span> = ranges.iter().filter_map(|range| self.layout.span(*range)).collect();
+        let out_of_ranges = |space: &Space| IpamError::OutOfRanges {
+            ranges: ranges.into(),
+            own: space.own().iter().flat_map(|span| self.layout.prefixes(*span)).collect(),
+        };
+        if !ranges.is_empty() && limits.is_empty() {
+            return Err(out_of_ranges(&self.space));
+        }
+        if let Some(offset) = self.space.lowest_free(&limits) {
+            return Ok(offset);
+        }
+        if self.space.lowest_free(&[]).is_some() {
+            return Err(out_of_ranges(&self.space));
+        }
+        self.demand = Some(now.at + DEMAND_FOR);
+        self.settle(now);
+        Err(self.waiting_for().map_or_else(|| self.full(), IpamError::NotReady))
+    }
+
+    fn reserve_again(&mut self, request: Request, owner: Owner, now: Now) -> Arc<Allocation> {
+        if let Some(until) = self.unactivated.get_mut(&request.key) {
+            *until = now.at + UNACTIVATED_FOR;
+        }
+        let allocation = self.space.get_mut(&owner).expect("the owner has an allocation");
+        let mac = request.mac.unwrap_or(allocation.mac);
+        let changed = allocation.pod != request.pod || allocation.mac != mac;
+        (allocation.pod, allocation.mac) = (request.pod, mac);
+        let allocation = self.space.find(&owner).expect("the owner has an allocation").clone();
+        if changed {
+            self.effects.changes.push(Change::Allocation(allocation.address, Some(allocation.clone())));
+        }
+        allocation
+    }
+
+    fn allocate(&mut self, offset: u128, owner: Owner, pod: PodRef, mac: Mac, now: Now) -> Arc<Allocation> {
+        let address = self.layout.address(offset);
+        if self.space.is_resting(offset) {
+            self.effects.changes.push(Change::Resting(address, None));
+        }
+        let allocation = Arc::new(Allocation { owner, address, pod, mac, reserved_at: now.unix_ms });
+        self.space.insert(offset, allocation.clone());
+        self.effects.changes.push(Change::Allocation(address, Some(allocation.clone())));
+        allocation
+    }
+
+    fn free(&mut self, owner: &Owner, now: Now) -> Option<Arc<Allocation>> {
+        if let Owner::Pod(key) = owner {
+            self.unactivated.remove(key);
+        }
+        let (offset, allocation) = self.space.remove(owner)?;
+        self.effects.changes.push(Change::Allocation(allocation.address, None));
+        if self.ring.owner(offset) == Some(&self.me) {
+            self.space.rest(offset, now.at + REST_FOR);
+            self.effects.changes.push(Change::Resting(allocation.address, Some(now.unix_ms)));
+        }
+        Some(allocation)
+    }
+
+    fn open(&mut self) {
+        if !self.in_force {
+            self.in_force = true;
+            self.ring_changed = true;
+            self.effects.changes.push(Change::InForce);
+        }
+    }
+
+    /// Notes tokens that this node has changed in the ring.
+    fn record(&mut self, changed: Vec<Token>) {
+        self.ring_changed |= !changed.is_empty();
+        for token in changed {
+            self.effects.publish.push(token.to_item(&self.layout));
+            self.effects.changes.push(Change::Token(token));
+        }
+    }
+
+    /// Brings all that follows from ring and allocations up to date.
+    fn settle(&mut self, now: Now) {
+        if self.ring_changed {
+            self.ring_changed = false;
+            self.routes = Arc::new(self.ring.routes());
+            let own = match self.in_force && !self.left {
+                true => self.ring.owned_by(&self.me),
+                false => Vec::new(),
+            };
+            if own != self.space.own() {
+                self.take_own(own);
+            }
+        }
+        self.settle_bridge(now);
+        if self.in_force && !self.left {
+            let changed = self.ring.flag(&self.me, |range| self.space.has_surplus(range));
+            self.record(changed);
+            // Flags change nobody's ranges.
+            self.ring_changed = false;
+        }
+        self.seek(now);
+    }
+
+    fn take_own(&mut self, own: Vec<Span>) {
+        let was = self.space.counts().owned;
+        let lost = |offset| !own.iter().any(|span| span.contains(offset));
+        for (offset, allocation) in self.space.allocations() {
+            if self.space.is_own(offset) && lost(offset) && !self.left {
+                warn!(address = %allocation.address, now_of = ?self.ring.owner(offset), "lost an address in use: still serving it");
+            }
+        }
+        self.space.set_own(own);
+        let owned = self.space.counts().owned;
+        info!(addresses = %owned, was = %was, "own ranges changed");
+        if owned > was {
+            self.asker.satisfied();
+        }
+    }
+
+    /// The bridge has an address as soon as there is one, and keeps it as long as any pod lives.
+    fn settle_bridge(&mut self, now: Now) {
+        let bridge = self.space.find(&Owner::Bridge).and_then(|bridge| self.layout.offset(bridge.address));
+        let stays = |offset| self.space.is_own(offset) || self.space.pods() > 0;
+        if !self.in_force || bridge.is_some_and(stays) {
+            return;
+        }
+        if bridge.is_some() {
+            self.free(&Owner::Bridge, now);
+        }
+        if let Some(offset) = self.space.lowest_free(&[]) {
+            self.allocate(offset, Owner::Bridge, PodRef::default(), Mac::default(), now);
+        }
+    }
+
+    /// Asks a peer for space where it is needed.
+    fn seek(&mut self, now: Now) {
+        let free = self.space.counts().free;
+        self.demand = self.demand.filter(|until| now.at < *until && free == 0);
+        let urgent = self.space.find(&Owner::Bridge).is_none() || self.demand.is_some();
+        // Before it runs dry, an owner of blocks that are worth it asks those who have more than they need.
+        if !self.in_force || self.left || !(urgent || free < self.layout.unit() / 4) {
+            return self.asker.satisfied();
+        }
+        let givers = self.givers();
+        let reachable: Vec<PeerName> =
+            givers.into_iter().filter(|peer| self.peers.contains(peer)).collect();
+        if let Some(peer) = self.asker.seek(&reachable, now.at) {
+            debug!(%peer, urgent, "asking for space");
+            let request = SpaceRequest { count: self.wish(), urgent };
+            self.effects.unicasts.push((peer, request.encode_to_vec()));
+        }
+    }
+
+    /// Peers with blocks to give, those with most first.
+    fn givers(&self) -> Vec<PeerName> {
+        let mut shares: Vec<_> = self.ring.shares(true).into_iter().filter(|(peer, _)| **peer != self.me).collect();
+        shares.sort_by_key(|(_, size)| Reverse(*size));
+        shares.into_iter().map(|(peer, _)| peer.clone()).collect()
+    }
+
+    /// How many addresses to ask for: half of an equal share, in blocks, so that a crowd of joiners leaves some to each.
+    fn wish(&self) -> u64 {
+        let (size, nodes) = (self.layout.whole().last + 1, self.peers.len() as u128 + 1);
+        let blocks = (size / self.layout.unit() / (2 * nodes)).max(1);
+        u64::try_from((1 << blocks.ilog2()) * self.layout.unit()).unwrap_or(u64::MAX)
+    }
+
+    fn waiting_for(&self) -> Option<WaitingFor> {
+        if self.left || self.in_force && self.space.counts().free > 0 {
+            return None;
+        }
+        if !self.in_force {
+            return Some(WaitingFor::FirstContact);
+        }
+        if self.ring.is_empty() {
+            return Some(WaitingFor::Seed);
+        }
+        if let Some(peer) = self.asker.asked() {
+            return Some(WaitingFor::Space { from: peer.clone() });
+        }
+        let owners = self.givers();
+        (!owners.is_empty()).then_some(WaitingFor::Unreachable { owners })
+    }
+
+    fn full(&self) -> IpamError {
+        let mut shares: Vec<_> = self.ring.shares(false).into_iter().map(|(n, s)| (n.clone(), s)).collect();
+        shares.sort_by_key(|(_, size)| Reverse(*size));
+        IpamError::Full { universe: self.layout.universe(), shares, resting: self.space.counts().resting }
+    }
+}
+
+/// A freed address is not used again for so long: peers and connections still know its last pod.
+pub const REST_FOR: Duration = Duration::from_secs(30);
+/// The shim activates what it reserved within a second, or it has died.
+pub const UNACTIVATED_FOR: Duration = Duration::from_secs(60);
+/// How long after a failed reservation space is asked for urgently: runtimes try again within seconds.
+const DEMAND_FOR: Duration = Duration::from_secs(30);

@@ -1,0 +1,164 @@
+//! What the allocator keeps, as entries of the state file.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+use super::{Allocation, Change, Owner, Stored, span::Layout, token::Token};
+use crate::{
+    linux::store::{Store, StoreError, Table, Write},
+    types::{AttachmentKey, PodRef},
+};
+use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
+
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("the state file holds {0} that this version of weft cannot read")]
+    Unreadable(&'static str),
+}
+
+/// Reads all that was stored.
+pub fn load(store: &Store, layout: &Layout) -> Result<Stored, RecordError> {
+    let mut stored = Stored::default();
+    stored.in_force = store.read(Table::Meta)?.iter().any(|(key, _)| key == IN_FORCE);
+    for (_, body) in store.read(Table::Ring)? {
+        let token = Token::from_body(&body, layout).map_err(|_| RecordError::Unreadable("a token"))?;
+        stored.tokens.push(token);
+    }
+    for (_, json) in store.read(Table::Allocations)? {
+        stored.allocations.push(decode(&json).ok_or(RecordError::Unreadable("an allocation"))?);
+    }
+    for (key, _) in store.read(Table::Resting)? {
+        let offset = layout.from_bytes(&key).ok_or(RecordError::Unreadable("a resting address"))?;
+        stored.resting.push(layout.address(offset));
+    }
+    Ok(stored)
+}
+
+pub fn write(change: &Change, layout: &Layout) -> Write {
+    match change {
+        Change::InForce => Write { table: Table::Meta, key: IN_FORCE.into(), value: Some(Vec::new()) },
+        Change::Token(token) => {
+            let (key, body) = (layout.to_bytes(token.start), token.to_body(layout));
+            Write { table: Table::Ring, key, value: Some(body) }
+        }
+        Change::Allocation(address, allocation) => {
+            let value = allocation.as_deref().map(encode);
+            Write { table: Table::Allocations, key: key(*address), value }
+        }
+        Change::Resting(address, freed) => {
+            let value = freed.map(|unix_ms| unix_ms.to_be_bytes().into());
+            Write { table: Table::Resting, key: key(*address), value }
+        }
+    }
+}
+
+/// JSON, because it takes new fields without a new format.
+#[derive(Serialize, Deserialize)]
+struct StoredAllocation {
+    address: IpAddr,
+    /// Container id and interface; absent for the bridge.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    attachment: Option<(String, String)>,
+    #[serde(default)]
+    uid: String,
+    #[serde(default)]
+    namespace: String,
+    #[serde(default)]
+    name: String,
+    mac: [u8; 6],
+    reserved_at: u64,
+}
+
+fn encode(allocation: &Allocation) -> Vec<u8> {
+    let attachment = match &allocation.owner {
+        Owner::Bridge => None,
+        Owner::Pod(key) => Some((key.container_id().into(), key.ifname().into())),
+    };
+    let PodRef { uid, namespace, name } = allocation.pod.clone();
+    let stored = StoredAllocation {
+        address: allocation.address,
+        attachment,
+        uid,
+        namespace,
+        name,
+        mac: allocation.mac.0,
+        reserved_at: allocation.reserved_at,
+    };
+    serde_json::to_vec(&stored).expect("strings and numbers are JSON")
+}
+
+fn decode(json: &[u8]) -> Option<Allocation> {
+    let stored: StoredAllocation = serde_json::from_slice(json).ok()?;
+    let owner = match stored.attachment {
+        Some((id, ifname)) => Owner::Pod(AttachmentKey::new(&id, &ifname).ok()?),
+        None => Owner::Bridge,
+    };
+    Some(Allocation {
+        owner,
+        address: stored.address,
+        pod: PodRef { uid: stored.uid, namespace: stored.namespace, name: stored.name },
+        mac: crate::types::Mac(stored.mac),
+        reserved_at: stored.reserved_at,
+    })
+}
+
+fn key(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(ip) => ip.octets().into(),
+        IpAddr::V6(ip) => ip.octets().into(),
+    }
+}
+
+const IN_FORCE: &[u8] = b"ring in force";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::Mac;
+    use std::sync::Arc;
+
+    #[test]
+    fn what_is_written_is_loaded() {
+        let temp = tempfile::tempdir().unwrap();
+        let universe = "fd00:77::/64".parse().unwrap();
+        let layout = Layout::new(universe);
+        let (store, _) = Store::open(temp.path(), &"a".parse().unwrap(), &universe).unwrap();
+        assert_eq!(load(&store, &layout).unwrap(), Stored::default());
+        let token =
+            Token { start: 0, end: 255, owner: "a".parse().unwrap(), epoch: 1, version: 2, free: true };
+        let pod = Allocation {
+            owner: Owner::Pod(AttachmentKey::new("c1", "eth0").unwrap()),
+            address: layout.address(2),
+            pod: PodRef { uid: "u".into(), namespace: "default".into(), name: "web".into() },
+            mac: Mac([2, 0, 0, 0, 0, 1]),
+            reserved_at: 1,
+        };
+        let bridge = Allocation {
+            owner: Owner::Bridge,
+            address: layout.address(1),
+            pod: PodRef::default(),
+            mac: Mac::default(),
+            reserved_at: 0,
+        };
+        let allocation = |a: &Allocation| Change::Allocation(a.address, Some(Arc::new(a.clone())));
+        let changes = [
+            Change::InForce,
+            Change::Token(token.clone()),
+            allocation(&pod),
+            allocation(&bridge),
+            Change::Resting(layout.address(3), Some(7)),
+            Change::Resting(layout.address(4), Some(7)),
+            Change::Resting(layout.address(4), None),
+        ];
+        let writes: Vec<Write> = changes.iter().map(|change| write(change, &layout)).collect();
+        store.commit(&writes).unwrap();
+        let expected = Stored {
+            in_force: true,
+            tokens: vec![token],
+            allocations: vec![bridge, pod],
+            resting: vec![layout.address(3)],
+        };
+        assert_eq!(load(&store, &layout).unwrap(), expected);
+    }
+}

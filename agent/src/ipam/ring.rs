@@ -1,0 +1,332 @@
+//! The ring: tokens that say who owns which addresses; it is the routing table too.
+//!
+//! ```text
+//!   10.32.0.0 ──a──▶ 10.36.0.0 ──b──▶ 10.40.0.0 ──a──▶ 10.47.255.255
+//!   a gives its upper half to c:
+//!   10.32.0.0 ──a──▶ 10.34.0.0 ──c──▶ 10.36.0.0 ──b──▶ ...
+//! ```
+//!
+//! It is a map from start to token in which the greater token wins, so merging is commutative, associative and
+//! idempotent (Shapiro et al., 2011, §3.1). Why no address has two owners:
+//!
+//! * only a token's owner changes it, and each change raises its version: a token's history is one line;
+//! * only an owner inserts tokens, inside its own range, and shrinks the range's `end` with it: whoever is handed a
+//!   token later is handed no more than that, also if it has not heard of the splits before;
+//! * tokens are never removed, and an agent writes down what it changed before anybody else learns of it.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+use super::{
+    span::{Layout, Span, coalesce},
+    token::Token,
+};
+use crate::types::{PeerName, Prefix};
+use std::{
+    cmp::Ordering,
+    collections::{BTreeMap, btree_map::Entry},
+};
+
+#[derive(Clone, Debug)]
+pub struct Ring {
+    layout: Layout,
+    tokens: BTreeMap<u128, Token>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("--ipam-seed names {seeds} nodes, but --universe {universe} has only {blocks} blocks to share out")]
+pub struct TooManySeeds {
+    universe: crate::types::Universe,
+    seeds: usize,
+    blocks: u128,
+}
+
+impl Ring {
+    pub fn new(layout: Layout) -> Self {
+        Self { layout, tokens: BTreeMap::new() }
+    }
+
+    /// The first tokens, the same on every agent with the same seeds (in order, once each): equal shares of whole
+    /// blocks in aligned pieces, the blocks that are left over one each to the first.
+    pub fn genesis(layout: Layout, seeds: &[PeerName]) -> Result<Vec<Token>, TooManySeeds> {
+        let (unit, blocks) = (layout.unit(), layout.whole().last / layout.unit() + 1);
+        if seeds.len() as u128 > blocks {
+            return Err(TooManySeeds { universe: layout.universe(), seeds: seeds.len(), blocks });
+        }
+        let mut tokens = Vec::new();
+        let mut deal = |block: u128, count: u128, owner: &PeerName| {
+            let (start, end) = (block * unit, (block + count) * unit - 1);
+            tokens.push(Token { start, end, owner: owner.clone(), epoch: 0, version: 0, free: true });
+        };
+        // Round after round everybody gets the greatest power of two that is there for all: so pieces stay aligned.
+        let mut next = 0;
+        while next < blocks && !seeds.is_empty() {
+            let share = (blocks - next) / seeds.len() as u128;
+            let piece = 1 << share.checked_ilog2().unwrap_or(0);
+            for owner in seeds.iter().take((blocks - next).min(seeds.len() as u128) as usize) {
+                deal(next, piece, owner);
+                next += piece;
+            }
+        }
+        Ok(tokens)
+    }
+
+    /// Takes a token in where it wins over the one known with its start; true if anything changed.
+    pub fn merge(&mut self, token: Token) -> bool {
+        match self.tokens.entry(token.start) {
+            Entry::Vacant(entry) => {
+                entry.insert(token);
+                true
+            }
+            Entry::Occupied(mut entry) => {
+                let wins = token.cmp_rank(entry.get()) == Ordering::Greater;
+                if wins {
+                    entry.insert(token);
+                }
+                wins
+            }
+        }
+    }
+
+    pub fn tokens(&self) -> impl Iterator<Item = &Token> {
+        self.tokens.values()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.tokens.is_empty()
+    }
+
+    /// All tokens with the range that each stands for, in ascending order.
+    pub fn ranges(&self) -> impl Iterator<Item = (Span, &Token)> {
+        let nexts = self.tokens.keys().skip(1).map(|next| next - 1).chain([u128::MAX]);
+        self.tokens.values().zip(nexts).map(|(token, limit)| {
+            (Span { first: token.start, last: token.end.min(limit) }, token)
+        })
+    }
+
+    /// Who owns an address, by its offset; nobody where this ring has not heard of anybody.
+    pub fn owner(&self, offset: u128) -> Option<&PeerName> {
+        let (_, token) = self.tokens.range(..=offset).next_back()?;
+        (offset <= token.end).then_some(&token.owner)
+    }
+
+    pub fn owned_by(&self, name: &PeerName) -> Vec<Span> {
+        coalesce(self.ranges().filter(|(_, token)| token.owner == *name).map(|(span, _)| span))
+    }
+
+    /// The routing table: every known range as prefixes, neighbouring ranges of one owner joined.
+    pub fn routes(&self) -> Vec<(Prefix, PeerName)> {
+        let mut joined: Vec<(Span, &PeerName)> = Vec::new();
+        for (span, token) in self.ranges() {
+            match joined.last_mut() {
+                Some((last, owner)) if *owner == &token.owner && last.last + 1 == span.first => {
+                    last.last = span.last;
+                }
+                _ => joined.push((span, &token.owner)),
+            }
+        }
+        let prefixes = |(span, owner): (Span, &PeerName)| {
+            let owner = owner.clone();
+            self.layout.prefixes(span).map(move |prefix| (prefix, owner.clone()))
+        };
+        joined.into_iter().flat_map(prefixes).collect()
+    }
+
+    /// Addresses by owner; with `only_free`, those under tokens whose owner has blocks to give away.
+    pub fn shares(&self, only_free: bool) -> BTreeMap<&PeerName, u128> {
+        let mut shares = BTreeMap::new();
+        for (span, token) in self.ranges().filter(|(_, token)| token.free || !only_free) {
+            *shares.entry(&token.owner).or_default() += span.size();
+        }
+        shares
+    }
+
+    /// Hands what `from` owns of `span` to `to`; what lies outside its ranges stays as it is. Returns the changed tokens.
+    pub fn give(&mut self, from: &PeerName, span: Span, to: &PeerName) -> Vec<Token> {
+        let mut changed = Vec::new();
+        for (range, token) in self.ranges().filter(|(_, token)| token.owner == *from) {
+            let Some(given) = range.intersect(span) else { continue };
+            let mut piece = |start, end, owner: &PeerName, free| {
+                let owner = owner.clone();
+                changed.push(Token {
+                    start,
+                    end,
+                    owner,
+                    free,
+                    epoch: token.epoch,
+                    version: token.version + 1,
+                });
+            };
+            if range.first < given.first {
+                piece(range.first, given.first - 1, from, token.free);
+            }
+            piece(given.first, given.last, to, true);
+            if given.last < range.last {
+                piece(given.last + 1, range.last, from, token.free);
+            }
+        }
+        self.tokens.extend(changed.iter().map(|token| (token.start, token.clone())));
+        changed
+    }
+
+    /// Sets the flag of each own token by `free(range)`. Returns the changed tokens.
+    pub fn flag(&mut self, owner: &PeerName, mut free: impl FnMut(Span) -> bool) -> Vec<Token> {
+        let mut changed = Vec::new();
+        for (range, token) in self.ranges().filter(|(_, token)| token.owner == *owner) {
+            let now = free(range);
+            if now != token.free {
+                changed.push(Token { free: now, version: token.version + 1, ..token.clone() });
+            }
+        }
+        self.tokens.extend(changed.iter().map(|token| (token.start, token.clone())));
+        changed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn layout() -> Layout {
+        Layout::new("10.32.0.0/16".parse().unwrap())
+    }
+
+    fn name(n: usize) -> PeerName {
+        format!("n{n}").parse().unwrap()
+    }
+
+    fn seeded(layout: Layout, seeds: usize) -> Ring {
+        let names: Vec<PeerName> = (0..seeds).map(name).collect();
+        let mut ring = Ring::new(layout);
+        for token in Ring::genesis(layout, &names).unwrap() {
+            assert!(ring.merge(token));
+        }
+        ring
+    }
+
+    fn is_partition(ring: &Ring) -> bool {
+        coalesce(ring.ranges().map(|(span, _)| span)) == [ring.layout.whole()]
+    }
+
+    #[test]
+    fn seeds_get_equal_aligned_shares() {
+        let ring = seeded(layout(), 3);
+        let shares: Vec<u128> = ring.shares(false).into_values().map(|share| share / 256).collect();
+        assert_eq!(shares, [86, 85, 85]);
+        assert!(is_partition(&ring));
+        let four: Vec<String> = seeded(layout(), 4).routes().iter().map(|(p, n)| format!("{p} {n}")).collect();
+        assert_eq!(
+            four,
+            ["10.32.0.0/18 n0", "10.32.64.0/18 n1", "10.32.128.0/18 n2", "10.32.192.0/18 n3"]
+        );
+    }
+
+    #[test]
+    fn any_number_of_seeds_shares_out_the_universe() {
+        for universe in ["10.32.0.0/29", "10.32.0.0/30", "10.32.0.0/12", "fd00:77::/64"] {
+            let layout = Layout::new(universe.parse().unwrap());
+            for seeds in [1, 2, 3, 4] {
+                let ring = seeded(layout, seeds);
+                let shares: Vec<u128> = ring.shares(false).into_values().collect();
+                assert!(is_partition(&ring), "{universe} {seeds}");
+                assert!(shares[0] - shares[seeds - 1] <= layout.unit(), "{universe} {shares:?}");
+                assert!(ring.tokens().all(|t| t.span().aligned().count() == 1), "{universe}");
+            }
+        }
+        let layout = Layout::new("10.32.0.0/30".parse().unwrap());
+        let seeds: Vec<PeerName> = (0..5).map(name).collect();
+        assert_eq!(
+            Ring::genesis(layout, &seeds).unwrap_err().to_string(),
+            "--ipam-seed names 5 nodes, but --universe 10.32.0.0/30 has only 4 blocks to share out"
+        );
+    }
+
+    #[test]
+    fn a_grant_alone_says_no_more_than_was_handed_over() {
+        let mut ring = seeded(layout(), 1);
+        let (a, b, c) = (name(0), name(1), name(2));
+        ring.give(&a, Span { first: 0x8000, last: 0xffff }, &b);
+        ring.give(&b, Span { first: 0xc000, last: 0xffff }, &a);
+        let grant = ring.give(&b, Span { first: 0xa000, last: 0xbfff }, &c);
+        // c hears of its own token only, not of the one at 0xc000.
+        let mut partial = Ring::new(layout());
+        for token in grant {
+            partial.merge(token);
+        }
+        assert_eq!(partial.owned_by(&c), [Span { first: 0xa000, last: 0xbfff }]);
+        assert_eq!(partial.owner(0xc000), None);
+    }
+
+    fn gives() -> impl Strategy<Value = Vec<(usize, u128, u128, usize)>> {
+        prop::collection::vec((0usize..4, 0u128..256, 1u128..64, 0usize..4), 0..40)
+    }
+
+    /// Every token that ever was, and the ring that knows them all.
+    fn history(gives: &[(usize, u128, u128, usize)]) -> (Vec<Token>, Ring) {
+        let mut ring = seeded(layout(), 3);
+        let mut all: Vec<Token> = ring.tokens().cloned().collect();
+        for (from, first, count, to) in gives {
+            let span = Span { first: first * 256, last: ((first + count) * 256 - 1).min(0xffff) };
+            all.extend(ring.give(&name(*from), span, &name(*to)));
+        }
+        (all, ring)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(128))]
+
+        #[test]
+        fn space_is_conserved(gives in gives()) {
+            prop_assert!(is_partition(&history(&gives).1));
+        }
+
+        #[test]
+        fn merge_is_a_join(gives in gives(), order in any::<prop::sample::Index>(), split in any::<prop::sample::Index>()) {
+            let (all, full) = history(&gives);
+            let rotated: Vec<Token> = {
+                let at = order.index(all.len());
+                all[at..].iter().chain(&all[..at]).rev().cloned().collect()
+            };
+            let (left, right) = rotated.split_at(split.index(rotated.len()));
+            let join = |parts: [&[Token]; 3]| {
+                let mut ring = Ring::new(layout());
+                for token in parts.concat() {
+                    ring.merge(token);
+                }
+                ring.tokens
+            };
+            prop_assert_eq!(&join([left, right, &[]]), &full.tokens);
+            prop_assert_eq!(&join([right, left, &[]]), &full.tokens);
+            prop_assert_eq!(&join([right, left, right]), &full.tokens);
+        }
+
+        #[test]
+        fn partial_knowledge_never_enlarges_an_own_range(
+            gives in gives(),
+            heard in prop::collection::vec(any::<bool>(), 256),
+        ) {
+            let (all, full) = history(&gives);
+            for me in (0..4).map(name) {
+                // An agent knows what it wrote itself, and any part of the rest.
+                let mine = {
+                    let mut mine = seeded(layout(), 3);
+                    for (token, heard) in all.iter().zip(heard.iter().cycle()) {
+                        if *heard {
+                            mine.merge(token.clone());
+                        }
+                    }
+                    for (span, token) in full.ranges() {
+                        // The end of each own line of changes: the last token that was ours or made by us.
+                        if token.owner == me || all.iter().any(|t| t.start == span.first && t.owner == me) {
+                            mine.merge(token.clone());
+                        }
+                    }
+                    mine
+                };
+                for (span, token) in mine.ranges().filter(|(_, token)| token.owner == me) {
+                    prop_assert_eq!(full.owner(span.first), Some(&token.owner));
+                    prop_assert_eq!(full.owner(span.last), Some(&token.owner));
+                }
+            }
+        }
+    }
+}
