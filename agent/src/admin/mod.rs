@@ -7,18 +7,22 @@
 //!   loops that tick ────────────────────▶ Heartbeats ───▶ /livez   ┘
 //! ```
 
-mod health;
+mod heartbeat;
 mod http;
 mod local;
 mod metrics;
+mod readiness;
 mod replies;
 mod snapshot;
 mod socket;
 
-pub use health::{Heartbeat, Heartbeats, Pending, Readiness, STALLED_AFTER, Stall};
+pub use heartbeat::{Heartbeat, Heartbeats, STALLED_AFTER, Stall};
 pub use http::{HttpError, HttpServer, Pages};
 pub use local::{AdminService, LeaveCall};
 pub use metrics::{CniLatency, Metrics};
+pub use readiness::{Pending, Readiness};
+#[cfg(test)]
+pub(crate) use snapshot::example;
 pub use snapshot::{
     Counters, Encryption, Observe, Observer, PeerView, PodView, RangeView, Snapshot, Traffic,
 };

@@ -1,15 +1,8 @@
-//! Readiness by drop, and life by ticking.
-//!
-//! ```text
-//!   Readiness::new ─▶ Pending "starting"  ──drop──┐
-//!   .pending("the bridge is up") ─▶ Pending ──drop──┼─▶ no guard left: ready
-//!   .pending("bridge is down: …") ─▶ Pending ──drop──┘      (and unready again with the next one)
-//! ```
-//! Nobody can forget to say that a condition is over, on whatever way out of a function.
+//! Life by ticking: each loop that must go round touches its heartbeat.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use std::{
-    collections::BTreeMap,
+    fmt,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -17,79 +10,6 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::sync::watch;
-
-/// Whether ADD would work now, and if not, why. Clones are the same readiness.
-#[derive(Clone, Debug)]
-pub struct Readiness {
-    blocks: Arc<watch::Sender<Blocks>>,
-}
-
-/// Something that keeps the agent from being ready, until it is dropped.
-#[must_use = "readiness is no longer held back once this is dropped"]
-#[derive(Debug)]
-pub struct Pending {
-    readiness: Readiness,
-    id: u64,
-}
-
-#[derive(Debug, Default)]
-struct Blocks {
-    next: u64,
-    reasons: BTreeMap<u64, String>,
-}
-
-impl Readiness {
-    /// Not ready as long as the guard that comes with it lives: take the others before it is dropped.
-    pub fn new() -> (Self, Pending) {
-        let readiness = Self { blocks: Arc::new(watch::Sender::default()) };
-        let starting = readiness.pending("starting");
-        (readiness, starting)
-    }
-
-    /// Holds readiness back for a reason: what failed, on which object, why.
-    pub fn pending(&self, reason: impl Into<String>) -> Pending {
-        let mut id = 0;
-        self.blocks.send_modify(|blocks| {
-            id = blocks.next;
-            blocks.next += 1;
-            blocks.reasons.insert(id, reason.into());
-        });
-        Pending { readiness: self.clone(), id }
-    }
-
-    pub fn is_ready(&self) -> bool {
-        self.blocks.borrow().reasons.is_empty()
-    }
-
-    /// In the order in which they came up; empty: ready.
-    pub fn reasons(&self) -> Vec<String> {
-        self.blocks.borrow().reasons.values().cloned().collect()
-    }
-
-    /// Returns as soon as nothing holds readiness back.
-    pub async fn ready(&self) {
-        let mut blocks = self.blocks.subscribe();
-        blocks.wait_for(|blocks| blocks.reasons.is_empty()).await.expect("self holds the sender");
-    }
-}
-
-impl Pending {
-    /// Says it anew, when the reason changes while it lasts.
-    pub fn update(&self, reason: impl Into<String>) {
-        self.readiness.blocks.send_if_modified(|blocks| {
-            let reason = reason.into();
-            blocks.reasons.insert(self.id, reason.clone()).is_none_or(|before| before != reason)
-        });
-    }
-}
-
-impl Drop for Pending {
-    fn drop(&mut self) {
-        self.readiness.blocks.send_modify(|blocks| {
-            blocks.reasons.remove(&self.id);
-        });
-    }
-}
 
 /// The loops that must go round for the agent to be alive. Clones are the same list.
 #[derive(Clone, Debug)]
@@ -175,8 +95,8 @@ impl Drop for Heartbeat {
     }
 }
 
-impl std::fmt::Display for Stall {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Stall {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.silent {
             Some(silent) => write!(f, "{} has not ticked for {} s", self.name, silent.as_secs()),
             None => write!(f, "{} has ended", self.name),
@@ -192,42 +112,9 @@ const DROPPED: u64 = u64::MAX - 1;
 
 #[cfg(test)]
 mod tests {
+    // Where virtual time begins.
+    #![allow(clippy::disallowed_methods)]
     use super::*;
-
-    #[test]
-    fn ready_when_the_last_guard_is_dropped() {
-        let (readiness, starting) = Readiness::new();
-        let ring = readiness.pending("no addresses yet");
-        assert_eq!(readiness.reasons(), ["starting", "no addresses yet"]);
-        drop(starting);
-        assert!(!readiness.is_ready());
-        drop(ring);
-        assert!(readiness.is_ready());
-    }
-
-    #[test]
-    fn a_condition_can_come_back_and_change() {
-        let (readiness, starting) = Readiness::new();
-        drop(starting);
-        let down = readiness.clone().pending("bridge is down");
-        down.update("bridge is down: EPERM");
-        assert_eq!(readiness.reasons(), ["bridge is down: EPERM"]);
-        drop(down);
-        assert!(readiness.is_ready());
-    }
-
-    #[tokio::test]
-    async fn who_waits_is_woken() {
-        let (readiness, starting) = Readiness::new();
-        let waiter = tokio::spawn({
-            let readiness = readiness.clone();
-            async move { readiness.ready().await }
-        });
-        tokio::task::yield_now().await;
-        assert!(!waiter.is_finished());
-        drop(starting);
-        tokio::time::timeout(Duration::from_secs(5), waiter).await.unwrap().unwrap();
-    }
 
     #[test]
     fn a_loop_that_does_not_tick_is_named() {
