@@ -37,6 +37,17 @@ fn the_command_line_is_well_formed() {
     Cli::command().debug_assert();
 }
 
+#[test]
+fn an_empty_variable_is_the_same_as_none() {
+    let twin = |value: &str| {
+        let value = value.to_owned();
+        let command = without_empty_variables(Cli::command(), |_| Some(value.clone().into()));
+        let status = command.find_subcommand("status").unwrap();
+        status.get_arguments().any(|arg| arg.get_env().is_some())
+    };
+    assert!(twin("/run/weft") && !twin(""));
+}
+
 #[tokio::test]
 async fn status_says_how_the_node_is() {
     let agent = Agent::start(example::snapshot());

@@ -19,6 +19,7 @@ use crate::config::{DEFAULT_RUN_DIR, socket_in};
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use serde::Serialize;
 use std::{
+    ffi::{OsStr, OsString},
     io::{self, IsTerminal, Write},
     path::PathBuf,
 };
@@ -80,7 +81,7 @@ pub enum CliError {
 impl Cli {
     /// Parses the command line and the environment; prints help or complaint and exits where clap does.
     pub fn from_environment() -> Self {
-        let matches = without_empty_variables(Self::command()).get_matches();
+        let matches = without_empty_variables(Self::command(), |name| std::env::var_os(name)).get_matches();
         Self::from_matches(&matches)
     }
 
@@ -149,17 +150,19 @@ pub fn print(text: &str) -> Result<(), CliError> {
 }
 
 /// An empty variable is the same as none: manifests set them so.
-fn without_empty_variables(command: clap::Command) -> clap::Command {
-    let is_empty =
-        |arg: &clap::Arg| arg.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty());
+fn without_empty_variables(
+    command: clap::Command,
+    variable: impl Fn(&OsStr) -> Option<OsString> + Copy,
+) -> clap::Command {
+    let is_empty = |arg: &clap::Arg| arg.get_env().and_then(variable).is_some_and(|value| value.is_empty());
     command
         .mut_args(|arg| if is_empty(&arg) { arg.env(None::<&str>) } else { arg })
-        .mut_subcommands(without_empty_variables)
+        .mut_subcommands(|command| without_empty_variables(command, variable))
 }
 
 fn kernel() -> String {
     let shown = |name: nix::sys::utsname::UtsName| {
-        let part = |text: &std::ffi::OsStr| text.to_string_lossy().into_owned();
+        let part = |text: &OsStr| text.to_string_lossy().into_owned();
         format!("{} {} {}", part(name.sysname()), part(name.release()), part(name.machine()))
     };
     nix::sys::utsname::uname().map(shown).unwrap_or_else(|errno| format!("unknown: {errno}"))
