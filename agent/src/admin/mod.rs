@@ -1,1 +1,29 @@
-//! Readiness, metrics and the local API of the command line.
+//! What an agent tells about itself: readiness, metrics and the local API of the command line.
+//!
+//! ```text
+//!   every subject ──▶ Observe::snapshot ──┬─▶ metrics ──▶ /metrics ┐
+//!                                         └─▶ replies ──▶ Admin    │  gRPC on weft.sock (with Cni beside it)
+//!   Pending guards, dropped when done ──▶ Readiness ────▶ /readyz  ├─ HTTP on --metrics-addr
+//!   loops that tick ────────────────────▶ Heartbeats ───▶ /livez   ┘
+//! ```
+
+mod heartbeat;
+mod http;
+mod local;
+mod metrics;
+mod readiness;
+mod replies;
+mod snapshot;
+mod socket;
+
+pub use heartbeat::{Heartbeat, Heartbeats, STALLED_AFTER, Stall};
+pub use http::{HttpError, HttpServer, Pages};
+pub use local::{AdminService, LeaveCall};
+pub use metrics::{CniLatency, Metrics};
+pub use readiness::{Pending, Readiness};
+#[cfg(test)]
+pub(crate) use snapshot::example;
+pub use snapshot::{
+    Counters, Encryption, Observe, Observer, PeerView, PodView, RangeView, Snapshot, Traffic,
+};
+pub use socket::{LocalSocket, SocketError};

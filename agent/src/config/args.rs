@@ -5,6 +5,7 @@ use clap::ValueEnum;
 /// What `weft agent` was asked for. Every flag has a twin in the environment, `WEFT_` and its name in capitals;
 /// lists are comma separated there. A flag beats its twin; an empty twin is the same as none.
 #[derive(Clone, Debug, clap::Args)]
+#[command(after_long_help = EXAMPLES)]
 pub struct Args {
     /// Name of this node among its peers
     ///
@@ -21,7 +22,8 @@ pub struct Args {
     /// The port is that of --listen if not given.
     ///
     /// Default: the address of the default route's interface.
-    /// Examples: 192.0.2.1   192.0.2.1:6783   [2001:db8::1]:6783
+    ///
+    /// Examples: 192.0.2.1, 192.0.2.1:6783, [2001:db8::1]:6783
     #[arg(long, env = "WEFT_ADVERTISE", hide_env_values = true, value_name = "ADDR[:PORT]", value_delimiter = ',', help_heading = NODE)]
     pub advertise: Vec<String>,
 
@@ -37,7 +39,8 @@ pub struct Args {
     /// This node itself may be in the list, so that all nodes can have the same one. The port is 6783 if not given.
     ///
     /// Default: none; the node waits to be called.
-    /// Examples: node-2   192.0.2.2:6783   weft-peers.kube-system.svc
+    ///
+    /// Examples: node-2, 192.0.2.2:6783, weft-peers.kube-system.svc
     #[arg(long, env = "WEFT_PEER", hide_env_values = true, value_name = "HOST[:PORT]", value_delimiter = ',', help_heading = NODE)]
     pub peer: Vec<String>,
 
@@ -59,6 +62,7 @@ pub struct Args {
     /// The same list on all nodes. Nodes that come later are not in it: they ask their peers for addresses.
     ///
     /// Default: none; this node joins an existing network.
+    ///
     /// Example: node-1,node-2,node-3
     #[arg(long, env = "WEFT_IPAM_SEED", hide_env_values = true, value_name = "NAME,...", value_delimiter = ',', help_heading = ADDRESSES)]
     pub ipam_seed: Vec<String>,
@@ -103,6 +107,7 @@ pub struct Args {
     /// Directory to which the CNI configuration is written once the agent is ready
     ///
     /// Default: none; it is not written.
+    ///
     /// Example: /etc/cni/net.d
     #[arg(long, env = "WEFT_CNI_CONF_DIR", hide_env_values = true, value_name = "DIR", help_heading = FILES)]
     pub cni_conf_dir: Option<String>,
@@ -117,7 +122,9 @@ pub struct Args {
 
     /// Which log lines are written: a level, or levels by module
     ///
-    /// Levels: error, warn, info, debug, trace. Examples: debug   info,weft::mesh=debug
+    /// Levels: error, warn, info, debug, trace.
+    ///
+    /// Examples: `debug`, `info,weft::mesh=debug`
     #[arg(long, env = "WEFT_LOG", hide_env_values = true, value_name = "FILTER", default_value = "info", help_heading = DIAGNOSTICS)]
     pub log: String,
 }
@@ -138,6 +145,17 @@ pub enum LogFormat {
 
 /// Where the agent's socket is unless told otherwise.
 pub const DEFAULT_RUN_DIR: &str = "/run/weft";
+
+const EXAMPLES: &str = "\
+Every flag can be given in the environment too, as WEFT_ and its name in capitals; the flag wins.
+
+Examples:
+  The first three nodes of a network, each with the same list:
+    weft agent --ipam-seed node-1,node-2,node-3 --peer node-1,node-2,node-3
+  A node that joins them; one peer is enough:
+    weft agent --peer node-2
+  A host with two interfaces, whose pods are to use the second:
+    weft agent --peer node-2 --advertise 198.51.100.1";
 
 const NODE: &str = "Node and peers";
 const ADDRESSES: &str = "Addresses";

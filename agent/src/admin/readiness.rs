@@ -1,0 +1,125 @@
+//! Readiness by drop.
+//!
+//! ```text
+//!   Readiness::new                     ─▶ Pending ──drop──┐
+//!   .pending("no addresses yet")       ─▶ Pending ──drop──┼─▶ no guard left: ready
+//!   .pending("bridge weft is down: …") ─▶ Pending ──drop──┘   (until there is one again)
+//! ```
+//! Nobody can forget to say that a condition is over, on whatever way out of a function.
+
+use std::{collections::BTreeMap, sync::Arc};
+use tokio::sync::watch;
+
+/// Whether ADD would work now, and if not, why. Clones are the same readiness.
+#[derive(Clone, Debug)]
+pub struct Readiness {
+    blocks: Arc<watch::Sender<Blocks>>,
+}
+
+/// Something that keeps the agent from being ready, until it is dropped.
+#[must_use = "readiness is no longer held back once this is dropped"]
+#[derive(Debug)]
+pub struct Pending {
+    readiness: Readiness,
+    id: u64,
+}
+
+#[derive(Debug, Default)]
+struct Blocks {
+    next: u64,
+    reasons: BTreeMap<u64, String>,
+}
+
+impl Readiness {
+    /// Not ready as long as the guard that comes with it lives: take the others before it is dropped.
+    pub fn new() -> (Self, Pending) {
+        let readiness = Self { blocks: Arc::new(watch::Sender::default()) };
+        let starting = readiness.pending("starting");
+        (readiness, starting)
+    }
+
+    /// Holds readiness back for a reason: what failed, on which object, why.
+    pub fn pending(&self, reason: impl Into<String>) -> Pending {
+        let mut id = 0;
+        self.blocks.send_modify(|blocks| {
+            id = blocks.next;
+            blocks.next += 1;
+            blocks.reasons.insert(id, reason.into());
+        });
+        Pending { readiness: self.clone(), id }
+    }
+
+    pub fn is_ready(&self) -> bool {
+        self.blocks.borrow().reasons.is_empty()
+    }
+
+    /// In the order in which they came up; empty: ready.
+    pub fn reasons(&self) -> Vec<String> {
+        self.blocks.borrow().reasons.values().cloned().collect()
+    }
+
+    /// Returns as soon as nothing holds readiness back.
+    pub async fn ready(&self) {
+        let mut blocks = self.blocks.subscribe();
+        blocks.wait_for(|blocks| blocks.reasons.is_empty()).await.expect("self holds the sender");
+    }
+}
+
+impl Pending {
+    /// Says it anew, when the reason changes while it lasts.
+    pub fn update(&self, reason: impl Into<String>) {
+        self.readiness.blocks.send_if_modified(|blocks| {
+            let reason = reason.into();
+            blocks.reasons.insert(self.id, reason.clone()).is_none_or(|before| before != reason)
+        });
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        self.readiness.blocks.send_modify(|blocks| {
+            blocks.reasons.remove(&self.id);
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn ready_when_the_last_guard_is_dropped() {
+        let (readiness, starting) = Readiness::new();
+        let ring = readiness.pending("no addresses yet");
+        assert_eq!(readiness.reasons(), ["starting", "no addresses yet"]);
+        drop(starting);
+        assert!(!readiness.is_ready());
+        drop(ring);
+        assert!(readiness.is_ready());
+    }
+
+    #[test]
+    fn a_condition_can_come_back_and_change() {
+        let (readiness, starting) = Readiness::new();
+        drop(starting);
+        let down = readiness.clone().pending("bridge is down");
+        down.update("bridge is down: EPERM");
+        assert_eq!(readiness.reasons(), ["bridge is down: EPERM"]);
+        drop(down);
+        assert!(readiness.is_ready());
+    }
+
+    #[tokio::test]
+    async fn who_waits_is_woken() {
+        let (readiness, starting) = Readiness::new();
+        let waiter = tokio::spawn({
+            let readiness = readiness.clone();
+            async move { readiness.ready().await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!waiter.is_finished());
+        drop(starting);
+        tokio::time::timeout(Duration::from_secs(5), waiter).await.unwrap().unwrap();
+    }
+}
