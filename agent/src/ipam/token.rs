@@ -67,20 +67,21 @@ impl Token {
 
     /// Reads and checks a token of `layout`'s universe.
     pub fn from_body(body: &[u8], layout: &Layout) -> Result<Self, Rejected> {
-        let token = mesh::Token::decode(body).map_err(|_| Rejected("token does not decode"))?;
+        let token = mesh::Token::decode(body).map_err(|_| Rejected::Invalid("token does not decode"))?;
         let offset = |bytes: &[u8]| {
-            layout.from_bytes(bytes).ok_or(Rejected("token lies outside the universe"))
+            layout.from_bytes(bytes).ok_or(Rejected::Invalid("token lies outside the universe"))
         };
         let (start, end) = (offset(&token.start)?, offset(&token.end)?);
         if start > end || !start.is_multiple_of(layout.unit()) || !(end + 1).is_multiple_of(layout.unit()) {
-            return Err(Rejected("token does not cover whole blocks"));
+            return Err(Rejected::Invalid("token does not cover whole blocks"));
         }
         if token.epoch > MAX_COUNTER || token.version > MAX_COUNTER {
-            return Err(Rejected("token's epoch or version is beyond reach"));
+            return Err(Rejected::Invalid("token's epoch or version is beyond reach"));
         }
-        let owner: PeerName = token.owner.parse().map_err(|_| Rejected("token's owner is not a name"))?;
+        let owner: PeerName =
+            token.owner.parse().map_err(|_| Rejected::Invalid("token's owner is not a name"))?;
         if owner.as_str() != token.owner {
-            return Err(Rejected("token's owner is not in lower case"));
+            return Err(Rejected::Invalid("token's owner is not in lower case"));
         }
         Ok(Self { start, end, owner, epoch: token.epoch, version: token.version, free: token.free })
     }
@@ -88,10 +89,10 @@ impl Token {
     pub fn from_item(item: &Item, layout: &Layout) -> Result<Self, Rejected> {
         let token = Self::from_body(&item.body, layout)?;
         if item.key != layout.to_bytes(token.start) {
-            return Err(Rejected("token's key is not its start"));
+            return Err(Rejected::Invalid("token's key is not its start"));
         }
         if item.rank != token.rank_bytes() {
-            return Err(Rejected("token's rank is not its own"));
+            return Err(Rejected::Invalid("token's rank is not its own"));
         }
         Ok(token)
     }

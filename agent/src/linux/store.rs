@@ -217,7 +217,8 @@ impl Store {
     fn check_meta(&self, name: &PeerName, universe: &Universe) -> Result<bool, StoreError> {
         let path = || self.path.to_path_buf();
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-        let format = self.meta(FORMAT_KEY)?.and_then(|bytes| Some(u32::from_be_bytes(bytes.try_into().ok()?)));
+        let format =
+            self.meta(FORMAT_KEY)?.and_then(|bytes| Some(u32::from_be_bytes(bytes.try_into().ok()?)));
         let Some(format) = format else { return Ok(false) };
         if format != FORMAT {
             return Err(StoreError::AnotherFormat { path: path(), stored: format });
@@ -335,7 +336,9 @@ mod tests {
     fn a_state_file_is_not_mistaken_for_this_nodes() {
         let temp = tempfile::tempdir().unwrap();
         let (store, _) = open(temp.path()).unwrap();
-        assert!(open(temp.path()).unwrap_err().to_string().contains("another agent runs with this --state-dir"));
+        assert!(
+            open(temp.path()).unwrap_err().to_string().contains("another agent runs with this --state-dir")
+        );
         drop(store);
         let refused = |name: &str, universe: &str| {
             Store::open(temp.path(), &name.parse().unwrap(), &universe.parse().unwrap())

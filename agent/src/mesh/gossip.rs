@@ -47,6 +47,9 @@ pub enum Rejected {
     Undecodable,
     #[error("key or rank do not agree with the body")]
     Disagrees,
+    /// By the subject's own rules.
+    #[error("{0}")]
+    Invalid(&'static str),
     #[error("the channel holds as many items as it may")]
     Full,
 }
@@ -58,6 +61,7 @@ impl Rejected {
             Self::TooLong => "too_long",
             Self::Undecodable => "undecodable",
             Self::Disagrees => "disagrees",
+            Self::Invalid(_) => "invalid",
             Self::Full => "full",
         }
     }
