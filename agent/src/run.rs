@@ -1,0 +1,321 @@
+//! Builds a running agent from a configuration. The only place that knows all subjects.
+//!
+//! ```text
+//!            items, unicasts                 View                    Table
+//!   mesh ◀──── switchboard ────▶ ipam ─────────┬──▶ steering ──────────────────▶ datapath
+//!     └───────────── PeerSet ──────────────────┘      │  └─ gateways, ranges ──▶ links
+//!                                                     └─ readiness ──▶ admin, cni
+//!   shim ──▶ cni ── Addresses ──▶ ipam                Snapshot ◀── observe ◀── everybody
+//!             └──── Ports ──────▶ links
+//! ```
+//! Ports, sockets and the name are taken before anything of the kernel's is touched, so that a refusal leaves no trace.
+
+mod attach;
+mod forwarding;
+mod host;
+mod observe;
+mod reset;
+mod steering;
+mod switchboard;
+
+pub use host::facts;
+pub use reset::{ResetArgs, reset};
+
+use crate::{
+    admin::{AdminService, Heartbeats, HttpServer, LocalSocket, Metrics, Observer, Pages, Readiness},
+    cni,
+    config::{Args, Config, LogFormat},
+    datapath,
+    ipam::{self, Found, seed::SeedPlan, span::Layout, token::RingGossiper},
+    links::{self, BRIDGE, Desired, Observed, PodPort, TUN},
+    linux::{
+        store::{Store, StoreState},
+        tun, udp,
+    },
+    mesh::{
+        self,
+        peers::PeerRecord,
+        task::{Handle as Mesh, Incoming},
+    },
+    types::{DataId, Mac},
+};
+use anyhow::{Context, anyhow, bail};
+use arc_swap::ArcSwap;
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, TcpListener},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::timeout,
+};
+use tonic::service::Routes;
+use tracing::{error, info, warn};
+use weft_proto::local::cni_server::CniServer;
+
+/// What `weft agent` does, until SIGTERM, SIGINT, or something that it cannot go on without fails.
+pub async fn agent(args: &Args) -> anyhow::Result<()> {
+    let config = Config::check(args, &host::facts().await.context("look at the host")?)?;
+    start_logging(&config)?;
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let mut running = tokio::select! {
+        running = build(config) => running?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
+    let outcome = tokio::select! {
+        outcome = running.ended() => outcome,
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+    };
+    running.stop().await;
+    outcome
+}
+
+/// An agent at work. Dropped without [`Running::stop`] it ends as abruptly as by SIGKILL.
+pub struct Running {
+    mesh: Mesh,
+    datapath: datapath::task::Datapath,
+    /// Each ends by itself only when the agent cannot or need not go on.
+    tasks: JoinSet<anyhow::Result<()>>,
+    stopping: watch::Sender<bool>,
+}
+
+/// Starts an agent in the network namespace of the calling thread.
+///
+/// # Errors
+/// What was refused or failed, and which flag is concerned.
+pub async fn build(config: Config) -> anyhow::Result<Running> {
+    let started = Instant::now();
+    let control = TcpListener::bind(config.listen)
+        .with_context(|| format!("--listen {}: take the TCP port for control links", config.listen))?;
+    // The TUN needs at least two queues to be a multi-queue device.
+    let threads = config.data_threads.get().max(2);
+    let sockets = udp::Socket::bind_group(config.listen, threads).context("--listen")?;
+    let http = HttpServer::bind(config.metrics).await?;
+    let local = LocalSocket::bind(&config.socket())?;
+    let store = open_store(&config)?;
+    let seeds = SeedPlan::new(config.ipam_seed.iter().cloned());
+
+    let layout = Layout::new(config.universe);
+    let incarnation = store.next_incarnation(unix_time().as_micros() as u64)?;
+    let record = PeerRecord {
+        endpoints: config.endpoints.clone(),
+        data_id: DataId(rand::random()),
+        mtu: config.mtu,
+        software: SOFTWARE.into(),
+        ..PeerRecord::new(config.name.clone(), incarnation)
+    };
+    let mesh_config = mesh::machine::Config {
+        record,
+        universe: config.universe,
+        seed_hash: seeds.hash(),
+        bootstrap: config.peers.clone(),
+        max_links: config.max_links.get(),
+        items: Vec::new(),
+        gossipers: vec![Box::new(RingGossiper::new(layout))],
+        seed: rand::random(),
+    };
+    let (mesh, mut incoming) = mesh::task::spawn(mesh_config, vec![control]).context("start the mesh")?;
+    let marker = config.run_dir.join(BOOT_MARKER);
+    let rebooted = !marker.exists();
+    let early = if rebooted { join(&mut incoming).await? } else { Vec::new() };
+
+    let observed = links::look().await.context("look at links and routes")?;
+    let found = Found {
+        veths: observed.veths().into_iter().map(|veth| veth.alias).collect(),
+        bridge: bridge_address(&observed, &config),
+        rebooted,
+    };
+    let ipam_config = ipam::Config {
+        name: config.name.clone(),
+        universe: config.universe,
+        seeds,
+        has_bootstrap: !config.peers.is_empty(),
+    };
+    let (outgoing_sender, outgoing) = mpsc::channel(QUEUE);
+    let (ipam, ipam_task) = ipam::task::start(ipam_config, store, found, outgoing_sender).await?;
+    let queues = tun::open(TUN, threads)?;
+    let desired = desired(&config, &observed, &ipam.view().borrow());
+    let links = links::spawn(config.state_dir.clone(), desired).await.context("set up links")?;
+    let tables = Arc::new(ArcSwap::default());
+    let datapath = datapath::task::spawn(datapath::task::Config { queues, sockets }, tables.clone())?;
+    std::fs::write(&marker, incarnation.0.to_string())
+        .with_context(|| format!("--run-dir: write {}", marker.display()))?;
+
+    let (readiness, starting) = Readiness::new();
+    let heartbeats = Heartbeats::new(started);
+    let (stopping, stopped) = watch::channel(false);
+    let mut tasks = JoinSet::new();
+    let (leave, leaving) = mpsc::channel(1);
+    let board = switchboard::Switchboard { mesh: mesh.clone(), ipam: ipam.clone(), incoming, outgoing, leaving };
+    tasks.spawn(board.run(early));
+    tasks.spawn(async move {
+        ipam_task.await.context("the allocator's task panicked")?;
+        bail!("the allocator has stopped")
+    });
+    let state = steering::State::new(&config, &mesh, &ipam, &links, &readiness, tables);
+    let (steered, node, cni_readiness) = (state.steered(), state.node(), state.cni_readiness());
+    let beat = heartbeats.register("steering", Instant::now());
+    tasks.spawn(state.run(beat, Instant::now));
+
+    let cni_config = cni::Config {
+        run_dir: config.run_dir.clone(),
+        socket: config.socket(),
+        conf_dir: config.cni_conf_dir.clone(),
+    };
+    let addresses = attach::IpamAddresses(ipam.clone());
+    let ports = attach::LinksPorts { links: links.clone(), ipam: ipam.clone(), steered: steered.clone() };
+    let cni = cni::Service::new(cni_config, addresses, ports, node, cni_readiness)?;
+    tasks.spawn(cni.clone().run());
+
+    let observer: Observer = Arc::new(observe::Sources {
+        config: config.clone(),
+        incarnation,
+        started,
+        view: ipam.view(),
+        peers: mesh.peers(),
+        steered,
+        packets: datapath.reader(),
+        readiness: readiness.clone(),
+        links: links.watch(),
+        cni_warnings: cni.warnings(),
+    });
+    let mut metrics = Metrics::new(observer.clone());
+    cni.metrics().register(metrics.registry());
+    let pages = Pages { readiness, heartbeats, metrics: Arc::new(metrics), observer: observer.clone() };
+    let mut stop_http = stopped.clone();
+    tasks.spawn(async move {
+        let until = async move { drop(stop_http.wait_for(|stop| *stop).await) };
+        Ok(http.serve(pages, until).await?)
+    });
+    let routes =
+        Routes::new(CniServer::new(cni)).add_service(AdminService::new(observer, leave).into_server());
+    let mut stop_local = stopped;
+    tasks.spawn(async move {
+        let until = async move { drop(stop_local.wait_for(|stop| *stop).await) };
+        Ok(local.serve(routes, until).await?)
+    });
+    drop(starting);
+    info!(name = %config.name, ?incarnation, universe = %config.universe, endpoints = ?config.endpoints, "started");
+    Ok(Running { mesh, datapath, tasks, stopping })
+}
+
+impl Running {
+    /// Returns when the agent need not go on (it has left) or cannot, and why.
+    pub async fn ended(&mut self) -> anyhow::Result<()> {
+        tokio::select! {
+            why = self.datapath.failed() => Err(anyhow!(why)),
+            ended = self.tasks.join_next() => match ended {
+                Some(Ok(outcome)) => outcome,
+                Some(Err(panic)) => Err(anyhow!(panic).context("a task panicked")),
+                None => bail!("no task is left"),
+            },
+        }
+    }
+
+    /// Ends the agent; pods, links and routes stay as they are.
+    pub async fn stop(mut self) {
+        self.stopping.send_replace(true);
+        self.mesh.stop().await;
+        let answered = timeout(GRACE, async { while self.tasks.join_next().await.is_some() {} }).await;
+        if answered.is_err() {
+            self.tasks.shutdown().await;
+        }
+        self.datapath.stop();
+        info!("stopped; pods, links and routes stay");
+    }
+}
+
+/// Waits for the first exchange with a peer, or until it is clear that there is nobody; what came meanwhile is returned.
+async fn join(incoming: &mut mpsc::Receiver<Incoming>) -> anyhow::Result<Vec<Incoming>> {
+    let mut early = Vec::new();
+    loop {
+        match incoming.recv().await {
+            Some(Incoming::Fatal(why)) => bail!(why),
+            Some(message) => {
+                let joined = message == Incoming::Joined;
+                early.push(message);
+                if joined {
+                    return Ok(early);
+                }
+            }
+            None => bail!("the mesh has stopped"),
+        }
+    }
+}
+
+fn open_store(config: &Config) -> anyhow::Result<Store> {
+    let (store, state) = Store::open(&config.state_dir, &config.name, &config.universe)?;
+    if let StoreState::Damaged { moved_to } = state {
+        error!(
+            moved_to = %moved_to.display(),
+            "the state file could not be read and was moved aside; the ring is learned from peers, addresses from veths"
+        );
+    }
+    Ok(store)
+}
+
+/// The address that the bridge still has from the agent before this one.
+fn bridge_address(observed: &Observed, config: &Config) -> Option<IpAddr> {
+    let of_bridge = observed.addresses.iter().filter(|(link, _)| link == BRIDGE);
+    of_bridge.map(|(_, prefix)| prefix.addr()).find(|address| config.universe.contains(*address))
+}
+
+/// What the kernel should look like right at the start, so that pods that run go on running.
+fn desired(config: &Config, observed: &Observed, view: &ipam::View) -> Desired {
+    let mut desired = Desired::new(config.universe, bridge_mac(config), config.mtu.into());
+    steering::follow(&mut desired, view, &BTreeMap::new());
+    desired.no_masquerade = config.no_masquerade.iter().copied().collect();
+    desired.underlay = config.endpoints.iter().map(|endpoint| endpoint.0.ip()).collect();
+    desired.underlay_forwarding = config.underlay_forwarding;
+    for veth in observed.veths() {
+        let key = &veth.alias.attachment;
+        let mine = |allocation: &&Arc<ipam::Allocation>| allocation.owner == ipam::Owner::Pod(key.clone());
+        match view.allocations.values().find(mine) {
+            Some(allocation) => {
+                let port = PodPort {
+                    host_interface: veth.host_interface.clone(),
+                    addresses: [allocation.address].into(),
+                    mac: allocation.mac,
+                };
+                desired.pods.insert(veth.host_interface, port);
+            }
+            None => warn!(veth = veth.host_interface, attachment = %key, "a veth of ours without an address"),
+        }
+    }
+    desired
+}
+
+fn bridge_mac(config: &Config) -> Mac {
+    Mac::derived(format!("bridge {}", config.name).as_bytes())
+}
+
+fn start_logging(config: &Config) -> anyhow::Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_new(&config.log_filter).context("--log")?;
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match config.log_format {
+        LogFormat::Json => lines.json().init(),
+        LogFormat::Text => lines.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
+    }
+    Ok(())
+}
+
+fn unix_time() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// What peers and metrics show.
+pub const SOFTWARE: &str = concat!("weft ", env!("CARGO_PKG_VERSION"));
+
+/// In the run directory, which a reboot empties: without it pods from before are gone.
+const BOOT_MARKER: &str = "boot";
+/// Messages between subjects; senders wait when it is full, and merge what waits.
+const QUEUE: usize = 64;
+/// How long calls under way may take to be answered at the end.
+const GRACE: Duration = Duration::from_secs(3);

@@ -1,0 +1,89 @@
+//! From who is there and who owns what to where packets go.
+//!
+//! ```text
+//!   PeerSet (mesh) ─┐                 ┌─▶ table::Inputs      the workers' forwarding table
+//!                   ├─▶ Forwarding ───┼─▶ narrow ranges      routes with a smaller MTU
+//!   View (ipam) ────┘                 └─▶ known peers        whom the allocator may ask
+//! ```
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+use crate::{
+    datapath::table::{self, Owner},
+    ipam::{KnownPeer, View},
+    mesh::peers::PeerSet,
+    types::{PeerName, Prefix},
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+/// What follows from one look at peers and ring.
+#[derive(Clone, Debug, Default)]
+pub struct Forwarding {
+    pub table: table::Inputs,
+    /// Ranges behind peers whose pods' MTU is smaller than ours, with that MTU.
+    pub narrow: BTreeMap<Prefix, u32>,
+    pub known: Vec<KnownPeer>,
+}
+
+/// The node's own part in it.
+#[derive(Clone, Copy, Debug)]
+pub struct Node {
+    /// The pods' MTU, in bytes.
+    pub mtu: u16,
+    /// Underlay sockets can reach IPv6 endpoints, IPv4 endpoints.
+    pub ipv6: bool,
+    pub ipv4: bool,
+}
+
+impl Forwarding {
+    /// `reachable` says to whom messages are likely to get through.
+    pub fn new(node: Node, peers: &PeerSet, reachable: &BTreeSet<PeerName>, view: &View) -> Self {
+        let others: Vec<_> = peers.others().collect();
+        let places: BTreeMap<&PeerName, usize> =
+            others.iter().enumerate().map(|(place, record)| (&record.name, place)).collect();
+        let usable = |ip: IpAddr| if ip.is_ipv4() { node.ipv4 } else { node.ipv6 };
+        let path = |record: &crate::mesh::peers::PeerRecord| table::Peer {
+            name: record.name.clone(),
+            data_id: record.data_id,
+            endpoint: record.endpoints.iter().map(|endpoint| endpoint.0).find(|address| usable(address.ip())),
+            mtu: record.mtu.min(node.mtu),
+        };
+        let table_peers: Arc<[table::Peer]> = others.iter().map(|record| path(record)).collect();
+        let own = &peers.own().name;
+        let owner = |name: &PeerName| match places.get(name) {
+            _ if name == own => Owner::Me,
+            Some(place) => Owner::Peer(*place),
+            None => Owner::Nobody,
+        };
+        let narrow = view.ranges.iter().filter_map(|(prefix, name)| {
+            let mtu = table_peers[*places.get(name)?].mtu;
+            (mtu < node.mtu).then_some((*prefix, mtu.into()))
+        });
+        let held = others.iter().enumerate().flat_map(|(place, record)| {
+            record.held.iter().map(move |address| (*address, Owner::Peer(place)))
+        });
+        let pods = view.allocations.keys().filter(|address| Some(**address) != view.bridge);
+        Self {
+            narrow: narrow.collect(),
+            known: others
+                .iter()
+                .map(|record| KnownPeer {
+                    name: record.name.clone(),
+                    reachable: reachable.contains(&record.name),
+                    held: record.held.clone(),
+                })
+                .collect(),
+            table: table::Inputs {
+                me: peers.own().data_id,
+                ranges: view.ranges.iter().map(|(prefix, name)| (*prefix, owner(name))).collect(),
+                held: held.collect(),
+                bridge: view.bridge.into_iter().collect(),
+                pods: pods.copied().collect(),
+                peers: table_peers,
+            },
+        }
+    }
+}
