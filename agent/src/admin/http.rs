@@ -8,7 +8,13 @@ use axum::{
     response::{Html, IntoResponse},
     routing::get,
 };
-use std::{fmt::Write as _, net::SocketAddr, sync::Arc, time::Instant};
+use futures_util::FutureExt;
+use std::{
+    fmt::Write as _,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use tokio::net::TcpListener;
 
 /// Bound, not yet serving: so that a port in use is known before anything is touched.
@@ -46,7 +52,7 @@ impl HttpServer {
         self.listener.local_addr().map_err(HttpError::Serve)
     }
 
-    /// Serves until `shutdown` resolves and the requests under way are answered.
+    /// Serves until `shutdown` resolves and the requests under way are answered, or [`GRACE`] later at the latest.
     pub async fn serve(
         self,
         pages: Pages,
@@ -58,7 +64,12 @@ impl HttpServer {
             .route("/readyz", get(readyz))
             .route("/metrics", get(metrics))
             .with_state(pages);
-        axum::serve(self.listener, router).with_graceful_shutdown(shutdown).await.map_err(HttpError::Serve)
+        let shutdown = shutdown.shared();
+        let server = axum::serve(self.listener, router).with_graceful_shutdown(shutdown.clone());
+        tokio::select! {
+            served = server => served.map_err(HttpError::Serve),
+            () = shutdown.then(|()| tokio::time::sleep(GRACE)) => Ok(()),
+        }
     }
 }
 
@@ -103,11 +114,13 @@ fn hint(error: &std::io::Error) -> &'static str {
     }
 }
 
+/// For answers to slow readers at the end.
+const GRACE: Duration = Duration::from_secs(1);
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::admin::{Pending, snapshot::example};
-    use std::time::Duration;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     /// A server on a port of the kernel's choice, and the guard that keeps it from being ready.
@@ -181,5 +194,20 @@ mod tests {
         let error = HttpServer::bind(address).await.unwrap_err().to_string();
         assert!(error.starts_with(&format!("--metrics-addr {address}: cannot listen: ")), "{error}");
         assert!(error.ends_with("another program has that port, or another agent runs"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_request_that_never_ends_does_not_hold_up_the_shutdown() {
+        let (_, pages, _starting) = serve().await;
+        let server = HttpServer::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = server.local_addr().unwrap();
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let served = tokio::spawn(server.serve(pages, stopped.map(drop)));
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        stream.write_all(b"GET / HT").await.unwrap();
+        // Connections are accepted in their order: when this one is answered, the other one is under way.
+        assert!(fetch(address, "/livez").await.starts_with("HTTP/1.1 200"));
+        stop.send(()).unwrap();
+        tokio::time::timeout(GRACE * 5, served).await.unwrap().unwrap().unwrap();
     }
 }

@@ -123,7 +123,7 @@ fn addresses(page: &mut Page<'_>, now: &Snapshot) -> fmt::Result {
         "Addresses that this node owns",
         states.map(|(state, n)| ([("state", state)], n)),
     )?;
-    let universe = super::snapshot::size(now.universe.prefix()) as f64;
+    let universe = super::addresses_in(now.universe.prefix()) as f64;
     let shares = now.shares();
     let shares = shares.iter().map(|(owner, n)| ([("peer", owner.as_str())], *n as f64 / universe));
     page.gauges("weft_ipam_range_share", "Part of the universe that a peer owns, 0 to 1", shares)

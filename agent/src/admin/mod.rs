@@ -21,6 +21,7 @@ pub use http::{HttpError, HttpServer, Pages};
 pub use local::{AdminService, LeaveCall};
 pub use metrics::{CniLatency, Metrics};
 pub use readiness::{Pending, Readiness};
+pub(crate) use snapshot::addresses_in;
 #[cfg(test)]
 pub(crate) use snapshot::example;
 pub use snapshot::{

@@ -109,7 +109,7 @@ fn clamp(n: u128) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::snapshot::{example, size};
+    use crate::admin::snapshot::{addresses_in, example};
 
     #[test]
     fn addresses_are_summed_by_owner() {
@@ -127,6 +127,6 @@ mod tests {
         let mut now = example::snapshot();
         now.ranges[0].prefix = "fd00::/8".parse().unwrap();
         assert_eq!(status(&now).addresses_owned, u64::MAX);
-        assert_eq!(size("::/0".parse().unwrap()), u128::MAX);
+        assert_eq!(addresses_in("::/0".parse().unwrap()), u128::MAX);
     }
 }

@@ -125,7 +125,7 @@ impl Snapshot {
     pub fn shares(&self) -> BTreeMap<&PeerName, u128> {
         let mut shares = BTreeMap::new();
         for range in &self.ranges {
-            *shares.entry(&range.owner).or_default() += size(range.prefix);
+            *shares.entry(&range.owner).or_default() += addresses_in(range.prefix);
         }
         shares
     }
@@ -133,7 +133,7 @@ impl Snapshot {
     /// Our addresses: owned, allocated, resting.
     pub fn addresses(&self) -> (u128, u64, u64) {
         self.my_ranges().fold((0, 0, 0), |(owned, allocated, resting), range| {
-            (owned + size(range.prefix), allocated + range.allocated, resting + range.resting)
+            (owned + addresses_in(range.prefix), allocated + range.allocated, resting + range.resting)
         })
     }
 }
@@ -148,7 +148,7 @@ impl fmt::Display for Encryption {
 }
 
 /// Addresses in a prefix; all but one of `::/0`.
-pub(super) fn size(prefix: Prefix) -> u128 {
+pub(crate) fn addresses_in(prefix: Prefix) -> u128 {
     1u128.checked_shl(u32::from(prefix.max_prefix_len() - prefix.prefix_len())).unwrap_or(u128::MAX)
 }
 

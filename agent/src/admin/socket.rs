@@ -1,6 +1,6 @@
 //! The unix socket of the local API: for root and the agent's own user only, and never two agents on one.
 
-use futures_util::{Stream, stream};
+use futures_util::{FutureExt, Stream, stream};
 use nix::fcntl::{Flock, FlockArg};
 use socket2::{Domain, SockAddr, Socket, Type};
 use std::{
@@ -67,11 +67,20 @@ impl LocalSocket {
         &self.path
     }
 
-    /// Serves until `shutdown` resolves and the calls under way are answered.
-    pub async fn serve(self, routes: Routes, shutdown: impl Future<Output = ()>) -> Result<(), SocketError> {
+    /// Serves until `shutdown` resolves and the calls under way are answered, or [`GRACE`] later at the latest.
+    pub async fn serve(
+        self,
+        routes: Routes,
+        shutdown: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<(), SocketError> {
         let own = nix::unistd::geteuid().as_raw();
         let server = tonic::transport::Server::builder().add_routes(routes);
-        Ok(server.serve_with_incoming_shutdown(admitted(self.listener, own), shutdown).await?)
+        let shutdown = shutdown.shared();
+        let incoming = admitted(self.listener, own);
+        tokio::select! {
+            served = server.serve_with_incoming_shutdown(incoming, shutdown.clone()) => Ok(served?),
+            () = shutdown.then(|()| tokio::time::sleep(GRACE)) => Ok(()),
+        }
     }
 }
 
@@ -135,6 +144,8 @@ fn lock(path: &Path) -> Result<Flock<File>, SocketError> {
 
 /// Calls that wait to be accepted: more than a node starts pods at once.
 const BACKLOG: i32 = 1024;
+/// For calls under way at the end; what is written before the answer stays written.
+const GRACE: Duration = Duration::from_secs(2);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 #[cfg(test)]

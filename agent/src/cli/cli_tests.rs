@@ -1,7 +1,7 @@
 use super::*;
 use crate::admin::{AdminService, LeaveCall, LocalSocket, Snapshot, example};
 use insta::assert_snapshot;
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, time::Duration};
 use tokio::sync::mpsc;
 use tonic::service::Routes;
 
@@ -351,4 +351,17 @@ async fn an_agent_that_hangs_up_is_told_from_none() {
     });
     let error = answer(dir.path(), &["status"]).await.unwrap_err();
     assert!(matches!(error, CliError::Call(CallError::Closed(_))), "{error}");
+}
+
+#[tokio::test]
+async fn an_idle_caller_does_not_hold_up_the_shutdown() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = LocalSocket::bind(&socket_in(dir.path())).unwrap();
+    let admin = AdminService::new(Arc::new(example::snapshot), mpsc::channel(1).0).into_server();
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let served = tokio::spawn(socket.serve(Routes::new(admin), async { drop(stopped.await) }));
+    let mut client = Client::connect(&socket_in(dir.path())).await.unwrap();
+    client.status().await.unwrap();
+    stop.send(()).unwrap();
+    tokio::time::timeout(Duration::from_secs(10), served).await.unwrap().unwrap().unwrap();
 }

@@ -5,7 +5,7 @@ use super::{
     units::{bytes, count, counted, duration},
     view::{Ipam, Peer, Peers, Pod, Pods, Range, Report, Status},
 };
-use crate::types::Prefix;
+use crate::{admin::addresses_in, types::Prefix};
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
 use std::{collections::BTreeMap, fmt::Write, time::Duration};
 
@@ -61,7 +61,7 @@ pub(super) fn peers(Peers { peers }: &Peers) -> String {
 
 pub(super) fn ipam(ipam: &Ipam) -> String {
     let universe: Option<Prefix> = ipam.universe.parse().ok();
-    let all = universe.map(size);
+    let all = universe.map(addresses_in);
     let mut text = match all {
         Some(all) => format!("universe {}, {} addresses\n", ipam.universe, count(all)),
         None => format!("universe {}\n", ipam.universe),
@@ -76,7 +76,7 @@ pub(super) fn ipam(ipam: &Ipam) -> String {
     let header = ["PREFIX", "OWNER", "ADDRESSES", "SHARE", "ALLOCATED", "RESTING"];
     let rows = ipam.ranges.iter().map(|range| {
         let Range { prefix, owner, mine, allocated, resting } = range;
-        let addresses = prefix.parse().ok().map(size);
+        let addresses = prefix.parse().ok().map(addresses_in);
         let share =
             addresses.zip(all).map(|(part, all)| format!("{:.1} %", part as f64 * 100.0 / all as f64));
         [
@@ -197,10 +197,6 @@ fn table<const N: usize>(
         }
     }
     table.trim_fmt() + "\n"
-}
-
-fn size(prefix: Prefix) -> u128 {
-    1u128.checked_shl(u32::from(prefix.max_prefix_len() - prefix.prefix_len())).unwrap_or(u128::MAX)
 }
 
 /// Characters of a container id that tell it from the others, as container tools show it.

@@ -111,6 +111,9 @@ impl Check<'_> {
     fn universe(&mut self) -> Option<Universe> {
         let text = &self.args.universe;
         let universe: Universe = self.parse("--universe", text)?;
+        if universe.prefix().addr().is_ipv6() && !self.host.ipv6 {
+            self.refuse("--universe", text, "IPv6 is off on this host");
+        }
         let overlaps = |prefix: &Prefix| {
             let universe = universe.prefix();
             universe.contains(&prefix.addr()) || prefix.contains(&universe.addr())
@@ -280,7 +283,13 @@ impl Check<'_> {
         let smallest = devices.iter().filter_map(|device| Some((self.host.mtu_of(device)?, device))).min();
         let underlay = smallest.map(|(mtu, device)| (u16::try_from(mtu).unwrap_or(u16::MAX), device));
         let Some(text) = given(&self.args.mtu) else {
-            let (carries, device) = underlay?;
+            let Some((carries, device)) = underlay else {
+                // An address that is not of this host has been refused already.
+                if self.errors.is_empty() {
+                    self.refuse("--mtu", "", "not given, and the underlay's is not known");
+                }
+                return None;
+            };
             let mtu = carries.saturating_sub(SEALED_OVERHEAD + extra);
             if mtu < least {
                 let conflict = format!(

@@ -134,6 +134,8 @@ fn a_universe_in_use_is_refused() {
 --universe 10.32.0.0/12: overlaps this host's route 10.33.0.0/16 (which refuses packets); choose a universe that is not in use
 --universe 10.32.0.0/12: contains this host's address 10.35.0.1 on dummy0; choose a universe that is not in use
 ");
+    let without_ipv6 = HostFacts { ipv6: false, ..self::host() };
+    assert_snapshot!(refused_on(&without_ipv6, &["--universe", "fd00:77::/64"]), @r"--universe fd00:77::/64: IPv6 is off on this host");
     assert_snapshot!(refused(&["--universe", "10.32.0.1/12"]), @r"--universe: `10.32.0.1/12` is not a network address; did you mean 10.32.0.0/12?");
     assert_snapshot!(refused(&["--universe", "10.32.0.0/31"]), @r"--universe: `10.32.0.0/31` has no room for pods; the smallest universe is a /30, or a /126 for IPv6");
     assert_snapshot!(refused(&["--universe", "pods"]), @r"--universe: `pods` is not a prefix; example: 10.32.0.0/12");
@@ -189,6 +191,8 @@ fn an_mtu_that_does_not_fit_is_refused() {
     assert_snapshot!(refused(&["--mtu", "1200", "--universe", "fd00:77::/64"]), @r"--mtu 1200: pods need 1280 bytes at least");
     let mut narrow = host();
     narrow.links[1].mtu = 600;
+    let unknown = HostFacts { links: Vec::new(), ..narrow.clone() };
+    assert_snapshot!(refused_on(&unknown, &[]), @r"--mtu: not given, and the underlay's is not known");
     assert_snapshot!(refused_on(&narrow, &[]), @r"--mtu: eth0 carries 600 bytes, which leaves 540 for pods: 576 are needed at least");
 }
 
