@@ -1,0 +1,120 @@
+//! What the CNI service needs of allocator and links.
+
+use super::steering::Steered;
+use crate::{
+    cni::{AddressError, Addresses, Allocation, Port, PortError, Ports, Veth, Wish},
+    ipam::{self, IpamError, Owner, task::Handle as Ipam},
+    links::{self, LinksError, PodPort},
+    types::AttachmentKey,
+};
+use std::{
+    sync::Arc,
+    time::{Duration, UNIX_EPOCH},
+};
+use tokio::{sync::watch, time::timeout};
+
+#[derive(Clone, Debug)]
+pub struct IpamAddresses(pub Ipam);
+
+impl Addresses for IpamAddresses {
+    async fn reserve(&self, wish: Wish) -> Result<Allocation, AddressError> {
+        let Wish { attachment, pod, addresses, ranges, mac } = wish;
+        let request = ipam::Request { key: attachment, pod, wanted: addresses, ranges, mac };
+        let allocation = self.0.reserve(request).await?;
+        Ok(of_pod(&allocation).expect("what is reserved for a pod is a pod's"))
+    }
+
+    async fn release(&self, key: &AttachmentKey) -> Result<(), AddressError> {
+        self.0.release(key.clone()).await?;
+        Ok(())
+    }
+
+    async fn allocations(&self) -> Result<Vec<Allocation>, AddressError> {
+        let view = self.0.view().borrow().clone();
+        Ok(view.allocations.values().filter_map(|allocation| of_pod(allocation)).collect())
+    }
+}
+
+fn of_pod(allocation: &Arc<ipam::Allocation>) -> Option<Allocation> {
+    let Owner::Pod(attachment) = &allocation.owner else { return None };
+    Some(Allocation {
+        attachment: attachment.clone(),
+        pod: allocation.pod.clone(),
+        addresses: vec![allocation.address],
+        mac: allocation.mac,
+        reserved: UNIX_EPOCH + Duration::from_millis(allocation.reserved_at),
+    })
+}
+
+impl From<IpamError> for AddressError {
+    fn from(error: IpamError) -> Self {
+        let text = error.to_string();
+        match error {
+            IpamError::NotReady(_) | IpamError::Left | IpamError::Stopped => Self::NotReady(text),
+            IpamError::Full { .. } => Self::Full(text),
+            IpamError::NotOurs { .. }
+            | IpamError::InUse { .. }
+            | IpamError::HasAnother { .. }
+            | IpamError::OutOfRanges { .. } => Self::Taken(text),
+            IpamError::OutsideUniverse { .. } | IpamError::Reserved { .. } | IpamError::TooManyWanted(_) => {
+                Self::Refused(text)
+            }
+            IpamError::Store(_) => Self::Store(text),
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct LinksPorts {
+    pub links: links::Handle,
+    pub ipam: Ipam,
+    pub steered: watch::Receiver<Arc<Steered>>,
+}
+
+impl Ports for LinksPorts {
+    async fn attach(&self, port: Port) -> Result<(), PortError> {
+        let Port { attachment, host_interface, addresses, mac } = port;
+        // From here on the reservation does not time out; if what follows fails the shim releases it.
+        let reserved = self.ipam.activated(attachment.clone()).await;
+        if !reserved.map_err(|error| PortError::NotReady(error.to_string()))? {
+            return Err(PortError::NotReady(format!("the reservation of {attachment} has timed out")));
+        }
+        let pod = PodPort { host_interface, addresses: addresses.iter().copied().collect(), mac };
+        self.links.attach(pod).await?;
+        let mut steered = self.steered.clone();
+        let known = steered.wait_for(|steered| addresses.iter().all(|address| steered.local.contains(address)));
+        match timeout(IN_FORCE, known).await {
+            Ok(Ok(_)) => Ok(()),
+            _ => Err(PortError::NotReady("the data path does not take packets for the pod yet".into())),
+        }
+    }
+
+    async fn detach(&self, key: &AttachmentKey) -> Result<(), PortError> {
+        Ok(self.links.detach(&key.host_interface()).await?)
+    }
+
+    async fn veths(&self) -> Result<Vec<Veth>, PortError> {
+        let veth = |veth: links::Veth| Veth {
+            alias: veth.alias,
+            host_interface: veth.host_interface,
+            up: veth.up,
+            on_bridge: veth.on_bridge,
+            routes: veth.routes,
+        };
+        Ok(self.links.veths().await?.into_iter().map(veth).collect())
+    }
+}
+
+impl From<LinksError> for PortError {
+    fn from(error: LinksError) -> Self {
+        let text = error.to_string();
+        match error {
+            LinksError::NoVeth(_) => Self::Missing(text),
+            LinksError::Failed(_) => Self::Kernel(text),
+            LinksError::Stopped => Self::NotReady(text),
+        }
+    }
+}
+
+/// How long the forwarding table may take to follow an allocation; it takes far less than a millisecond.
+const IN_FORCE: Duration = Duration::from_secs(5);

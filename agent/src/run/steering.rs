@@ -1,0 +1,231 @@
+//! Keeps forwarding table, links, own record and readiness in step with peers and ring.
+
+use super::{
+    bridge_mac,
+    forwarding::{Forwarding, Node},
+};
+use crate::{
+    admin::{Heartbeat, Pending, Readiness},
+    cni,
+    config::Config,
+    datapath::table::{Peer, Table},
+    ipam::{
+        self, KnownPeer, View,
+        task::Handle as Ipam,
+    },
+    links::{self, BRIDGE, Desired},
+    mesh::{
+        peers::PeerSet,
+        routes::Routes,
+        task::{Handle as Mesh, Status as MeshStatus},
+    },
+    types::{DataId, Incarnation, PeerName, Prefix},
+};
+use anyhow::Context;
+use arc_swap::ArcSwap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::{sync::watch, time};
+use tracing::warn;
+
+/// What is in force now.
+#[derive(Clone, Debug, Default)]
+pub struct Steered {
+    /// Addresses for which the data path takes packets.
+    pub local: BTreeSet<IpAddr>,
+    pub mesh: Option<MeshStatus>,
+}
+
+pub struct State {
+    node: Node,
+    mesh: Mesh,
+    ipam: Ipam,
+    links: links::Handle,
+    readiness: Readiness,
+    tables: Arc<ArcSwap<Table>>,
+    /// As they were when the table was made last.
+    peers: Arc<[Peer]>,
+    known: Vec<KnownPeer>,
+    narrow: BTreeMap<Prefix, u32>,
+    guards: BTreeMap<String, Pending>,
+    steered: watch::Sender<Arc<Steered>>,
+    cni_node: watch::Sender<Option<cni::Node>>,
+    cni_readiness: watch::Sender<cni::Readiness>,
+    bridge: cni::Node,
+}
+
+/// Makes what is desired follow the ring.
+pub fn follow(desired: &mut Desired, view: &View, narrow: &BTreeMap<Prefix, u32>) {
+    desired.gateways = view.bridge.into_iter().collect();
+    desired.own_ranges = view.own.iter().copied().collect();
+    desired.narrow_ranges.clone_from(narrow);
+}
+
+impl State {
+    pub fn new(
+        config: &Config,
+        mesh: &Mesh,
+        ipam: &Ipam,
+        links: &links::Handle,
+        readiness: &Readiness,
+        tables: Arc<ArcSwap<Table>>,
+    ) -> Self {
+        let listen = config.listen.ip();
+        Self {
+            node: Node { mtu: config.mtu, ipv6: listen.is_ipv6(), ipv4: listen.is_ipv4() || listen.is_unspecified() },
+            mesh: mesh.clone(),
+            ipam: ipam.clone(),
+            links: links.clone(),
+            readiness: readiness.clone(),
+            tables,
+            peers: Arc::default(),
+            known: Vec::new(),
+            narrow: BTreeMap::new(),
+            guards: BTreeMap::new(),
+            steered: watch::Sender::default(),
+            cni_node: watch::Sender::new(None),
+            cni_readiness: watch::Sender::new(cni::Readiness {
+                reasons: vec!["the agent is starting".into()],
+                impaired: false,
+            }),
+            bridge: cni::Node {
+                bridge: BRIDGE.into(),
+                bridge_mac: bridge_mac(config),
+                gateways: Vec::new(),
+                mtu: config.mtu,
+            },
+        }
+    }
+
+    pub fn steered(&self) -> watch::Receiver<Arc<Steered>> {
+        self.steered.subscribe()
+    }
+
+    /// What pods are told; none until the bridge has its address.
+    pub fn node(&self) -> watch::Receiver<Option<cni::Node>> {
+        self.cni_node.subscribe()
+    }
+
+    pub fn cni_readiness(&self) -> watch::Receiver<cni::Readiness> {
+        self.cni_readiness.subscribe()
+    }
+
+    /// Runs until one of the subjects has stopped.
+    pub async fn run(mut self, heartbeat: Heartbeat, now: fn() -> Instant) -> anyhow::Result<()> {
+        let (mut peers, mut view, mut links) = (self.mesh.peers(), self.ipam.view(), self.links.watch());
+        let mut readiness = self.readiness.watch();
+        let mut tick = time::interval(TICK);
+        loop {
+            heartbeat.tick(now());
+            let (set, ring) = (peers.borrow_and_update().clone(), view.borrow_and_update().clone());
+            self.steer(&set, &ring).await?;
+            self.judge(&ring, &links.borrow_and_update().clone());
+            readiness.mark_unchanged();
+            tokio::select! {
+                changed = peers.changed() => changed.context("the mesh has stopped")?,
+                changed = view.changed() => changed.context("the allocator has stopped")?,
+                changed = links.changed() => changed.context("links are no longer kept up")?,
+                changed = readiness.changed() => changed.context("nobody asks for readiness")?,
+                _ = tick.tick() => {}
+            }
+        }
+    }
+
+    async fn steer(&mut self, set: &PeerSet, view: &View) -> anyhow::Result<()> {
+        let status = self.mesh.status().await?;
+        let linked: BTreeSet<PeerName> =
+            status.links.iter().filter_map(|link| Some(link.peer.as_ref()?.0.clone())).collect();
+        let routes = Routes::new(set, &linked);
+        let reachable = set.others().map(|record| record.name.clone());
+        let reachable = reachable.filter(|name| routes.next_hop(name).is_some()).collect();
+        let Forwarding { mut table, narrow, known } = Forwarding::new(self.node, set, &reachable, view);
+        // The workers count by place in this list.
+        match table.peers == self.peers {
+            true => table.peers = self.peers.clone(),
+            false => self.peers = table.peers.clone(),
+        }
+        let local = table.pods.iter().chain(&table.bridge).copied().collect();
+        self.tables.store(Arc::new(Table::new(table)));
+        self.steered.send_replace(Arc::new(Steered { local, mesh: Some(status) }));
+        self.publish(set, view).await?;
+        if known != self.known {
+            self.ipam.peers(known.clone()).await?;
+            self.known = known;
+        }
+        self.narrow = narrow;
+        let mut wanted = self.links.desired();
+        follow(&mut wanted, view, &self.narrow);
+        if wanted != self.links.desired() {
+            let (view, narrow) = (view.clone(), self.narrow.clone());
+            if let Err(error) = self.links.update(move |desired| follow(desired, &view, &narrow)).await {
+                warn!(%error, "links do not follow the ring yet; this is tried again");
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps the own record's share of the ring true, and its data id different from everybody else's.
+    async fn publish(&self, set: &PeerSet, view: &View) -> anyhow::Result<()> {
+        let (own, held, digest) = (set.own(), view.held.clone(), ranges_digest(&view.own));
+        let elder = |incarnation: Incarnation| incarnation < own.incarnation;
+        let clash = set.others().any(|record| record.data_id == own.data_id && elder(record.incarnation));
+        if clash || own.held != held || own.ranges_digest != digest {
+            let update = move |record: &mut crate::mesh::peers::PeerRecord| {
+                record.held = held;
+                record.ranges_digest = digest;
+                if clash {
+                    record.data_id = DataId(rand::random());
+                }
+            };
+            self.mesh.update_record(update).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether ADD would work, and what pods are told.
+    fn judge(&mut self, view: &View, links: &links::Status) {
+        let mut reasons: Vec<String> = Vec::new();
+        match (&view.waiting_for, view.own.is_empty()) {
+            (Some(waiting), true) => reasons.push(format!("no addresses to hand out: waiting for {waiting}")),
+            (None, true) => reasons.push("no addresses to hand out yet".into()),
+            _ => {}
+        }
+        reasons.extend(links.error.clone());
+        reasons.extend(links.troubles.iter().cloned());
+        self.guards.retain(|reason, _| reasons.contains(reason));
+        for reason in &reasons {
+            let guard = || self.readiness.pending(reason);
+            self.guards.entry(reason.clone()).or_insert_with(guard);
+        }
+        let gateways: Vec<_> = view.bridge.into_iter().collect();
+        let node = (!gateways.is_empty()).then(|| cni::Node { gateways, ..self.bridge.clone() });
+        self.cni_node.send_if_modified(|told| {
+            let changed = *told != node;
+            *told = node;
+            changed
+        });
+        let impaired = links.error.is_some() || !links.troubles.is_empty();
+        let ready = cni::Readiness { reasons: self.readiness.reasons(), impaired };
+        self.cni_readiness.send_if_modified(|told| {
+            let changed = *told != ready;
+            *told = ready;
+            changed
+        });
+    }
+}
+
+/// Tells one set of ranges from another.
+fn ranges_digest(own: &[Prefix]) -> u64 {
+    use siphasher::sip::SipHasher13;
+    use std::hash::{Hash, Hasher};
+    let mut hash = SipHasher13::new();
+    own.hash(&mut hash);
+    hash.finish()
+}
+
+/// Proof of life, and the age of what is shown of control links at most.
+const TICK: Duration = Duration::from_secs(2);
