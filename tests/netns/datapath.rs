@@ -1,9 +1,9 @@
 //! Two data paths in two namespaces that a veth joins.
 //!
 //! ```text
-//!   ┌ a ───────────────────────────┐                    ┌ b ───────────────────────────┐
-//!   │ 10.32.0.1 ─ weft0 ⇄ Datapath ─ 192.0.2.1 ═══ 192.0.2.2 ─ Datapath ⇄ weft0 ─ 10.32.1.1 │
-//!   └──────────────────────────────┘                    └──────────────────────────────┘
+//!   ┌ a ──────────────────────────────────────┐   ┌ b ──────────────────────────────────────┐
+//!   │ 10.32.0.1 ─ weft0 ⇄ Datapath ⇄ 192.0.2.1 ═════ 192.0.2.2 ⇄ Datapath ⇄ weft0 ─ 10.32.1.1 │
+//!   └─────────────────────────────────────────┘   └─────────────────────────────────────────┘
 //! ```
 //!
 //! The namespaces have no names: they end with the test, whichever way it ends.
@@ -30,7 +30,7 @@ use weft::{
     },
     linux::{
         tun::{self, TunError},
-        udp::Socket,
+        udp::{Incoming, Outgoing, Socket},
     },
     types::DataId,
 };
@@ -70,6 +70,23 @@ fn packets_cross_an_ipv6_underlay() {
     let mut buffer = [0; 2000];
     let (len, _) = b.recv_from(&mut buffer).expect("the packet within 5 s");
     assert_eq!(buffer[..len], largest);
+}
+
+#[test]
+fn sockets_serve_ipv4_where_ipv6_is_off() {
+    within(&namespace(), || {
+        std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1").unwrap();
+        ip("link set lo up").unwrap();
+        let sockets = Socket::bind_group("[::]:6783".parse().unwrap(), 2).unwrap();
+        let to = SocketAddr::from(([127, 0, 0, 1], 6783));
+        assert!(sockets[0].path_mtu(to).unwrap() > 1500);
+        let (mut outgoing, mut incoming) = (Outgoing::new(), Incoming::new());
+        outgoing.commit(9, to);
+        assert_eq!(outgoing.send(&sockets[0], 0), Ok(1));
+        let got =
+            soon("one of the two has it", || sockets.iter().find_map(|socket| incoming.receive(socket).ok()));
+        assert_eq!((got, incoming.datagram(0).len()), (1, 9));
+    });
 }
 
 #[test]

@@ -42,8 +42,8 @@ pub enum Drop {
     TunWrite,
 }
 
-/// A reading of all counters, summed over the workers. Each only ever grows; a peer's begin again at 0 when it was
-/// out of the table.
+/// A reading of all counters, summed over the workers. Each only ever grows. A peer that left the table is forgotten
+/// once every worker has seen that; should it come back, it begins at 0.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
     /// From the TUN to the underlay, inner packets and their bytes.
@@ -121,18 +121,17 @@ impl Counters {
         &self.workers[worker]
     }
 
-    /// The counters of the table's peers, in its order, each with one part per worker. Forgets the peers that left.
+    /// The counters of the table's peers, in its order, each with one part per worker.
     pub(super) fn places(&self, peers: &[Peer]) -> Vec<Arc<[PeerCounters]>> {
         let fresh = || (0..self.workers.len()).map(|_| PeerCounters::default()).collect();
-        let places = peers
-            .iter()
-            .map(|peer| self.peers.entry(peer.name.clone()).or_insert_with(fresh).clone())
-            .collect();
-        if self.peers.len() > peers.len() {
-            let names: std::collections::BTreeSet<_> = peers.iter().map(|peer| &peer.name).collect();
-            self.peers.retain(|name, _| names.contains(name));
-        }
-        places
+        let place = |peer: &Peer| self.peers.entry(peer.name.clone()).or_insert_with(fresh).clone();
+        peers.iter().map(place).collect()
+    }
+
+    /// Forgets the peers whose counters no worker has a place for any more.
+    pub(super) fn forget_unplaced(&self) {
+        // A worker takes its share under the entry's lock: what only the map holds can't be taken meanwhile.
+        self.peers.retain(|_, counters| Arc::strong_count(counters) > 1);
     }
 
     pub(super) fn snapshot(&self) -> Snapshot {
@@ -250,6 +249,8 @@ mod tests {
         counters.worker(0).sent(&both[1][0], 100);
         counters.worker(1).received(&both[1][1], 50);
         let b = counters.places(&[peer("b"), peer("c")]);
+        drop(both);
+        counters.forget_unplaced();
         counters.worker(1).sent(&b[0][1], 10);
         let snapshot = counters.snapshot();
         assert_eq!(snapshot.peers.keys().map(PeerName::as_str).collect::<Vec<_>>(), ["b", "c"]);

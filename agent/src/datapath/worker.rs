@@ -240,6 +240,7 @@ impl Worker {
         if !Arc::ptr_eq(table.peers(), &self.peers) {
             self.peers = Arc::clone(table.peers());
             self.places = self.counters.places(&self.peers);
+            self.counters.forget_unplaced();
         }
         table
     }
