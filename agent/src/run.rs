@@ -100,7 +100,7 @@ pub async fn build(config: Config) -> anyhow::Result<Running> {
     let http = HttpServer::bind(config.metrics).await?;
     let local = LocalSocket::bind(&config.socket())?;
     let store = open_store(&config)?;
-    let seeds = SeedPlan::new(config.ipam_seed.iter().cloned());
+    let seeds: SeedPlan = config.ipam_seed.iter().cloned().collect();
 
     let layout = Layout::new(config.universe);
     let incarnation = store.next_incarnation(unix_time().as_micros() as u64)?;

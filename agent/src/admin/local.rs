@@ -15,6 +15,8 @@ pub struct AdminService {
 /// Somebody wants this node to hand its addresses over and the agent to stop.
 #[derive(Debug)]
 pub struct LeaveCall {
+    /// Leave though pods are attached, or nobody can take the addresses.
+    pub force: bool,
     /// Who has the addresses now, none where there was no peer or nothing to give; or why it cannot be.
     /// The agent stops once this is answered; the answer still reaches the caller in a graceful shutdown.
     pub done: oneshot::Sender<Result<Option<PeerName>, String>>,
@@ -48,11 +50,15 @@ impl admin_server::Admin for AdminService {
         Ok(Response::new(replies::pods(&self.observer.snapshot())))
     }
 
-    async fn leave(&self, _: Request<local::LeaveRequest>) -> Result<Response<local::LeaveReply>, Status> {
+    async fn leave(
+        &self,
+        request: Request<local::LeaveRequest>,
+    ) -> Result<Response<local::LeaveReply>, Status> {
         let (done, answer) = oneshot::channel();
         // When the channel is full others asked before us: wait.
         let stopping = |_| Status::unavailable("the agent is stopping already");
-        self.leave.send(LeaveCall { done }).await.map_err(stopping)?;
+        let force = request.into_inner().force;
+        self.leave.send(LeaveCall { force, done }).await.map_err(stopping)?;
         let gone = |_| Status::unavailable("the agent stopped before the addresses were handed over");
         let heir = answer.await.map_err(gone)?.map_err(Status::failed_precondition)?;
         Ok(Response::new(local::LeaveReply { heir: heir.map(|h| h.to_string()).unwrap_or_default() }))

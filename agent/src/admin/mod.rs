@@ -20,7 +20,7 @@ pub use heartbeat::{Heartbeat, Heartbeats, STALLED_AFTER, Stall};
 pub use http::{HttpError, HttpServer, Pages};
 pub use local::{AdminService, LeaveCall};
 pub use metrics::{CniLatency, Metrics};
-pub use readiness::{Pending, Readiness};
+pub use readiness::{Blocks, Pending, Readiness};
 pub(crate) use snapshot::addresses_in;
 #[cfg(test)]
 pub(crate) use snapshot::example;

@@ -24,8 +24,9 @@ pub struct Pending {
     id: u64,
 }
 
+/// What holds readiness back now.
 #[derive(Debug, Default)]
-struct Blocks {
+pub struct Blocks {
     next: u64,
     reasons: BTreeMap<u64, String>,
 }
@@ -47,6 +48,11 @@ impl Readiness {
             blocks.reasons.insert(id, reason.into());
         });
         Pending { readiness: self.clone(), id }
+    }
+
+    /// For whoever acts when it changes.
+    pub fn subscribe(&self) -> watch::Receiver<Blocks> {
+        self.blocks.subscribe()
     }
 
     pub fn is_ready(&self) -> bool {

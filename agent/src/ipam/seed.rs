@@ -39,6 +39,13 @@ impl SeedPlan {
     }
 }
 
+impl FromIterator<PeerName> for SeedPlan {
+    fn from_iter<I: IntoIterator<Item = PeerName>>(names: I) -> Self {
+        let names: BTreeSet<_> = names.into_iter().collect();
+        Self { names: names.into_iter().collect() }
+    }
+}
+
 impl FromStr for SeedPlan {
     type Err = InvalidSeed;
 

@@ -50,7 +50,7 @@ pub struct State {
     /// As they were when the table was made last.
     peers: Arc<[Peer]>,
     known: Vec<KnownPeer>,
-    narrow: BTreeMap<Prefix, u32>,
+    followed: Option<(Option<IpAddr>, Vec<Prefix>, BTreeMap<Prefix, u32>)>,
     guards: BTreeMap<String, Pending>,
     steered: watch::Sender<Arc<Steered>>,
     cni_node: watch::Sender<Option<cni::Node>>,
@@ -84,7 +84,7 @@ impl State {
             tables,
             peers: Arc::default(),
             known: Vec::new(),
-            narrow: BTreeMap::new(),
+            followed: None,
             guards: BTreeMap::new(),
             steered: watch::Sender::default(),
             cni_node: watch::Sender::new(None),
@@ -117,7 +117,7 @@ impl State {
     /// Runs until one of the subjects has stopped.
     pub async fn run(mut self, heartbeat: Heartbeat, now: fn() -> Instant) -> anyhow::Result<()> {
         let (mut peers, mut view, mut links) = (self.mesh.peers(), self.ipam.view(), self.links.watch());
-        let mut readiness = self.readiness.watch();
+        let mut readiness = self.readiness.subscribe();
         let mut tick = time::interval(TICK);
         loop {
             heartbeat.tick(now());
@@ -156,13 +156,12 @@ impl State {
             self.ipam.peers(known.clone()).await?;
             self.known = known;
         }
-        self.narrow = narrow;
-        let mut wanted = self.links.desired();
-        follow(&mut wanted, view, &self.narrow);
-        if wanted != self.links.desired() {
-            let (view, narrow) = (view.clone(), self.narrow.clone());
+        let follows = Some((view.bridge, view.own.clone(), narrow.clone()));
+        if follows != self.followed {
+            self.followed = follows;
+            let view = view.clone();
             if let Err(error) = self.links.update(move |desired| follow(desired, &view, &narrow)).await {
-                warn!(%error, "links do not follow the ring yet; this is tried again");
+                warn!(%error, "links do not follow the ring yet; they try again");
             }
         }
         Ok(())

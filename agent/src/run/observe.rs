@@ -1,0 +1,161 @@
+//! Gathers what the agent shows of itself.
+
+use super::{SOFTWARE, steering::Steered};
+use crate::{
+    admin::{Counters, Encryption, Observe, PeerView, PodView, RangeView, Readiness, Snapshot, Traffic},
+    config::Config,
+    datapath::{self, task::Reader},
+    ipam::{Owner, View},
+    links,
+    mesh::{machine, peers::PeerSet},
+    types::{Incarnation, PeerName, Prefix},
+};
+use std::{
+    collections::BTreeSet,
+    net::IpAddr,
+    sync::Arc,
+    time::Instant,
+};
+use tokio::sync::watch;
+
+/// Where it all comes from: what is read never waits.
+pub struct Sources {
+    pub config: Config,
+    pub incarnation: Incarnation,
+    pub started: Instant,
+    pub view: watch::Receiver<Arc<View>>,
+    pub peers: watch::Receiver<Arc<PeerSet>>,
+    pub steered: watch::Receiver<Arc<Steered>>,
+    pub packets: Reader,
+    pub readiness: Readiness,
+    pub links: watch::Receiver<links::Status>,
+    pub cni_warnings: watch::Receiver<Vec<String>>,
+}
+
+impl Observe for Sources {
+    fn snapshot(&self) -> Snapshot {
+        let view = self.view.borrow().clone();
+        let peers = self.peers.borrow().clone();
+        let mesh = self.steered.borrow().mesh.clone();
+        let packets = self.packets.read();
+        let linked: BTreeSet<_> = mesh
+            .iter()
+            .flat_map(|mesh| &mesh.links)
+            .filter_map(|link| Some(link.peer.as_ref()?.0.clone()))
+            .collect();
+        Snapshot {
+            name: self.config.name.clone(),
+            incarnation: self.incarnation,
+            software: SOFTWARE.into(),
+            uptime: self.started.elapsed(),
+            universe: self.config.universe,
+            endpoints: self.config.endpoints.clone(),
+            encryption: Encryption::Off,
+            not_ready: self.readiness.reasons(),
+            warnings: self.warnings(&view),
+            mtu: self.config.mtu,
+            bridge_address: view.bridge,
+            peers: peer_views(&peers, &linked, &packets),
+            ranges: range_views(&view, &self.config.name),
+            waiting_for: view.waiting_for.as_ref().map(ToString::to_string),
+            pods: pod_views(&view),
+            traffic: traffic(packets.sent, packets.received),
+            drops: packets.drops.iter().map(|(reason, count)| (reason.as_str().to_string(), *count)).collect(),
+            gossip: mesh.map(|mesh| gossip(&mesh.counters)).unwrap_or_default(),
+            repairs: self.links.borrow().repairs,
+        }
+    }
+}
+
+impl Sources {
+    fn warnings(&self, view: &View) -> Vec<String> {
+        let mut warnings = self.cni_warnings.borrow().clone();
+        let mesh = self.steered.borrow().mesh.clone();
+        let troubles = mesh.iter().flat_map(|mesh| &mesh.troubles);
+        warnings.extend(troubles.map(|trouble| format!("peer {}: {}", trouble.target, trouble.reason)));
+        if !view.held.is_empty() {
+            let held: Vec<_> = view.held.iter().map(IpAddr::to_string).collect();
+            warnings.push(format!("these addresses are in use here, but belong to others: {}", held.join(", ")));
+        }
+        warnings
+    }
+}
+
+fn peer_views(peers: &PeerSet, linked: &BTreeSet<PeerName>, packets: &datapath::Snapshot) -> Vec<PeerView> {
+    let own = &peers.own().name;
+    let view = |record: &Arc<crate::mesh::peers::PeerRecord>| {
+        let carried = packets.peers.get(&record.name).copied().unwrap_or_default();
+        PeerView {
+            name: record.name.clone(),
+            endpoints: record.endpoints.clone(),
+            software: record.software.clone(),
+            linked: linked.contains(&record.name),
+            path: if record.name == *own { "local" } else { "direct" }.into(),
+            mtu: record.mtu,
+            traffic: traffic(carried.sent, carried.received),
+        }
+    };
+    peers.iter().filter(|record| !record.left || record.name == *own).map(view).collect()
+}
+
+fn range_views(view: &View, own: &PeerName) -> Vec<RangeView> {
+    let within = |prefix: &Prefix, address: &&IpAddr| prefix.contains(*address);
+    let range = |(prefix, owner): &(Prefix, PeerName)| {
+        let mine = owner == own;
+        let count = |addresses: &mut dyn Iterator<Item = &IpAddr>| {
+            if mine { addresses.filter(|address| within(prefix, address)).count() as u64 } else { 0 }
+        };
+        RangeView {
+            prefix: *prefix,
+            owner: owner.clone(),
+            allocated: count(&mut view.allocations.keys()),
+            resting: count(&mut view.resting.iter()),
+        }
+    };
+    view.ranges.iter().map(range).collect()
+}
+
+fn pod_views(view: &View) -> Vec<PodView> {
+    let pod = |(address, allocation): (&IpAddr, &Arc<crate::ipam::Allocation>)| {
+        let Owner::Pod(attachment) = &allocation.owner else { return None };
+        Some(PodView {
+            attachment: attachment.clone(),
+            pod: allocation.pod.clone(),
+            addresses: vec![*address],
+            active: !view.reserved.contains(attachment),
+        })
+    };
+    view.allocations.iter().filter_map(pod).collect()
+}
+
+fn traffic(sent: datapath::Traffic, received: datapath::Traffic) -> Traffic {
+    Traffic {
+        packets_sent: sent.packets,
+        bytes_sent: sent.bytes,
+        packets_received: received.packets,
+        bytes_received: received.bytes,
+    }
+}
+
+fn gossip(counters: &machine::Counters) -> Counters {
+    let sum = |by_reason: &std::collections::BTreeMap<&'static str, u64>| by_reason.values().sum();
+    [
+        ("frames_received", counters.frames_in),
+        ("frames_sent", counters.frames_out),
+        ("bytes_received", counters.bytes_in),
+        ("bytes_sent", counters.bytes_out),
+        ("items_received", counters.items_in),
+        ("items_merged", counters.items_merged),
+        ("items_rejected", sum(&counters.items_rejected)),
+        ("links_opened", counters.links_opened),
+        ("links_garbage", counters.links_garbage),
+        ("links_refused", sum(&counters.links_refused)),
+        ("unicasts_delivered", counters.unicasts_delivered),
+        ("unicasts_relayed", counters.unicasts_relayed),
+        ("unicasts_dropped", sum(&counters.unicasts_dropped)),
+        ("frames_dropped", sum(&counters.frames_dropped)),
+    ]
+    .into_iter()
+    .map(|(name, count)| (name.to_string(), count))
+    .collect()
+}
