@@ -11,11 +11,15 @@
 
 mod address;
 mod link;
+#[cfg(feature = "agent")]
+mod monitor;
 mod neighbour;
 mod route;
 
 pub use address::{Address, AddressFlags};
 pub use link::{BridgeOptions, Link, LinkKind, PortOptions, VethPair};
+#[cfg(feature = "agent")]
+pub use monitor::{Event, Monitor};
 pub use neighbour::{FdbEntry, Neighbour};
 pub use route::{Family, RTPROT_WEFT, Route, RouteKind, RouteScope};
 
