@@ -9,7 +9,6 @@ use crate::linux::{
     nft::{Nft, NftError},
     sysctl,
 };
-use anyhow::Context;
 use std::collections::BTreeMap;
 
 /// A change that did not work.
@@ -100,7 +99,8 @@ impl<'a> Applier<'a> {
             | Change::AddElement(_)
             | Change::DeleteElement(_) => Ok(()),
         };
-        done.with_context(|| change.to_string())
+        // In the change's own words, which name links.
+        done.map_err(|error| anyhow::anyhow!("{change}: {}", error.errno()))
     }
 
     async fn run(&self, script: &str, spawned: impl FnOnce(u32)) -> Result<(), NftError> {

@@ -250,24 +250,24 @@ impl fmt::Display for Table {
         writeln!(f, "table {} {NAME} {{", self.family)?;
         for (name, elements) in &self.sets {
             let address = if name == PODS4 { "ipv4_addr" } else { "ipv6_addr" };
-            writeln!(f, "\tset {name} {{\n\t\ttype ifname . ether_addr . {address}")?;
+            writeln!(f, "    set {name} {{\n        type ifname . ether_addr . {address}")?;
             if !elements.is_empty() {
                 let listed: Vec<_> = elements
                     .iter()
                     .map(|Element { port, mac, address }| format!("\"{port}\" . {mac} . {address}"))
                     .collect();
-                writeln!(f, "\t\telements = {{ {} }}", listed.join(",\n\t\t\t     "))?;
+                writeln!(f, "        elements = {{ {} }}", listed.join(",\n                     "))?;
             }
-            writeln!(f, "\t}}")?;
+            writeln!(f, "    }}")?;
         }
         for (name, chain) in &self.chains {
             let Chain { kind, hook, priority, policy, rules } = chain;
-            writeln!(f, "\tchain {name} {{")?;
-            writeln!(f, "\t\ttype {kind} hook {hook} priority {priority}; policy {policy};")?;
+            writeln!(f, "    chain {name} {{")?;
+            writeln!(f, "        type {kind} hook {hook} priority {priority}; policy {policy};")?;
             for Rule { text, comment } in rules {
-                writeln!(f, "\t\t{text} comment \"{comment}\"")?;
+                writeln!(f, "        {text} comment \"{comment}\"")?;
             }
-            writeln!(f, "\t}}")?;
+            writeln!(f, "    }}")?;
         }
         writeln!(f, "}}")
     }
@@ -310,8 +310,40 @@ mod tests {
     #[test]
     fn the_tables_read_well() {
         let [inet, bridge] = tables(&desired());
-        insta::assert_snapshot!(inet, @"");
-        insta::assert_snapshot!(bridge, @"");
+        insta::assert_snapshot!(inet, @r#"
+        table inet weft {
+            chain forward {
+                type filter hook forward priority -150; policy accept;
+                iifname { "weft", "weft0" } tcp flags syn tcp option maxseg size set rt mtu comment "weft 979f89ec701fadac"
+                oifname { "weft", "weft0" } tcp flags syn tcp option maxseg size set rt mtu comment "weft b2aa3c58f02cf958"
+            }
+            chain postrouting {
+                type nat hook postrouting priority 100; policy accept;
+                oifname "weft0" ip saddr != 10.32.0.0/12 snat ip to 10.32.0.1 fully-random comment "weft 720f1e0007a6ae49"
+                oifname != { "weft", "weft0" } ip saddr 10.32.0.0/12 ip daddr != 10.32.0.0/12 ip daddr != 192.0.2.0/24 masquerade fully-random comment "weft 63779a21fb5eebb0"
+            }
+        }
+        "#);
+        insta::assert_snapshot!(bridge, @r#"
+        table bridge weft {
+            set pods4 {
+                type ifname . ether_addr . ipv4_addr
+                elements = { "wf000000000002" . 02:00:00:00:01:02 . 10.32.0.2,
+                             "wf000000000003" . 02:00:00:00:01:03 . 10.32.0.3 }
+            }
+            set pods6 {
+                type ifname . ether_addr . ipv6_addr
+            }
+            chain prerouting {
+                type filter hook prerouting priority -300; policy accept;
+                iifname != "wf*" accept comment "weft b5de6db69f7bcfab"
+                iifname . ether saddr . ip saddr @pods4 accept comment "weft 2a318ad4a0bbe0e3"
+                iifname . ether saddr . ip6 saddr @pods6 accept comment "weft c8bbae984369c8e0"
+                iifname . ether saddr . arp saddr ip @pods4 iifname . arp saddr ether . arp saddr ip @pods4 accept comment "weft c68a5890011ce628"
+                counter drop comment "weft f82b719648d3d8e8"
+            }
+        }
+        "#);
     }
 
     #[test]
@@ -323,10 +355,10 @@ mod tests {
         let mut desired = before;
         let last = desired.pods.pop_last().unwrap().1;
         let changes = plan(&desired, &found);
-        insta::assert_snapshot!(script(&changes), @"");
+        insta::assert_snapshot!(script(&changes), @r#"delete element bridge weft pods4 { "wf000000000003" . 02:00:00:00:01:03 . 10.32.0.3 }"#);
         desired.pods.insert(last.host_interface.clone(), last);
         let changes = plan(&desired, &after(found, &changes));
-        insta::assert_snapshot!(script(&changes), @"");
+        insta::assert_snapshot!(script(&changes), @r#"add element bridge weft pods4 { "wf000000000003" . 02:00:00:00:01:03 . 10.32.0.3 }"#);
     }
 
     #[test]

@@ -207,7 +207,7 @@ fn route() -> impl Strategy<Value = Route<String>> {
 fn mess() -> impl Strategy<Value = Observed> {
     let kind = prop_oneof![
         8 => Just(None),
-        1 => Just(Some(LinkKind::Dummy)),
+        1 => Just(Some(LinkKind::Other)),
         1 => Just(Some(LinkKind::Veth)),
     ];
     let links = proptest::collection::btree_map(link_name(), (kind, any::<[bool; 4]>(), mac()), 0..7);

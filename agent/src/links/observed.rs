@@ -54,6 +54,7 @@ impl Observed {
 }
 
 pub(super) fn veth_of(link: &Link) -> Option<Veth> {
-    let alias = link.alias.as_deref().filter(|_| link.kind == LinkKind::Veth)?.parse().ok()?;
+    let ours = link.kind == LinkKind::Veth && link.name.starts_with("wf");
+    let alias = link.alias.as_deref().filter(|_| ours)?.parse().ok()?;
     Some(Veth { host_interface: link.name.clone(), alias })
 }

@@ -4,7 +4,7 @@
 
 use std::{
     io,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Output, Stdio},
 };
 use tokio::{io::AsyncWriteExt, process::Command};
@@ -13,8 +13,8 @@ use tokio::{io::AsyncWriteExt, process::Command};
 pub enum NftError {
     #[error("`nft` is not installed; install the package nftables")]
     Missing,
-    #[error("run {path}: {source}", path = path.display())]
-    Run { path: PathBuf, source: io::Error },
+    #[error("run {path}: {errno}", path = path.display())]
+    Run { path: PathBuf, errno: io::Error },
     /// What nft wrote to stderr quotes the line that it rejects.
     #[error("nft refused {what}: {stderr}")]
     Refused { what: String, stderr: String },
@@ -76,8 +76,8 @@ impl Nft {
         command
     }
 
-    fn failed(&self, source: io::Error) -> NftError {
-        NftError::Run { path: Path::new(&self.path).into(), source }
+    fn failed(&self, errno: io::Error) -> NftError {
+        NftError::Run { path: self.path.clone(), errno }
     }
 }
 

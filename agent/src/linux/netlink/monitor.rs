@@ -54,7 +54,7 @@ impl Monitor {
         let firewall = subscribe(protocols::NETLINK_NETFILTER, &[NFNLGRP_NFTABLES]);
         let named = |what: &str| {
             let action = format!("watch the kernel's {what} events");
-            move |source| NetlinkError { action, source }
+            move |errno| NetlinkError { action, errno }
         };
         Ok(Self {
             routing: routing.map_err(named("routing"))?,
