@@ -37,7 +37,6 @@ pub enum LinkKind {
     Veth,
     Bridge,
     Tun,
-    Dummy,
     /// Any other, also hardware.
     Other,
 }
@@ -101,7 +100,7 @@ impl Netlink {
         let found = self.query(RouteNetlinkMessage::GetLink(message), false, as_link, &action).await?;
         found.into_iter().next().ok_or_else(|| NetlinkError {
             action: action(),
-            source: std::io::Error::from_raw_os_error(libc::ENODEV),
+            errno: std::io::Error::from_raw_os_error(libc::ENODEV),
         })
     }
 
@@ -137,20 +136,9 @@ impl Netlink {
             LinkAttribute::IfName(name.into()),
             LinkAttribute::Mtu(mtu),
             LinkAttribute::Address(mac.0.to_vec()),
-            bridge_info(options),
+            bridge_info(BridgeOptions::default(), options),
         ];
         self.request(RouteNetlinkMessage::NewLink(message), Mode::Create, || format!("create bridge {name}"))
-            .await
-    }
-
-    /// A link that drops what it is given; stands for hardware in tests.
-    pub async fn create_dummy(&self, name: &str) -> Result<(), NetlinkError> {
-        let mut message = LinkMessage::default();
-        message.attributes = vec![
-            LinkAttribute::IfName(name.into()),
-            LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Dummy)]),
-        ];
-        self.request(RouteNetlinkMessage::NewLink(message), Mode::Create, || format!("create dummy {name}"))
             .await
     }
 
@@ -199,8 +187,9 @@ impl Netlink {
     }
 
     pub async fn set_bridge(&self, index: u32, options: BridgeOptions) -> Result<(), NetlinkError> {
+        let now = self.link_by_index(index).await?.bridge.unwrap_or_default();
         let mut message = by_index(index);
-        message.attributes.push(bridge_info(options));
+        message.attributes.push(bridge_info(now, options));
         // RTM_SETLINK ignores a bridge's own settings; RTM_NEWLINK without NLM_F_CREATE takes them.
         self.request(RouteNetlinkMessage::NewLink(message), Mode::Existing, || {
             format!("set bridge number {index} to {options:?}")
@@ -254,16 +243,14 @@ fn by_index(index: u32) -> LinkMessage {
     message
 }
 
-fn bridge_info(options: BridgeOptions) -> LinkAttribute {
+/// VLAN filtering is only spoken of where it changes: kernels built without it refuse even to switch it off.
+fn bridge_info(now: BridgeOptions, options: BridgeOptions) -> LinkAttribute {
     let stp = if options.stp { BridgeStpState::KernelStp } else { BridgeStpState::Disabled };
-    LinkAttribute::LinkInfo(vec![
-        LinkInfo::Kind(InfoKind::Bridge),
-        LinkInfo::Data(InfoData::Bridge(vec![
-            InfoBridge::StpState(stp),
-            InfoBridge::MulticastSnooping(options.multicast_snooping),
-            InfoBridge::VlanFiltering(options.vlan_filtering),
-        ])),
-    ])
+    let mut data = vec![InfoBridge::StpState(stp), InfoBridge::MulticastSnooping(options.multicast_snooping)];
+    if now.vlan_filtering != options.vlan_filtering {
+        data.push(InfoBridge::VlanFiltering(options.vlan_filtering));
+    }
+    LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge), LinkInfo::Data(InfoData::Bridge(data))])
 }
 
 fn as_link(message: RouteNetlinkMessage) -> Option<Link> {
@@ -312,7 +299,6 @@ fn read_info(link: &mut Link, info: LinkInfo) {
                 InfoKind::Veth => LinkKind::Veth,
                 InfoKind::Bridge => LinkKind::Bridge,
                 InfoKind::Tun => LinkKind::Tun,
-                InfoKind::Dummy => LinkKind::Dummy,
                 _ => LinkKind::Other,
             }
         }

@@ -1,0 +1,477 @@
+//! Tests against the real kernel. Each makes network namespaces of its own, without names, and leaves nothing behind.
+
+use super::{
+    desired::{Desired, PodPort},
+    firewall::Family,
+    observe,
+    observed::Observed,
+    plan::{Change, plan, sysctls},
+    task::{Handle, LinksError, spawn},
+};
+use crate::{
+    linux::{
+        netlink::{AddressFlags, Netlink, Route, VethPair},
+        nft::Nft,
+        sysctl,
+    },
+    types::{AttachmentKey, Mac, PodRef, Prefix, VethAlias},
+};
+use std::{
+    collections::BTreeSet,
+    fs::File,
+    future::Future,
+    net::{IpAddr, SocketAddr, UdpSocket},
+    os::fd::AsFd,
+    sync::mpsc,
+    time::{Duration, Instant},
+};
+use tempfile::TempDir;
+
+/// A network namespace and the thread that lives in it.
+struct Namespace {
+    file: File,
+    jobs: mpsc::Sender<Box<dyn FnOnce() + Send>>,
+}
+
+impl Namespace {
+    fn new() -> Self {
+        let (jobs, todo) = mpsc::channel::<Box<dyn FnOnce() + Send>>();
+        let (ready, file) = mpsc::channel();
+        std::thread::spawn(move || {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
+                .expect("these tests make network namespaces: run them as root");
+            ready.send(File::open("/proc/thread-self/ns/net").unwrap()).unwrap();
+            todo.into_iter().for_each(|job| job());
+        });
+        Self { file: file.recv().expect("these tests make network namespaces: run them as root"), jobs }
+    }
+
+    /// Runs there, and waits for the result without holding up the caller's runtime.
+    async fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
+        let (result, done) = tokio::sync::oneshot::channel();
+        self.jobs.send(Box::new(move || drop(result.send(job())))).unwrap();
+        done.await.expect("the job in another namespace failed")
+    }
+
+    /// Runs a future there, on a runtime of its own.
+    async fn asynchronously<T, F>(&self, job: impl FnOnce(Netlink) -> F + Send + 'static) -> T
+    where
+        T: Send + 'static,
+        F: Future<Output = T>,
+    {
+        self.run(|| runtime().block_on(async { job(Netlink::open().unwrap()).await })).await
+    }
+}
+
+/// A node in a namespace of its own, with its TUN; the calling thread enters it.
+struct Node {
+    netlink: Netlink,
+    tun: tokio_tun::Tun,
+    state: TempDir,
+}
+
+impl Node {
+    async fn new() -> Self {
+        let netlink = Netlink::open().unwrap();
+        let lo = netlink.link_by_name("lo").await.unwrap().index;
+        netlink.set_up(lo, true).await.unwrap();
+        let mut tuns = tokio_tun::Tun::builder().name("weft0").build().unwrap();
+        Self { netlink, tun: tuns.pop().unwrap(), state: tempfile::tempdir().unwrap() }
+    }
+
+    async fn spawn(&self, desired: Desired) -> Handle {
+        spawn(self.state.path().into(), desired).await.unwrap()
+    }
+
+    /// A veth into `pod`, whose other end is configured as the shim does it.
+    async fn plug(&self, pod: &Namespace, last: u8) -> PodPort {
+        let key = AttachmentKey::new(&format!("container-{last}"), "eth0").unwrap();
+        let (host_interface, mac) = (key.host_interface(), Mac([2, 0, 0, 0, 1, last]));
+        let pair = VethPair {
+            name: &host_interface,
+            mac: None,
+            peer_name: "eth0",
+            peer_mac: Some(mac),
+            peer_netns: Some(pod.file.as_fd()),
+            mtu: 1400,
+        };
+        self.netlink.create_veth(&pair).await.unwrap();
+        let address = pod_ip(last);
+        let alias = VethAlias { attachment: key, addresses: vec![address], pod: PodRef::default() };
+        let link = self.netlink.link_by_name(&host_interface).await.unwrap();
+        assert!(link.peer.is_some() && link.peer_netns.is_some(), "{link:?}");
+        self.netlink.set_alias(link.index, &alias.to_string()).await.unwrap();
+        pod.asynchronously(move |netlink| async move {
+            let eth0 = netlink.link_by_name("eth0").await.unwrap();
+            assert_eq!((eth0.mac, eth0.mtu), (Some(mac), 1400));
+            netlink.add_address(eth0.index, Prefix::from(address), AddressFlags::default()).await.unwrap();
+            netlink.set_up(eth0.index, true).await.unwrap();
+            let to_gateway = Route::on_link(Prefix::from(gateway()), eth0.index);
+            netlink.add_route(&to_gateway).await.unwrap();
+            let default = Route::via("0.0.0.0/0".parse().unwrap(), gateway(), eth0.index);
+            netlink.add_route(&default).await.unwrap();
+        })
+        .await;
+        PodPort { host_interface, addresses: BTreeSet::from([address]), mac }
+    }
+
+    /// What a fresh agent would find to do.
+    async fn to_do(&self, desired: &Desired) -> Vec<Change> {
+        plan(desired, &self.look(desired).await)
+    }
+
+    async fn look(&self, desired: &Desired) -> Observed {
+        let mut observed = observe::routing(&self.netlink).await.unwrap();
+        let keys = sysctls::wanted(desired, &observed);
+        observe::sysctls(&mut observed, keys.keys()).unwrap();
+        observed.firewall = observe::firewall(&Nft::find().unwrap()).await.unwrap();
+        observed
+    }
+
+    async fn index(&self, name: &str) -> u32 {
+        self.netlink.link_by_name(name).await.unwrap().index
+    }
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+/// Runs a test's body in a node's namespace.
+fn in_a_node<F: Future<Output = ()>>(body: impl FnOnce() -> F + Send + 'static) {
+    let node = Namespace::new();
+    runtime().block_on(node.run(|| runtime().block_on(body())));
+}
+
+fn desired() -> Desired {
+    let mut desired = Desired::new("10.32.0.0/12".parse().unwrap(), Mac([2, 9, 9, 9, 9, 9]), 1440);
+    desired.gateways.insert(gateway());
+    desired.own_ranges.insert("10.32.0.0/24".parse().unwrap());
+    desired.narrow_ranges.insert("10.33.0.0/24".parse().unwrap(), 1300);
+    desired
+}
+
+fn gateway() -> IpAddr {
+    pod_ip(1)
+}
+
+fn pod_ip(last: u8) -> IpAddr {
+    IpAddr::from([10, 32, 0, last])
+}
+
+fn bound(address: IpAddr) -> UdpSocket {
+    let socket = UdpSocket::bind((address, PORT)).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    socket
+}
+
+fn send(from: IpAddr, to: IpAddr, text: &'static str) -> impl FnOnce() + Send + 'static {
+    move || {
+        let socket = UdpSocket::bind((from, 0)).unwrap();
+        // What the firewall drops may be told to the sender.
+        let _ = socket.send_to(text.as_bytes(), (to, PORT));
+    }
+}
+
+fn receive(socket: &UdpSocket) -> (String, SocketAddr) {
+    let mut buffer = [0; 64];
+    let (length, from) = socket.recv_from(&mut buffer).expect("nothing came in 5 s");
+    (String::from_utf8_lossy(&buffer[..length]).into(), from)
+}
+
+const PORT: u16 = 9999;
+
+#[test]
+fn set_up_is_complete_and_the_second_time_there_is_nothing_to_do() {
+    in_a_node(|| async {
+        let node = Node::new().await;
+        let handle = node.spawn(desired()).await;
+        assert_eq!(handle.status().error, None);
+        assert_eq!(node.to_do(&desired()).await, []);
+        let observed = node.look(&desired()).await;
+        let routes: Vec<_> = observed.own_routes().map(Route::to_string).collect();
+        assert_eq!(
+            routes,
+            [
+                "10.32.0.0/12 dev weft0 src 10.32.0.1 proto 99",
+                "unreachable 10.32.0.0/24 proto 99",
+                "10.33.0.0/24 dev weft0 src 10.32.0.1 mtu 1300 proto 99",
+            ]
+        );
+        let bridge = &observed.links["weft"];
+        assert!(bridge.up && bridge.mac == Some(Mac([2, 9, 9, 9, 9, 9])) && bridge.mtu == 1440, "{bridge:?}");
+        assert_eq!(observed.firewall.tables.len(), 2);
+        assert_eq!(sysctl::read("net/ipv4/conf/weft/forwarding").unwrap().as_deref(), Some("1"));
+        handle.update(|desired| desired.own_ranges.clear()).await.unwrap();
+        assert_eq!(node.look(&desired()).await.own_routes().count(), 2);
+        assert_eq!(handle.status().repairs, 0, "own changes are no drift");
+    });
+}
+
+#[test]
+fn pods_reach_each_other_and_the_gateway_but_only_with_their_own_addresses() {
+    in_a_node(|| async {
+        let node = Node::new().await;
+        let handle = node.spawn(desired()).await;
+        let (one, two) = (Namespace::new(), Namespace::new());
+        let ports = [node.plug(&one, 2).await, node.plug(&two, 3).await];
+        for port in &ports {
+            let begun = Instant::now();
+            handle.attach(port.clone()).await.unwrap();
+            eprintln!("attached in {:?}", begun.elapsed());
+        }
+        let mut full = desired();
+        full.pods.extend(ports.iter().map(|port| (port.host_interface.clone(), port.clone())));
+        assert_eq!(node.to_do(&full).await, []);
+        assert_eq!(handle.veths().await.unwrap().len(), 2);
+
+        let at_gateway = bound(gateway());
+        one.run(send(pod_ip(2), gateway(), "to the gateway")).await;
+        assert_eq!(receive(&at_gateway).0, "to the gateway");
+        let at_two = two.run(|| bound(pod_ip(3))).await;
+        one.run(send(pod_ip(2), pod_ip(3), "to a pod")).await;
+        let (text, from) = receive(&at_two);
+        assert_eq!((text.as_str(), from.ip()), ("to a pod", pod_ip(2)));
+        send(gateway(), pod_ip(3), "from the host")();
+        assert_eq!(receive(&at_two).0, "from the host");
+
+        // Each spoofed packet is followed by an honest one, which must be the first to come.
+        one.asynchronously(|netlink| async move {
+            let eth0 = netlink.link_by_name("eth0").await.unwrap().index;
+            netlink.add_address(eth0, Prefix::from(pod_ip(9)), AddressFlags::default()).await.unwrap();
+        })
+        .await;
+        one.run(send(pod_ip(9), pod_ip(3), "another's address")).await;
+        one.run(send(pod_ip(2), pod_ip(3), "its own address")).await;
+        assert_eq!(receive(&at_two).0, "its own address");
+        let with_mac = |mac| {
+            one.asynchronously(move |netlink| async move {
+                let eth0 = netlink.link_by_name("eth0").await.unwrap().index;
+                netlink.set_mac(eth0, mac).await.unwrap();
+            })
+        };
+        with_mac(Mac([2, 6, 6, 6, 6, 6])).await;
+        one.run(send(pod_ip(2), pod_ip(3), "another's MAC")).await;
+        with_mac(ports[0].mac).await;
+        one.run(send(pod_ip(2), pod_ip(3), "its own MAC")).await;
+        let first = receive(&at_two).0;
+        // The first may have waited for ARP in the pod, until its MAC was right again.
+        assert!(first == "its own MAC" || receive(&at_two).0 == "its own MAC", "{first}");
+
+        handle.detach(&ports[0].host_interface).await.unwrap();
+        full.pods.remove(&ports[0].host_interface);
+        assert_eq!(node.to_do(&full).await, []);
+        assert!(node.netlink.link_by_name(&ports[0].host_interface).await.unwrap_err().is_gone());
+        handle.detach(&ports[0].host_interface).await.unwrap();
+        let missing = handle.attach(ports[0].clone()).await;
+        assert_eq!(missing, Err(LinksError::NoVeth(ports[0].host_interface.clone())));
+        assert_eq!(handle.status().repairs, 0, "own changes are no drift");
+    });
+}
+
+#[test]
+fn drift_is_repaired_within_a_second() {
+    in_a_node(|| async {
+        let node = Node::new().await;
+        let pod = Namespace::new();
+        let port = node.plug(&pod, 2).await;
+        let mut full = desired();
+        full.pods.insert(port.host_interface.clone(), port.clone());
+        let handle = node.spawn(full.clone()).await;
+        assert_eq!(handle.status().error, None);
+        let (netlink, nft) = (&node.netlink, Nft::find().unwrap());
+        let (weft, weft0, wf) =
+            (node.index("weft").await, node.index("weft0").await, node.index(&port.host_interface).await);
+        for drift in [
+            "a route",
+            "a bad route",
+            "bridge down",
+            "TUN down",
+            "ruleset",
+            "a rule",
+            "an element",
+            "address",
+            "TUN's address",
+            "port",
+            "port flags",
+            "FDB",
+            "neighbour",
+            "MTU",
+            "MAC",
+            "sysctl",
+            "bridge gone",
+        ] {
+            let repairs = handle.status().repairs;
+            match drift {
+                "a route" => {
+                    let route = Route::on_link(Prefix::from(pod_ip(2)), weft);
+                    netlink.delete_route(&route).await.unwrap();
+                }
+                "a bad route" => {
+                    let route = Route::on_link("10.34.0.0/24".parse().unwrap(), weft);
+                    netlink.add_route(&route).await.unwrap();
+                }
+                "bridge down" => netlink.set_up(weft, false).await.unwrap(),
+                "TUN down" => netlink.set_up(weft0, false).await.unwrap(),
+                "ruleset" => nft.run("flush ruleset", |_| {}).await.unwrap(),
+                "a rule" => nft.run("flush chain inet weft postrouting", |_| {}).await.unwrap(),
+                "an element" => nft.run("flush set bridge weft pods4", |_| {}).await.unwrap(),
+                "address" => netlink.delete_address(weft, Prefix::from(gateway())).await.unwrap(),
+                "TUN's address" => netlink.delete_address(weft0, Prefix::from(gateway())).await.unwrap(),
+                "port" => netlink.set_master(wf, None).await.unwrap(),
+                "port flags" => netlink.set_port(wf, Default::default()).await.unwrap(),
+                "FDB" => netlink.delete_fdb(wf, port.mac).await.unwrap(),
+                "neighbour" => netlink.delete_neighbour(weft, pod_ip(2)).await.unwrap(),
+                "MTU" => netlink.set_mtu(weft, 1280).await.unwrap(),
+                "MAC" => netlink.set_mac(weft, Mac([2, 1, 1, 1, 1, 1])).await.unwrap(),
+                "sysctl" => sysctl::write("net/ipv4/conf/weft/forwarding", "0").unwrap(),
+                _ => netlink.delete_link(weft).await.unwrap(),
+            }
+            let begun = Instant::now();
+            while handle.status().repairs == repairs || !node.to_do(&full).await.is_empty() {
+                let left = node.to_do(&full).await;
+                assert!(begun.elapsed() < Duration::from_secs(1), "{drift}: still to do after 1 s: {left:?}");
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            eprintln!("{drift}: repaired in {:?}", begun.elapsed());
+        }
+        assert_eq!(handle.status().error, None);
+    });
+}
+
+#[test]
+fn tear_down_leaves_nothing_of_ours_and_all_of_others() {
+    in_a_node(|| async {
+        let node = Node::new().await;
+        let nft = Nft::find().unwrap();
+        let pair = VethPair {
+            name: "eth0",
+            mac: None,
+            peer_name: "far",
+            peer_mac: None,
+            peer_netns: None,
+            mtu: 1500,
+        };
+        node.netlink.create_veth(&pair).await.unwrap();
+        let eth0 = node.index("eth0").await;
+        node.netlink.set_up(eth0, true).await.unwrap();
+        let address: Prefix = "192.0.2.1/24".parse().unwrap();
+        node.netlink.add_address(eth0, address, AddressFlags::default()).await.unwrap();
+        let theirs = Route { protocol: 4, ..Route::on_link("10.34.0.0/24".parse().unwrap(), eth0) };
+        node.netlink.add_route(&theirs).await.unwrap();
+        let table =
+            "table inet theirs { chain forward { type filter hook forward priority 0; policy drop; }; }";
+        nft.run(table, |_| {}).await.unwrap();
+        sysctl::write("net/ipv4/conf/all/send_redirects", "1").unwrap();
+        let mut full = desired();
+        full.underlay.insert(address.addr());
+        let before = node.look(&full).await;
+
+        let pod = Namespace::new();
+        let handle = node.spawn(full.clone()).await;
+        handle.attach(node.plug(&pod, 2).await).await.unwrap();
+        assert_eq!(sysctl::read("net/ipv4/conf/eth0/forwarding").unwrap().as_deref(), Some("1"));
+        assert_eq!(sysctl::read("net/ipv4/conf/all/send_redirects").unwrap().as_deref(), Some("0"));
+        let troubles = handle.status().troubles;
+        assert!(troubles.iter().any(|text| text.contains("inet theirs forward")), "{troubles:?}");
+        handle.teardown().await.unwrap();
+        drop(node.tun);
+        let mut after = observe::routing(&node.netlink).await.unwrap();
+        observe::sysctls(&mut after, before.sysctls.keys()).unwrap();
+        after.firewall = observe::firewall(&nft).await.unwrap();
+        let links: Vec<_> = after.links.keys().map(String::as_str).collect();
+        assert_eq!(links, ["eth0", "far", "lo"]);
+        assert_eq!(after.routes, before.routes);
+        assert_eq!(after.firewall, before.firewall);
+        assert!(!after.firewall.tables.contains_key(&Family::Inet));
+        let outliving = |(key, _): &(&String, &String)| !key.contains("weft");
+        let kept: Vec<_> = before.sysctls.iter().filter(outliving).collect();
+        assert_eq!(after.sysctls.iter().filter(outliving).collect::<Vec<_>>(), kept);
+        assert!(std::fs::read_dir(node.state.path()).unwrap().next().is_none());
+        assert_eq!(handle.veths().await, Err(LinksError::Stopped));
+    });
+}
+
+#[test]
+fn packets_leave_the_universe_and_enter_it_with_a_fitting_source() {
+    in_a_node(|| async {
+        let node = Node::new().await;
+        let (pod, outside) = (Namespace::new(), Namespace::new());
+        let pair = VethPair {
+            name: "eth0",
+            mac: None,
+            peer_name: "eth0",
+            peer_mac: None,
+            peer_netns: Some(outside.file.as_fd()),
+            mtu: 1500,
+        };
+        let mut desired = desired();
+        desired.no_masquerade.insert("198.51.100.0/24".parse().unwrap());
+        desired.underlay.insert([192, 0, 2, 1].into());
+        let handle = node.spawn(desired).await;
+        let port = node.plug(&pod, 2).await;
+        handle.attach(port).await.unwrap();
+        // The underlay comes up later than the agent, and must forward all the same.
+        node.netlink.create_veth(&pair).await.unwrap();
+        let eth0 = node.index("eth0").await;
+        node.netlink.set_up(eth0, true).await.unwrap();
+        node.netlink
+            .add_address(eth0, "192.0.2.1/24".parse().unwrap(), AddressFlags::default())
+            .await
+            .unwrap();
+        let theirs = Route { protocol: 4, ..Route::on_link("198.51.100.0/24".parse().unwrap(), eth0) };
+        node.netlink.add_route(&theirs).await.unwrap();
+        outside
+            .asynchronously(|netlink| async move {
+                let eth0 = netlink.link_by_name("eth0").await.unwrap().index;
+                for address in ["192.0.2.2/24", "198.51.100.2/24"] {
+                    let flags = AddressFlags::default();
+                    netlink.add_address(eth0, address.parse().unwrap(), flags).await.unwrap();
+                }
+                netlink.set_up(eth0, true).await.unwrap();
+                let back = Route::via("10.32.0.0/12".parse().unwrap(), [192, 0, 2, 1].into(), eth0);
+                netlink.add_route(&back).await.unwrap();
+            })
+            .await;
+        let begun = Instant::now();
+        while sysctl::read("net/ipv4/conf/eth0/forwarding").unwrap().as_deref() != Some("1") {
+            assert!(begun.elapsed() < Duration::from_secs(1), "the underlay does not forward after 1 s");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        for (to, seen_as) in [([192, 0, 2, 2], [192, 0, 2, 1]), ([198, 51, 100, 2], [10, 32, 0, 2])] {
+            let (to, seen_as) = (IpAddr::from(to), IpAddr::from(seen_as));
+            let echo = outside.run(move || bound(to)).await;
+            let answered = pod.run(move || {
+                let socket = UdpSocket::bind((pod_ip(2), PORT)).unwrap();
+                socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+                socket.send_to(b"hello", (to, PORT)).unwrap();
+                receive(&socket).0
+            });
+            let echoed = async {
+                let (text, from) = tokio::task::spawn_blocking(move || {
+                    let (text, from) = receive(&echo);
+                    echo.send_to(b"hello back", from).unwrap();
+                    (text, from)
+                })
+                .await
+                .unwrap();
+                assert_eq!((text.as_str(), from.ip()), ("hello", seen_as));
+            };
+            let (answer, ()) = tokio::join!(answered, echoed);
+            assert_eq!(answer, "hello back");
+        }
+
+        // Into the universe, the host speaks as its bridge, whatever address a socket has.
+        send([192, 0, 2, 1].into(), [10, 40, 0, 1].into(), "to a remote pod")();
+        let mut packet = [0; 2048];
+        let source = loop {
+            let length = tokio::time::timeout(Duration::from_secs(5), node.tun.recv(&mut packet)).await;
+            let length = length.expect("nothing came to the TUN in 5 s").unwrap();
+            if packet[0] >> 4 == 4 && packet[16..20] == [10, 40, 0, 1] {
+                assert!(packet[..length].ends_with(b"to a remote pod"));
+                break IpAddr::from([packet[12], packet[13], packet[14], packet[15]]);
+            }
+        };
+        assert_eq!(source, gateway());
+    });
+}
