@@ -76,7 +76,8 @@ impl Mesh {
 
     /// Sends a digest to a random neighbour.
     pub(super) fn compare(&mut self) {
-        let greeted: Vec<_> = self.links.iter().filter(|(_, link)| link.peer.is_some()).map(|(id, _)| *id).collect();
+        let greeted: Vec<_> =
+            self.links.iter().filter(|(_, link)| link.peer.is_some()).map(|(id, _)| *id).collect();
         if !greeted.is_empty() {
             let id = greeted[self.rng.random_range(0..greeted.len())];
             let digest = self.replica.digest();
@@ -84,7 +85,12 @@ impl Mesh {
         }
     }
 
-    pub(super) fn digest_frame(&mut self, id: LinkId, digest: &Digest, now: Instant) -> Result<(), &'static str> {
+    pub(super) fn digest_frame(
+        &mut self,
+        id: LinkId,
+        digest: &Digest,
+        now: Instant,
+    ) -> Result<(), &'static str> {
         if !self.links.get_mut(&id).is_some_and(|link| link.may_compare(now)) {
             *self.counters.frames_dropped.entry("too_often").or_default() += 1;
             return Ok(());
@@ -104,7 +110,12 @@ impl Mesh {
         Ok(())
     }
 
-    pub(super) fn summary_frame(&mut self, id: LinkId, summary: &Summary, now: Instant) -> Result<(), &'static str> {
+    pub(super) fn summary_frame(
+        &mut self,
+        id: LinkId,
+        summary: &Summary,
+        now: Instant,
+    ) -> Result<(), &'static str> {
         let difference = self.replica.compare(summary).map_err(|garbage| garbage.0)?;
         self.fresh_until = now + FRESH;
         self.with_link(Some(id), |link| difference.send.iter().for_each(|key| link.buffer.add(key)));
@@ -121,11 +132,16 @@ impl Mesh {
             self.drop_unicast("too_long");
             return;
         }
-        self.forward(&to, Unicast { source, destination: to.to_string(), hop_limit: HOP_LIMIT, channel, body }, None);
+        self.forward(
+            &to,
+            Unicast { source, destination: to.to_string(), hop_limit: HOP_LIMIT, channel, body },
+            None,
+        );
     }
 
     pub(super) fn unicast_frame(&mut self, unicast: Unicast, via: &PeerName) -> Result<(), &'static str> {
-        let (Ok(_), Ok(destination)) = (unicast.source.parse::<PeerName>(), unicast.destination.parse()) else {
+        let (Ok(_), Ok(destination)) = (unicast.source.parse::<PeerName>(), unicast.destination.parse())
+        else {
             return Err("a unicast without names");
         };
         if unicast.channel.len() > MAX_CHANNEL || unicast.body.len() > MAX_BODY {

@@ -19,7 +19,10 @@ pub struct Greeting {
 /// What follows from another's hello.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    Welcome { name: PeerName, incarnation: Incarnation },
+    Welcome {
+        name: PeerName,
+        incarnation: Incarnation,
+    },
     /// We have called ourselves.
     Myself,
     /// Another agent runs under our name, and was there before us.
@@ -53,7 +56,9 @@ impl Greeting {
             );
             return Verdict::Refused(refuse(Code::Protocol, reason));
         }
-        let Ok(name) = theirs.name.parse::<PeerName>() else { return Verdict::Garbage("a hello without a name") };
+        let Ok(name) = theirs.name.parse::<PeerName>() else {
+            return Verdict::Garbage("a hello without a name");
+        };
         let Ok(universe) = theirs.universe.parse::<Universe>() else {
             return Verdict::Garbage("a hello without a universe");
         };
@@ -66,18 +71,23 @@ impl Greeting {
                 std::cmp::Ordering::Equal => Verdict::Myself,
                 std::cmp::Ordering::Less => Verdict::ElderTwin,
                 std::cmp::Ordering::Greater => {
-                    let reason = format!("the name {own} is taken by an agent that was started before; use another --name");
+                    let reason = format!(
+                        "the name {own} is taken by an agent that was started before; use another --name"
+                    );
                     Verdict::YoungerTwin(refuse(Code::NameTaken, reason))
                 }
             };
         }
         if universe != self.universe {
-            let reason =
-                format!("agent {own} has --universe {}, not {universe}; all agents need the same one", self.universe);
+            let reason = format!(
+                "agent {own} has --universe {}, not {universe}; all agents need the same one",
+                self.universe
+            );
             return Verdict::Refused(refuse(Code::UniverseDiffers, reason));
         }
         if !self.seed_hash.is_empty() && !theirs.seed_hash.is_empty() && self.seed_hash != theirs.seed_hash {
-            let reason = format!("agent {own} has another --ipam-seed; all agents that have one need the same list");
+            let reason =
+                format!("agent {own} has another --ipam-seed; all agents that have one need the same list");
             return Verdict::Refused(refuse(Code::SeedDiffers, reason));
         }
         Verdict::Welcome { name, incarnation }
@@ -122,7 +132,10 @@ mod tests {
         let (a, hello) = (greeting("a", 1), greeting("b", 7).hello());
         let (code, reason) = refused(a.judge(&Hello { universe: "10.0.0.0/8".into(), ..hello.clone() }));
         assert_eq!(code, Code::UniverseDiffers);
-        assert_eq!(reason, "agent a has --universe 10.32.0.0/12, not 10.0.0.0/8; all agents need the same one");
+        assert_eq!(
+            reason,
+            "agent a has --universe 10.32.0.0/12, not 10.0.0.0/8; all agents need the same one"
+        );
         let (code, reason) = refused(a.judge(&Hello { seed_hash: vec![2], ..hello.clone() }));
         assert!(code == Code::SeedDiffers && reason.contains("--ipam-seed"), "{reason}");
         let (code, reason) = refused(a.judge(&Hello { protocol: 2, ..hello }));

@@ -82,7 +82,8 @@ impl Mesh {
 
     /// Closes links whose other end has not said hello in time.
     pub(super) fn close_silent(&mut self, now: Instant) {
-        let silent: Vec<_> = self.links.iter().filter(|(_, link)| link.silent(now)).map(|(id, _)| *id).collect();
+        let silent: Vec<_> =
+            self.links.iter().filter(|(_, link)| link.silent(now)).map(|(id, _)| *id).collect();
         for id in silent {
             self.close(id, Code::Protocol, "no hello came in time", now);
         }
@@ -120,7 +121,6 @@ impl Mesh {
                     "the name {name} is taken: an agent that was started before answers at {remote}; \
                      stop it or use another --name"
                 );
-                self.output(Output::Close { link: id });
                 self.end(Output::Fatal(reason));
             }
             Verdict::YoungerTwin(refusal) => {
@@ -139,7 +139,14 @@ impl Mesh {
         Ok(())
     }
 
-    fn welcome(&mut self, id: LinkId, dialled: Option<Target>, name: PeerName, incarnation: Incarnation, now: Instant) {
+    fn welcome(
+        &mut self,
+        id: LinkId,
+        dialled: Option<Target>,
+        name: PeerName,
+        incarnation: Incarnation,
+        now: Instant,
+    ) {
         match &dialled {
             Some(target @ Target::Peer(expected)) if *expected != name => {
                 let reason = format!("peer {name} answers at the address of {expected}");
@@ -190,8 +197,10 @@ impl Mesh {
             return true;
         }
         let unwanted = |link: &Link| link.name().is_some_and(|name| !self.dialer.wants(name));
-        let victim = self.links.iter().find(|(_, link)| link.exchanged() && unwanted(link)).map(|(id, _)| *id);
-        match victim.or_else(|| self.links.iter().find(|(_, link)| ours && unwanted(link)).map(|(id, _)| *id)) {
+        let victim =
+            self.links.iter().find(|(_, link)| link.exchanged() && unwanted(link)).map(|(id, _)| *id);
+        match victim.or_else(|| self.links.iter().find(|(_, link)| ours && unwanted(link)).map(|(id, _)| *id))
+        {
             Some(id) => {
                 self.close(id, Code::Surplus, "there are links enough", now);
                 true

@@ -51,16 +51,36 @@ pub enum Input {
     /// Time has passed.
     Wake,
     /// A link is there; `dialled` tells which [`Output::Dial`] it answers.
-    Opened { link: LinkId, dialled: Option<Target>, remote: String },
+    Opened {
+        link: LinkId,
+        dialled: Option<Target>,
+        remote: String,
+    },
     /// No link came of an [`Output::Dial`].
-    DialFailed { target: Target, reason: String },
-    Frame { link: LinkId, frame: Frame },
+    DialFailed {
+        target: Target,
+        reason: String,
+    },
+    Frame {
+        link: LinkId,
+        frame: Frame,
+    },
     /// So many frames of this link have left for the network.
-    Sent { link: LinkId, frames: usize },
-    Closed { link: LinkId, reason: String },
+    Sent {
+        link: LinkId,
+        frames: usize,
+    },
+    Closed {
+        link: LinkId,
+        reason: String,
+    },
     /// A subject's items are newer than what it published before.
     Publish(Vec<Item>),
-    Unicast { to: PeerName, channel: String, body: Vec<u8> },
+    Unicast {
+        to: PeerName,
+        channel: String,
+        body: Vec<u8>,
+    },
     /// Changes the own record; its name, rank, neighbours' names and `left` stay as they are.
     Update(Box<dyn FnOnce(&mut PeerRecord) + Send>),
     /// Other news of a peer than gossip, such as a probe's answer: it may be called at once.
@@ -71,12 +91,24 @@ pub enum Input {
 #[derive(Debug, PartialEq)]
 pub enum Output {
     /// Open a link to the first of these addresses that answers; names are to be resolved each time.
-    Dial { target: Target, addresses: Vec<PeerAddress> },
-    Send { link: LinkId, frame: Frame },
+    Dial {
+        target: Target,
+        addresses: Vec<PeerAddress>,
+    },
+    Send {
+        link: LinkId,
+        frame: Frame,
+    },
     /// End the link once what was sent has left.
-    Close { link: LinkId },
+    Close {
+        link: LinkId,
+    },
     /// A unicast for this agent.
-    Unicast { from: PeerName, channel: String, body: Vec<u8> },
+    Unicast {
+        from: PeerName,
+        channel: String,
+        body: Vec<u8>,
+    },
     /// [`Mesh::peers`] is another.
     PeersChanged,
     /// The first exchange is done, or there is nobody to have one with; the own record is published.
@@ -155,7 +187,8 @@ impl Mesh {
         let Config { record, universe, seed_hash, bootstrap, max_links, items, mut gossipers, seed } = config;
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         gossipers.push(Box::new(PeerGossip));
-        let (name, incarnation, software) = (record.name.clone(), record.incarnation, record.software.clone());
+        let (name, incarnation, software) =
+            (record.name.clone(), record.incarnation, record.software.clone());
         let mut mesh = Self {
             naming: Naming::new(incarnation),
             dialer: Dialer::new(name.clone(), bootstrap, max_links),
@@ -239,7 +272,13 @@ impl Mesh {
             Phase::Leaving { by } => Some(by),
             Phase::Checking | Phase::Joined => None,
         };
-        let own = [phase, Some(self.compare_at), self.neighbours_at, self.naming.next_wake(), self.dialer.next_wake()];
+        let own = [
+            phase,
+            Some(self.compare_at),
+            self.neighbours_at,
+            self.naming.next_wake(),
+            self.dialer.next_wake(),
+        ];
         own.into_iter().flatten().chain(self.links.values().filter_map(Link::next_wake)).min()
     }
 

@@ -132,10 +132,11 @@ impl Mesh {
         let mut record = self.own.clone();
         change(&mut record);
         let rtts: BTreeMap<_, _> = record.neighbours.iter().map(|n| (n.name.clone(), n.rtt)).collect();
-        let neighbours = self.own.neighbours.iter().map(|n| Neighbour {
-            name: n.name.clone(),
-            rtt: rtts.get(&n.name).copied().unwrap_or(n.rtt),
-        });
+        let neighbours = self
+            .own
+            .neighbours
+            .iter()
+            .map(|n| Neighbour { name: n.name.clone(), rtt: rtts.get(&n.name).copied().unwrap_or(n.rtt) });
         record.neighbours = neighbours.collect();
         let (name, left) = (self.own.name.clone(), self.own.left);
         self.replace_own(PeerRecord { name, left, ..record });

@@ -84,7 +84,8 @@ impl PeerRecord {
 
     /// The record as it is gossiped; lists are cut to their bounds.
     pub fn to_item(&self) -> Item {
-        let micros = |rtt: Option<Duration>| rtt.map_or(0, |rtt| rtt.as_micros().clamp(1, u32::MAX as u128) as u32);
+        let micros =
+            |rtt: Option<Duration>| rtt.map_or(0, |rtt| rtt.as_micros().clamp(1, u32::MAX as u128) as u32);
         let neighbour = |n: &Neighbour| wire::Neighbour { name: n.name.to_string(), rtt_us: micros(n.rtt) };
         let body = wire::PeerRecord {
             name: self.name.to_string(),
@@ -261,7 +262,8 @@ mod tests {
     #[test]
     fn an_owner_outbids_a_foreign_record_of_its_name() {
         for foreign in [(8, 5), (9, 1), (9, 7), (30, 7), (MAX_COUNT, 7)] {
-            let foreign = PeerRecord { incarnation: Incarnation(foreign.0), version: foreign.1, ..record("a") };
+            let foreign =
+                PeerRecord { incarnation: Incarnation(foreign.0), version: foreign.1, ..record("a") };
             let mut own = record("a");
             own.outbid(&foreign);
             assert!(own.rank() > foreign.rank(), "{:?}", foreign.rank());

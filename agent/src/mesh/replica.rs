@@ -153,7 +153,8 @@ impl Replica {
             hashes.insert(channel.channel.as_str(), channel.buckets.as_slice());
         }
         let (none, mut room) = (Buckets::default(), MAX_SUMMARY);
-        let names: BTreeSet<&str> = self.channels.keys().map(|name| &**name).chain(hashes.keys().copied()).collect();
+        let names: BTreeSet<&str> =
+            self.channels.keys().map(|name| &**name).chain(hashes.keys().copied()).collect();
         let mut channels = Vec::new();
         for name in names {
             let ours = self.channels.get(name);
@@ -166,7 +167,9 @@ impl Replica {
                     break;
                 }
                 summary.buckets.push(bucket as u32);
-                for (key, entry) in ours.iter().flat_map(|held| &held.items).filter(|(_, e)| e.bucket == bucket) {
+                for (key, entry) in
+                    ours.iter().flat_map(|held| &held.items).filter(|(_, e)| e.bucket == bucket)
+                {
                     room = room.saturating_sub(key.len() + entry.item.rank.len() + 16);
                     summary.entries.push(wire::summary::Entry {
                         key: key.to_vec(),
@@ -193,12 +196,17 @@ impl Replica {
         let mut difference = Difference::default();
         let mut ask = Vec::new();
         for channel in &theirs.channels {
-            if channel.channel.len() > gossip::MAX_CHANNEL || channel.buckets.iter().any(|b| *b >= BUCKETS as u32) {
+            if channel.channel.len() > gossip::MAX_CHANNEL
+                || channel.buckets.iter().any(|b| *b >= BUCKETS as u32)
+            {
                 return Err(Garbage("a summary of another shape"));
             }
             let ours = self.channels.get_key_value(channel.channel.as_str());
             let lookup = |key: &[u8]| ours.and_then(|(_, held)| held.items.get_key_value(key));
-            let name = |key: &Arc<[u8]>| ItemKey { channel: ours.expect("it has items").0.clone(), key: key.clone() };
+            let name = |key: &Arc<[u8]>| ItemKey {
+                channel: ours.expect("it has items").0.clone(),
+                key: key.clone(),
+            };
             let mut wanted = Vec::new();
             let mut told = BTreeSet::new();
             for entry in &channel.entries {
@@ -222,9 +230,15 @@ impl Replica {
                     difference.send.push(name(key));
                 }
             }
-            difference.send.extend(channel.wanted.iter().filter_map(|key| lookup(key)).map(|(key, _)| name(key)));
+            difference
+                .send
+                .extend(channel.wanted.iter().filter_map(|key| lookup(key)).map(|(key, _)| name(key)));
             if !wanted.is_empty() {
-                ask.push(wire::summary::Channel { channel: channel.channel.clone(), wanted, ..Default::default() });
+                ask.push(wire::summary::Channel {
+                    channel: channel.channel.clone(),
+                    wanted,
+                    ..Default::default()
+                });
             }
         }
         difference.ask = (!ask.is_empty()).then_some(wire::Summary { channels: ask });
@@ -289,8 +303,8 @@ const MAX_SUMMARY: usize = 256 << 10;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use prost::Message;
     use proptest::{collection::vec, prelude::*};
+    use prost::Message;
 
     struct Even;
 
@@ -330,7 +344,8 @@ mod tests {
     }
 
     fn any_item() -> impl Strategy<Value = Item> {
-        let fields = (0..3usize, vec(0..6u8, 1..3), vec(0..3u8, 0..3), vec(any::<u8>(), 0..4), vec(0..2u8, 0..2));
+        let fields =
+            (0..3usize, vec(0..6u8, 1..3), vec(0..3u8, 0..3), vec(any::<u8>(), 0..4), vec(0..2u8, 0..2));
         fields.prop_map(|(channel, key, rank, body, signature)| Item {
             channel: ["even", "peers", "names"][channel].into(),
             key,
@@ -398,7 +413,8 @@ mod tests {
             key: n.to_be_bytes().into(),
             ..Item::default()
         };
-        let taken = (0..MAX_UNKNOWN_ITEMS as u32 + 100).filter(|n| replica.merge(item(*n as u8 % 8, *n)).is_ok());
+        let taken =
+            (0..MAX_UNKNOWN_ITEMS as u32 + 100).filter(|n| replica.merge(item(*n as u8 % 8, *n)).is_ok());
         assert_eq!(taken.count(), MAX_UNKNOWN_ITEMS);
         let newer = Item { rank: vec![1], ..item(0, 0) };
         assert!(matches!(replica.merge(newer), Ok(Merged::New(_))), "a change of what is here needs no room");

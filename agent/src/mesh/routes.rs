@@ -36,7 +36,8 @@ impl Routes {
         }
         let measured: BTreeMap<_, _> = peers.own().neighbours.iter().map(|n| (&n.name, n.rtt)).collect();
         let first = |link: &PeerName| HOP + measured.get(link).copied().flatten().unwrap_or(UNMEASURED);
-        let mut queue: BinaryHeap<_> = links.iter().map(|link| Reverse((first(link), 1, link, link))).collect();
+        let mut queue: BinaryHeap<_> =
+            links.iter().map(|link| Reverse((first(link), 1, link, link))).collect();
         let mut next = BTreeMap::new();
         while let Some(Reverse((cost, hops, at, via))) = queue.pop() {
             if next.contains_key(at) || at == own {
@@ -92,7 +93,8 @@ mod tests {
 
     #[test]
     fn the_quicker_way_is_taken_even_with_more_hops() {
-        let records = [record("near", &[("mid", 100)]), record("mid", &[("x", 100)]), record("far", &[("x", 100)])];
+        let records =
+            [record("near", &[("mid", 100)]), record("mid", &[("x", 100)]), record("far", &[("x", 100)])];
         let routes = routes(&records, &["near", "far"]);
         assert_eq!(routes.next_hop(&name("x")), Some(&name("near")));
         assert_eq!(routes.next_hop(&name("far")), Some(&name("near")));
