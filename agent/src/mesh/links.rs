@@ -121,7 +121,6 @@ impl Mesh {
                     "the name {name} is taken: an agent that was started before answers at {remote}; \
                      stop it or use another --name"
                 );
-                self.output(Output::Close { link: id });
                 self.end(Output::Fatal(reason));
             }
             Verdict::YoungerTwin(refusal) => {

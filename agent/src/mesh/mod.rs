@@ -21,5 +21,7 @@ mod own;
 pub mod peers;
 pub mod replica;
 pub mod routes;
+pub mod task;
+mod transport;
 
 pub use weft_proto::mesh as wire;
