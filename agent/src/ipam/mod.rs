@@ -20,8 +20,11 @@ mod error;
 pub mod record;
 pub mod ring;
 pub mod seed;
+#[cfg(test)]
+mod sim;
 pub mod space;
 pub mod span;
+pub mod task;
 pub mod token;
 
 pub use allocator::Allocator;
