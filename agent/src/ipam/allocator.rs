@@ -206,7 +206,9 @@ impl Allocator {
             self.free(&owner, now);
         }
         let rested: Vec<u128> = self.space.forget_resting();
-        self.effects.changes.extend(rested.into_iter().map(|o| Change::Resting(self.layout.address(o), None)));
+        self.effects
+            .changes
+            .extend(rested.into_iter().map(|o| Change::Resting(self.layout.address(o), None)));
         self.settle(now);
         info!(heir = %to, "handed all addresses over");
     }
@@ -216,8 +218,12 @@ impl Allocator {
         for offset in self.space.wake(now.at) {
             self.effects.changes.push(Change::Resting(self.layout.address(offset), None));
         }
-        let late: Vec<AttachmentKey> =
-            self.unactivated.iter().filter(|(_, until)| **until <= now.at).map(|(key, _)| key.clone()).collect();
+        let late: Vec<AttachmentKey> = self
+            .unactivated
+            .iter()
+            .filter(|(_, until)| **until <= now.at)
+            .map(|(key, _)| key.clone())
+            .collect();
         for key in late {
             warn!(attachment = %key, "freed a reservation that was never activated");
             self.free(&Owner::Pod(key), now);
@@ -488,8 +494,7 @@ impl Allocator {
             return self.asker.satisfied();
         }
         let givers = self.givers();
-        let reachable: Vec<PeerName> =
-            givers.into_iter().filter(|peer| self.peers.contains(peer)).collect();
+        let reachable: Vec<PeerName> = givers.into_iter().filter(|peer| self.peers.contains(peer)).collect();
         if let Some(peer) = self.asker.seek(&reachable, now.at) {
             debug!(%peer, urgent, "asking for space");
             let request = SpaceRequest { count: self.wish(), urgent };
@@ -499,7 +504,8 @@ impl Allocator {
 
     /// Peers with blocks to give, those with most first.
     fn givers(&self) -> Vec<PeerName> {
-        let mut shares: Vec<_> = self.ring.shares(true).into_iter().filter(|(peer, _)| **peer != self.me).collect();
+        let mut shares: Vec<_> =
+            self.ring.shares(true).into_iter().filter(|(peer, _)| **peer != self.me).collect();
         shares.sort_by_key(|(_, size)| Reverse(*size));
         shares.into_iter().map(|(peer, _)| peer.clone()).collect()
     }

@@ -62,6 +62,10 @@ mod tests {
         assert_eq!(asker.seek(&both, at(499)), None);
         assert_eq!(asker.seek(&both, at(500)), Some(b.clone()));
         assert_eq!(asker.next_wake(), Some(at(1500)));
-        assert_eq!(asker.seek(std::slice::from_ref(&a), at(600)), Some(a), "who has nothing left is not waited for");
+        assert_eq!(
+            asker.seek(std::slice::from_ref(&a), at(600)),
+            Some(a),
+            "who has nothing left is not waited for"
+        );
     }
 }

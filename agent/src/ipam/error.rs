@@ -58,7 +58,9 @@ impl fmt::Display for WaitingFor {
             Self::FirstContact => write!(f, "first contact with a peer (--peer)"),
             Self::Seed => write!(f, "a peer that was given --ipam-seed"),
             Self::Space { from } => write!(f, "space from {from}"),
-            Self::Unreachable { owners } => write!(f, "an unreachable node with free space: {}", List(owners)),
+            Self::Unreachable { owners } => {
+                write!(f, "an unreachable node with free space: {}", List(owners))
+            }
         }
     }
 }
@@ -70,7 +72,8 @@ struct Shares<'a> {
 
 impl fmt::Display for Shares<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let texts: Vec<String> = self.shares.iter().map(|(name, size)| format!("{name} owns {size}")).collect();
+        let texts: Vec<String> =
+            self.shares.iter().map(|(name, size)| format!("{name} owns {size}")).collect();
         write!(f, "{} addresses", List(&texts))?;
         match self.resting {
             0 => Ok(()),

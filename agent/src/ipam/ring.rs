@@ -97,9 +97,10 @@ impl Ring {
     /// All tokens with the range that each stands for, in ascending order.
     pub fn ranges(&self) -> impl Iterator<Item = (Span, &Token)> {
         let nexts = self.tokens.keys().skip(1).map(|next| next - 1).chain([u128::MAX]);
-        self.tokens.values().zip(nexts).map(|(token, limit)| {
-            (Span { first: token.start, last: token.end.min(limit) }, token)
-        })
+        self.tokens
+            .values()
+            .zip(nexts)
+            .map(|(token, limit)| (Span { first: token.start, last: token.end.min(limit) }, token))
     }
 
     /// Who owns an address, by its offset; nobody where this ring has not heard of anybody.
@@ -213,11 +214,9 @@ mod tests {
         let shares: Vec<u128> = ring.shares(false).into_values().map(|share| share / 256).collect();
         assert_eq!(shares, [86, 85, 85]);
         assert!(is_partition(&ring));
-        let four: Vec<String> = seeded(layout(), 4).routes().iter().map(|(p, n)| format!("{p} {n}")).collect();
-        assert_eq!(
-            four,
-            ["10.32.0.0/18 n0", "10.32.64.0/18 n1", "10.32.128.0/18 n2", "10.32.192.0/18 n3"]
-        );
+        let four: Vec<String> =
+            seeded(layout(), 4).routes().iter().map(|(p, n)| format!("{p} {n}")).collect();
+        assert_eq!(four, ["10.32.0.0/18 n0", "10.32.64.0/18 n1", "10.32.128.0/18 n2", "10.32.192.0/18 n3"]);
     }
 
     #[test]

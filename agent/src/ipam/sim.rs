@@ -5,6 +5,7 @@ use super::{
     Allocator, Change, Config, Found, IpamError, KnownPeer, Now, Owner, Request, Stored, WaitingFor,
     ring::Ring,
     span::{Layout, coalesce},
+    token::Token,
 };
 use crate::{
     mesh::gossip::Item,
@@ -38,17 +39,42 @@ struct Sim {
 
 #[derive(Clone, Debug)]
 enum Op {
-    Reserve { node: usize, pod: u32 },
-    Activate { node: usize, pod: u32 },
-    Release { node: usize, pod: u32 },
+    Reserve {
+        node: usize,
+        pod: u32,
+    },
+    Activate {
+        node: usize,
+        pod: u32,
+    },
+    Release {
+        node: usize,
+        pod: u32,
+    },
     /// One node hears one item of another.
-    Hear { from: usize, to: usize, item: usize },
-    Sync { from: usize, to: usize },
+    Hear {
+        from: usize,
+        to: usize,
+        item: usize,
+    },
+    Sync {
+        from: usize,
+        to: usize,
+    },
     /// A message arrives, is lost, or stays to arrive once more.
-    Message { at: usize, arrives: bool, stays: bool },
+    Message {
+        at: usize,
+        arrives: bool,
+        stays: bool,
+    },
     /// A node restarts from its disk; with `torn`, in the middle of its next reservation, before anything is written.
-    Crash { node: usize, torn: bool },
-    Wait { seconds: u64 },
+    Crash {
+        node: usize,
+        torn: bool,
+    },
+    Wait {
+        seconds: u64,
+    },
 }
 
 impl Sim {
@@ -382,52 +408,41 @@ fn a_full_universe_is_told_from_a_slow_one() {
 fn thousands_of_nodes_fit_a_12() {
     let layout = Layout::new("10.32.0.0/12".parse().unwrap());
     let now = Now { at: Instant::now(), unix_ms: 0 };
-    let name = |n: usize| -> PeerName { format!("n{n}").parse().unwrap() };
-    let config = |n| Config {
-        name: name(n),
-        universe: layout.universe(),
-        seeds: "n0".parse().unwrap(),
-        has_bootstrap: n > 0,
-    };
-    // Everybody's knowledge is one; a node is made from its disk whenever it acts.
     let mut ring = Ring::new(layout);
-    let mut disks: Vec<Stored> = Vec::new();
+    let mut nodes: Vec<Allocator> = Vec::new();
+    let publish = |ring: &mut Ring, node: &mut Allocator| {
+        let effects = node.effects();
+        for item in &effects.publish {
+            ring.merge(Token::from_item(item, &layout).ok().unwrap());
+        }
+        effects
+    };
     for n in 0..3000 {
-        let mut stored = Stored { tokens: ring.tokens().cloned().collect(), ..Stored::default() };
-        let mut joiner = Allocator::new(config(n), stored.clone(), Found::default(), now).unwrap();
-        let peers: Vec<KnownPeer> =
-            (0..n).map(|n| KnownPeer { name: name(n), reachable: true, held: Vec::new() }).collect();
+        let config = Config {
+            name: format!("n{n}").parse().unwrap(),
+            universe: layout.universe(),
+            seeds: if n == 0 { "n0" } else { "" }.parse().unwrap(),
+            has_bootstrap: n > 0,
+        };
+        let name = config.name.clone();
+        // A joiner has heard of the greatest free range only, and asks for more than it can get.
+        let best = ring.ranges().filter(|(_, token)| token.free).max_by_key(|(span, _)| span.size());
+        let tokens: Vec<Token> = best.map(|(_, token)| token.clone()).into_iter().collect();
+        let peers: Vec<KnownPeer> = tokens
+            .iter()
+            .map(|token| KnownPeer { name: token.owner.clone(), reachable: true, held: Vec::new() })
+            .collect();
+        let stored = Stored { in_force: n > 0, tokens, ..Stored::default() };
+        let mut joiner = Allocator::new(config, stored, Found::default(), now).unwrap();
         joiner.on_peers(&peers, now);
-        if n > 0 {
-            joiner.on_contact(now);
-        }
-        for (giver, body) in joiner.effects().unicasts {
-            let at: usize = giver.as_str()[1..].parse().unwrap();
-            let tokens = ring.tokens().cloned().collect();
-            let disk = Stored { tokens, ..std::mem::take(&mut disks[at]) };
-            let mut giver = Allocator::new(config(at), disk.clone(), Found::default(), now).unwrap();
-            giver.effects();
-            giver.on_unicast(&name(n), &body, now);
-            let given = giver.effects().publish;
-            joiner.on_items(&given, now);
-            disks[at] = Stored { tokens: Vec::new(), ..disk };
-            for change in giver.effects().changes {
-                assert!(matches!(change, Change::Token(_)));
-            }
-            for item in given {
-                ring.merge(super::token::Token::from_item(&item, &layout).ok().unwrap());
-            }
-        }
-        let effects = joiner.effects();
-        for item in effects.publish {
-            ring.merge(super::token::Token::from_item(&item, &layout).ok().unwrap());
+        for (giver, body) in publish(&mut ring, &mut joiner).unicasts {
+            let giver = &mut nodes[giver.as_str()[1..].parse::<usize>().unwrap()];
+            giver.on_unicast(&name, &body, now);
+            joiner.on_items(&publish(&mut ring, giver).publish, now);
         }
         assert!(joiner.reserve(request(n, 1), now).is_ok(), "node {n} got no address");
-        stored.tokens.clear();
-        stored.in_force = true;
-        stored.allocations =
-            joiner.view().allocations.into_values().map(|allocation| (*allocation).clone()).collect();
-        disks.push(stored);
+        publish(&mut ring, &mut joiner);
+        nodes.push(joiner);
     }
     assert_eq!(ring.shares(false).len(), 3000);
     assert_eq!(coalesce(ring.ranges().map(|(span, _)| span)), [layout.whole()]);
@@ -476,8 +491,12 @@ fn addresses_are_reclaimed_from_veths() {
     assert_eq!(view.bridge, Some("10.32.0.3".parse().unwrap()), "pods know it as their gateway");
     assert_eq!(view.allocations.len(), 3);
     assert!(view.reserved.is_empty(), "what has a veth is active");
-    assert_eq!(allocator.reserve(request(0, 1), now).unwrap().address, "10.32.0.2".parse::<IpAddr>().unwrap());
-    let next = |allocator: &mut Allocator, pod| allocator.reserve(request(0, pod), now).unwrap().address.to_string();
+    assert_eq!(
+        allocator.reserve(request(0, 1), now).unwrap().address,
+        "10.32.0.2".parse::<IpAddr>().unwrap()
+    );
+    let next =
+        |allocator: &mut Allocator, pod| allocator.reserve(request(0, pod), now).unwrap().address.to_string();
     assert_eq!(next(&mut allocator, 5), "10.32.0.1");
     assert_eq!(next(&mut allocator, 6), "10.32.0.5");
 

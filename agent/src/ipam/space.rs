@@ -150,7 +150,8 @@ impl Space {
 
     /// Ends the rest of what has rested; returns their offsets.
     pub fn wake(&mut self, now: Instant) -> Vec<u128> {
-        let rested: Vec<u128> = self.resting.extract_if(.., |_, until| *until <= now).map(|(o, _)| o).collect();
+        let rested: Vec<u128> =
+            self.resting.extract_if(.., |_, until| *until <= now).map(|(o, _)| o).collect();
         self.lowest = rested.first().map_or(self.lowest, |first| self.lowest.min(*first));
         rested
     }

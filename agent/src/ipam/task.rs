@@ -9,7 +9,8 @@
 //! commands, which fail as long as it goes on refusing.
 
 use super::{
-    Allocation, Allocator, Config, Effects, Found, IpamError, KnownPeer, Now, Request, View, record, span::Layout,
+    Allocation, Allocator, Config, Effects, Found, IpamError, KnownPeer, Now, Request, View, record,
+    span::Layout,
 };
 use crate::{
     linux::store::{Store, Write},
@@ -170,12 +171,14 @@ impl Task {
             }
             let leaves = batch.iter().any(|command| matches!(command, Command::Leave(_)));
             let now = now();
-            let mut answers: Vec<Answer> = batch.drain(..).filter_map(|command| self.handle(command, now)).collect();
+            let mut answers: Vec<Answer> =
+                batch.drain(..).filter_map(|command| self.handle(command, now)).collect();
             self.allocator.tick(now);
             if leaves {
                 // The agent may stop as soon as it has the answer: the mesh must have the tokens by then.
                 let held_back = std::mem::take(&mut answers);
-                let written = self.settle(Vec::new()).await.map_err(|error| IpamError::Store(error.to_string()));
+                let written =
+                    self.settle(Vec::new()).await.map_err(|error| IpamError::Store(error.to_string()));
                 while let Some(message) = self.outbox.next() {
                     if outgoing.send(message).await.is_err() {
                         break;
@@ -345,7 +348,10 @@ mod tests {
         let after = handle.view().borrow().clone();
         assert_eq!((&after.allocations, &after.resting), (&before.allocations, &before.resting));
         assert_eq!(handle.reserve(request(1)).await.unwrap(), first);
-        assert_eq!(handle.reserve(request(3)).await.unwrap().address, "10.32.0.4".parse::<std::net::IpAddr>().unwrap());
+        assert_eq!(
+            handle.reserve(request(3)).await.unwrap().address,
+            "10.32.0.4".parse::<std::net::IpAddr>().unwrap()
+        );
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

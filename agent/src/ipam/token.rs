@@ -68,9 +68,8 @@ impl Token {
     /// Reads and checks a token of `layout`'s universe.
     pub fn from_body(body: &[u8], layout: &Layout) -> Result<Self, Rejected> {
         let token = mesh::Token::decode(body).map_err(|_| Rejected("token does not decode"))?;
-        let offset = |bytes: &[u8]| {
-            layout.from_bytes(bytes).ok_or(Rejected("token lies outside the universe"))
-        };
+        let offset =
+            |bytes: &[u8]| layout.from_bytes(bytes).ok_or(Rejected("token lies outside the universe"));
         let (start, end) = (offset(&token.start)?, offset(&token.end)?);
         if start > end || !start.is_multiple_of(layout.unit()) || !(end + 1).is_multiple_of(layout.unit()) {
             return Err(Rejected("token does not cover whole blocks"));
