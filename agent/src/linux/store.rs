@@ -59,6 +59,9 @@ pub struct Write {
     pub value: Option<Vec<u8>>,
 }
 
+/// A key and its value.
+pub type Entry = (Vec<u8>, Vec<u8>);
+
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     #[error("{} is locked: another agent runs with this --state-dir", .0.display())]
@@ -159,7 +162,7 @@ impl Store {
     }
 
     /// All entries of a table in the order of their keys.
-    pub fn read(&self, table: Table) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StoreError> {
+    pub fn read(&self, table: Table) -> Result<Vec<Entry>, StoreError> {
         let mut database = self.database.lock().unwrap_or_else(PoisonError::into_inner);
         let mut read = || -> Result<_, redb::Error> {
             let open = match &mut *database {
