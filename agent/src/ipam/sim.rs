@@ -378,6 +378,42 @@ fn a_seed_without_state_waits_for_a_peer() {
 }
 
 #[test]
+fn a_longer_seed_list_does_not_disturb_a_ring() {
+    let mut sim = Sim::new("10.32.0.0/16", "n0,n1", 3);
+    sim.run(1);
+    let before = sim.nodes[0].allocator.view().ranges;
+    sim.seeds = "n0,n1,n2".into();
+    (0..2).for_each(|at| sim.crash(at, false));
+    let (name, disk) = (sim.nodes[2].name.clone(), Stored::default());
+    sim.nodes[2].allocator = sim.boot(&name, disk.clone());
+    sim.nodes[2].disk = disk;
+    sim.nodes[2].items.clear();
+    sim.hear(2, Vec::new());
+    assert_eq!(sim.nodes[0].allocator.view().ranges, before);
+    sim.converge();
+    sim.run(1);
+    assert!(sim.reserve(2, 1).is_ok(), "a new seed asks for space like a joiner");
+}
+
+#[test]
+fn who_lost_its_disk_owns_what_it_had_not_given_away() {
+    let mut sim = Sim::new("10.32.0.0/16", "n0,n1", 3);
+    sim.run(3);
+    for at in 0..3 {
+        assert!(sim.reserve(at, 1).is_ok());
+    }
+    let before: Vec<_> = sim.nodes.iter_mut().map(|node| node.allocator.view().own).collect();
+    let node = &mut sim.nodes[0];
+    (node.disk, node.items) = Default::default();
+    let pods = std::mem::take(&mut node.pods);
+    sim.crash(0, false);
+    assert!(sim.reserve(0, 2).is_err());
+    sim.run(3);
+    assert_eq!(sim.nodes.iter_mut().map(|node| node.allocator.view().own).collect::<Vec<_>>(), before);
+    assert_eq!(sim.reserve(0, 1).ok(), pods.get(&1).copied());
+}
+
+#[test]
 fn a_full_universe_is_told_from_a_slow_one() {
     let mut sim = Sim::new("10.32.0.0/29", "n0", 3);
     let mut addresses = BTreeSet::new();

@@ -353,6 +353,21 @@ mod tests {
     }
 
     #[test]
+    fn a_killed_agent_leaves_all_that_was_committed() {
+        let temp = tempfile::tempdir().unwrap();
+        let (living, dead) = (temp.path().join("living"), temp.path().join("dead"));
+        let (store, _) = open(&living).unwrap();
+        fs::create_dir(&dead).unwrap();
+        for round in 1..40 {
+            store.commit(&[put(round, &[7; 500]), put(round / 2, b"again")]).unwrap();
+            fs::copy(living.join(FILE), dead.join(FILE)).unwrap();
+            let (copy, state) = open(&dead).unwrap();
+            assert_eq!(state, StoreState::Opened, "after {round} commits");
+            assert_eq!(copy.read(Table::Ring).unwrap(), store.read(Table::Ring).unwrap());
+        }
+    }
+
+    #[test]
     fn a_damaged_file_is_moved_aside() {
         let temp = tempfile::tempdir().unwrap();
         let (store, _) = open(temp.path()).unwrap();
