@@ -18,27 +18,11 @@ pub struct Metrics {
     registry: Registry,
 }
 
-/// How long CNI calls take, by verb and whether they succeeded. Clones are the same histogram.
-#[derive(Clone, Debug)]
-pub struct CniLatency(Family<VerbAndResult, Histogram, fn() -> Histogram>);
-
-type VerbAndResult = [(&'static str, &'static str); 2];
-
 impl Metrics {
     pub fn new(observer: Observer) -> Self {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(Watched(observer)));
         Self { registry }
-    }
-
-    /// Adds the histogram of the CNI calls.
-    pub fn cni_latency(&mut self) -> CniLatency {
-        let family = Family::new_with_constructor(
-            (|| Histogram::new(CNI_BUCKETS.map(|bucket| bucket.as_secs_f64()))) as fn() -> Histogram,
-        );
-        let help = "Time from a CNI call to its answer";
-        self.registry.register_with_unit("weft_cni_duration", help, Unit::Seconds, family.clone());
-        CniLatency(family)
     }
 
     /// For histograms and counters of others.
@@ -55,14 +39,6 @@ impl Metrics {
     }
 
     pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-}
-
-impl CniLatency {
-    /// `verb` is such as `reserve`, `activate`, `release`.
-    pub fn observe(&self, verb: &'static str, ok: bool, took: Duration) {
-        let labels = [("verb", verb), ("result", if ok { "ok" } else { "error" })];
-        self.0.get_or_create(&labels).observe(took.as_secs_f64());
-    }
 }
 
 struct Watched(Observer);
@@ -109,8 +85,8 @@ fn node(page: &mut Page<'_>, now: &Snapshot) -> fmt::Result {
         "Pods of this node",
         [([("state", "active")], active), ([("state", "reserved")], reserved)],
     )?;
-    page.counters("weft_gossip_events", "Events of the gossip", labelled("event", &now.gossip))?;
-    page.counters("weft_cni_events", "Events of the CNI calls", labelled("event", &now.cni))
+    page.counter("weft_links_repairs", "Times that links, routes or rules were put right after others changed them", now.repairs)?;
+    page.counters("weft_gossip_events", "Events of the gossip", labelled("event", &now.gossip))
 }
 
 fn addresses(page: &mut Page<'_>, now: &Snapshot) -> fmt::Result {
@@ -204,6 +180,12 @@ impl Page<'_> {
         self.family(name, help, MetricType::Gauge, values, encode)
     }
 
+    fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
+        self.0
+            .encode_descriptor(name, help, None, MetricType::Counter)?
+            .encode_counter::<NoLabelSet, u64, u64>(&value, None)
+    }
+
     fn counters<'l, const N: usize>(
         &mut self,
         name: &str,
@@ -231,14 +213,6 @@ impl Page<'_> {
         Ok(())
     }
 }
-
-/// An ADD takes some ms; a runtime gives up after minutes.
-const CNI_BUCKETS: [Duration; 12] = {
-    const fn ms(ms: u64) -> Duration {
-        Duration::from_millis(ms)
-    }
-    [ms(1), ms(2), ms(5), ms(10), ms(20), ms(50), ms(100), ms(200), ms(500), ms(1000), ms(5000), ms(30_000)]
-};
 
 #[cfg(test)]
 mod tests {
@@ -330,17 +304,6 @@ weft_peer_bytes_total{peer="node-3",direction="sent"} 0
 weft_peer_bytes_total{peer="node-3",direction="received"} 0
 # EOF
 "#);
-    }
-
-    #[test]
-    fn latencies_are_counted_by_verb_and_result() {
-        let mut metrics = Metrics::new(Arc::new(example::snapshot));
-        let latency = metrics.cni_latency();
-        latency.observe("reserve", true, Duration::from_millis(7));
-        let text = metrics.render();
-        assert!(text.contains("# UNIT weft_cni_duration_seconds seconds"), "{text}");
-        let bucket = r#"weft_cni_duration_seconds_bucket{le="0.01",verb="reserve",result="ok"} 1"#;
-        assert!(text.contains(bucket), "{text}");
     }
 
     #[test]

@@ -19,7 +19,7 @@ mod socket;
 pub use heartbeat::{Heartbeat, Heartbeats, STALLED_AFTER, Stall};
 pub use http::{HttpError, HttpServer, Pages};
 pub use local::{AdminService, LeaveCall};
-pub use metrics::{CniLatency, Metrics};
+pub use metrics::Metrics;
 pub use readiness::{Blocks, Pending, Readiness};
 pub(crate) use snapshot::addresses_in;
 #[cfg(test)]

@@ -87,9 +87,10 @@ fn counters(now: &Snapshot) -> Vec<local::Counter> {
         ("bytes_sent", now.traffic.bytes_sent),
         ("packets_received", now.traffic.packets_received),
         ("bytes_received", now.traffic.bytes_received),
+        ("repairs", now.repairs),
     ];
     let traffic = traffic.into_iter().map(|(name, value)| local::Counter { name: name.into(), value });
-    let groups = [("drops", &now.drops), ("gossip", &now.gossip), ("cni", &now.cni)];
+    let groups = [("drops", &now.drops), ("gossip", &now.gossip)];
     let grouped = groups.into_iter().flat_map(|(group, counters)| {
         counters
             .iter()

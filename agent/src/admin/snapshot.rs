@@ -48,8 +48,8 @@ pub struct Snapshot {
     pub drops: Counters,
     /// Events of the gossip, such as `items_sent` or `items_rejected`.
     pub gossip: Counters,
-    /// Events of the CNI calls, such as `add` or `add_failed`.
-    pub cni: Counters,
+    /// Times that links, routes or firewall rules were put right after others had changed them.
+    pub repairs: u64,
 }
 
 /// Event or reason → how often since the start.
@@ -213,7 +213,7 @@ pub(crate) mod example {
             traffic,
             drops: counters(&[("no_peer", 3), ("too_big", 1)]),
             gossip: counters(&[("items_received", 40), ("items_rejected", 0)]),
-            cni: counters(&[("add", 2)]),
+            repairs: 1,
         }
     }
 }

@@ -34,6 +34,8 @@ pub struct Allocator {
     me: PeerName,
     layout: Layout,
     ring: Ring,
+    /// The first tokens by the seed list, for when there is no ring yet.
+    genesis: Vec<Token>,
     space: Space,
     in_force: bool,
     left: bool,
@@ -57,10 +59,12 @@ impl Allocator {
     /// More seeds than the universe has blocks.
     pub fn new(config: Config, stored: Stored, found: Found, now: Now) -> Result<Self, TooManySeeds> {
         let layout = Layout::new(config.universe);
+        let genesis = Ring::genesis(layout, config.seeds.names())?;
         let mut this = Self {
             me: config.name,
             layout,
             ring: Ring::new(layout),
+            genesis,
             space: Space::new(layout),
             in_force: stored.in_force,
             left: false,
@@ -72,15 +76,9 @@ impl Allocator {
             ring_changed: true,
             effects: Effects::default(),
         };
-        let genesis = Ring::genesis(layout, config.seeds.names())?;
-        // A seed that lost its state starts from the same tokens as ever; all that came of them outbids them.
-        let fresh = stored.tokens.is_empty();
-        for token in if fresh { genesis } else { stored.tokens } {
-            this.ring.merge(token.clone());
+        for token in stored.tokens {
             this.effects.publish.push(token.to_item(&layout));
-            if fresh {
-                this.effects.changes.push(Change::Token(token));
-            }
+            this.ring.merge(token);
         }
         this.restore(stored.allocations, stored.resting, now);
         this.recover(found, now);
@@ -413,11 +411,21 @@ impl Allocator {
         Some(allocation)
     }
 
+    /// The ring may be used. Where there is none yet, it begins with the seeds' shares; where there is one, the seed list
+    /// says nothing: it may have been made longer since, and this node may have lost its state.
     fn open(&mut self) {
-        if !self.in_force {
-            self.in_force = true;
-            self.ring_changed = true;
-            self.effects.changes.push(Change::InForce);
+        if self.in_force {
+            return;
+        }
+        self.in_force = true;
+        self.ring_changed = true;
+        self.effects.changes.push(Change::InForce);
+        let genesis = std::mem::take(&mut self.genesis);
+        if self.ring.is_empty() {
+            for token in &genesis {
+                self.ring.merge(token.clone());
+            }
+            self.record(genesis);
         }
     }
 

@@ -1,5 +1,4 @@
 //! What the allocator keeps, as entries of the state file.
-#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use super::{Allocation, Change, Owner, Stored, span::Layout, token::Token};
 use crate::{
@@ -19,8 +18,8 @@ pub enum RecordError {
 
 /// Reads all that was stored.
 pub fn load(store: &Store, layout: &Layout) -> Result<Stored, RecordError> {
-    let mut stored = Stored::default();
-    stored.in_force = store.read(Table::Meta)?.iter().any(|(key, _)| key == IN_FORCE);
+    let in_force = store.read(Table::Meta)?.iter().any(|(key, _)| key == IN_FORCE);
+    let mut stored = Stored { in_force, ..Stored::default() };
     for (_, body) in store.read(Table::Ring)? {
         let token = Token::from_body(&body, layout).map_err(|_| RecordError::Unreadable("a token"))?;
         stored.tokens.push(token);

@@ -274,6 +274,7 @@ impl Space {
 const MAX_PIECES: usize = 4;
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods)]
 mod tests {
     use super::*;
     use proptest::prelude::*;

@@ -68,9 +68,8 @@ impl Token {
     /// Reads and checks a token of `layout`'s universe.
     pub fn from_body(body: &[u8], layout: &Layout) -> Result<Self, Rejected> {
         let token = mesh::Token::decode(body).map_err(|_| Rejected::Invalid("token does not decode"))?;
-        let offset = |bytes: &[u8]| {
-            layout.from_bytes(bytes).ok_or(Rejected::Invalid("token lies outside the universe"))
-        };
+        let offset =
+            |bytes: &[u8]| layout.from_bytes(bytes).ok_or(Rejected::Invalid("token lies outside the universe"));
         let (start, end) = (offset(&token.start)?, offset(&token.end)?);
         if start > end || !start.is_multiple_of(layout.unit()) || !(end + 1).is_multiple_of(layout.unit()) {
             return Err(Rejected::Invalid("token does not cover whole blocks"));
@@ -78,8 +77,7 @@ impl Token {
         if token.epoch > MAX_COUNTER || token.version > MAX_COUNTER {
             return Err(Rejected::Invalid("token's epoch or version is beyond reach"));
         }
-        let owner: PeerName =
-            token.owner.parse().map_err(|_| Rejected::Invalid("token's owner is not a name"))?;
+        let owner: PeerName = token.owner.parse().map_err(|_| Rejected::Invalid("token's owner is not a name"))?;
         if owner.as_str() != token.owner {
             return Err(Rejected::Invalid("token's owner is not in lower case"));
         }

@@ -59,6 +59,9 @@ pub struct Write {
     pub value: Option<Vec<u8>>,
 }
 
+/// A key and its value.
+pub type Entry = (Vec<u8>, Vec<u8>);
+
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     #[error("{} is locked: another agent runs with this --state-dir", .0.display())]
@@ -159,7 +162,7 @@ impl Store {
     }
 
     /// All entries of a table in the order of their keys.
-    pub fn read(&self, table: Table) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StoreError> {
+    pub fn read(&self, table: Table) -> Result<Vec<Entry>, StoreError> {
         let mut database = self.database.lock().unwrap_or_else(PoisonError::into_inner);
         let mut read = || -> Result<_, redb::Error> {
             let open = match &mut *database {
@@ -350,6 +353,21 @@ mod tests {
     }
 
     #[test]
+    fn a_killed_agent_leaves_all_that_was_committed() {
+        let temp = tempfile::tempdir().unwrap();
+        let (living, dead) = (temp.path().join("living"), temp.path().join("dead"));
+        let (store, _) = open(&living).unwrap();
+        fs::create_dir(&dead).unwrap();
+        for round in 1..40 {
+            store.commit(&[put(round, &[7; 500]), put(round / 2, b"again")]).unwrap();
+            fs::copy(living.join(FILE), dead.join(FILE)).unwrap();
+            let (copy, state) = open(&dead).unwrap();
+            assert_eq!(state, StoreState::Opened, "after {round} commits");
+            assert_eq!(copy.read(Table::Ring).unwrap(), store.read(Table::Ring).unwrap());
+        }
+    }
+
+    #[test]
     fn a_damaged_file_is_moved_aside() {
         let temp = tempfile::tempdir().unwrap();
         let (store, _) = open(temp.path()).unwrap();
@@ -362,12 +380,15 @@ mod tests {
             seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             (seed >> 33) as usize
         };
-        for round in 0..150 {
+        for round in 0..60 {
             let mut bytes = good.clone();
             match round % 3 {
-                0 => bytes.truncate(good.len() * round / 150),
+                0 => bytes.truncate(good.len() * round / 60),
                 1 => bytes = (0..round * 50).map(|_| random() as u8).collect(),
-                _ => (0..1 + round).for_each(|_| bytes[random() % 4096] = random() as u8),
+                _ => (0..1 + round).for_each(|_| {
+                    let at = random() % if round % 2 == 0 { 4096 } else { good.len() };
+                    bytes[at] = random() as u8;
+                }),
             }
             fs::write(&file, &bytes).unwrap();
             match open(temp.path()).unwrap() {
