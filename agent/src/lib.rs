@@ -35,3 +35,8 @@ pub mod ipam;
 pub mod links;
 #[cfg(feature = "agent")]
 pub mod mesh;
+#[cfg(feature = "agent")]
+pub mod run;
+
+/// Name and version, as peers, metrics and `weft version` show them.
+pub const SOFTWARE: &str = concat!("weft ", env!("CARGO_PKG_VERSION"));

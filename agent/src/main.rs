@@ -1,7 +1,12 @@
 //! `weft`: picks a command and turns its result into an exit code.
+#![forbid(unsafe_code)]
 
 use std::process::ExitCode;
-use weft::cli::{self, Cli, Command};
+use tokio::runtime::{Builder, Runtime};
+use weft::{
+    cli::{self, Cli, Command},
+    run,
+};
 
 fn main() -> ExitCode {
     match run(Cli::from_environment().command) {
@@ -15,10 +20,19 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
-        Command::Ask(ask) => {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            Ok(runtime.block_on(ask.run())?)
+        Command::Agent(args) => {
+            let runtime = Builder::new_multi_thread().worker_threads(CONTROL_THREADS).enable_all().build()?;
+            runtime.block_on(run::agent(&args))
         }
-        Command::Version => Ok(cli::print(&format!("{}\n", cli::SOFTWARE))?),
+        Command::Ask(ask) => Ok(single()?.block_on(ask.run())?),
+        Command::Reset(args) => single()?.block_on(run::reset(args)),
+        Command::Version => Ok(cli::print(&format!("{}\n", weft::SOFTWARE))?),
     }
 }
+
+fn single() -> std::io::Result<Runtime> {
+    Builder::new_current_thread().enable_all().build()
+}
+
+/// Gossip, netlink and the local API need little; packets have threads of their own.
+const CONTROL_THREADS: usize = 2;

@@ -108,7 +108,7 @@ pub async fn build(config: Config) -> anyhow::Result<Running> {
         endpoints: config.endpoints.clone(),
         data_id: DataId(rand::random()),
         mtu: config.mtu,
-        software: SOFTWARE.into(),
+        software: crate::SOFTWARE.into(),
         ..PeerRecord::new(config.name.clone(), incarnation)
     };
     let mesh_config = mesh::machine::Config {
@@ -309,9 +309,6 @@ fn start_logging(config: &Config) -> anyhow::Result<()> {
 fn unix_time() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
-
-/// What peers and metrics show.
-pub const SOFTWARE: &str = concat!("weft ", env!("CARGO_PKG_VERSION"));
 
 /// In the run directory, which a reboot empties: without it pods from before are gone.
 const BOOT_MARKER: &str = "boot";

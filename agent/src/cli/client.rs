@@ -82,8 +82,11 @@ impl Client {
     }
 
     /// Has the agent hand its addresses to a peer and stop.
-    pub async fn leave(&mut self) -> Result<local::LeaveReply, CallError> {
-        within(&self.socket, PATIENCE_FOR_LEAVE, self.admin.leave(local::LeaveRequest {})).await
+    ///
+    /// # Errors
+    /// The agent refuses while pods are attached or nobody can take the addresses, unless `force` is set.
+    pub async fn leave(&mut self, force: bool) -> Result<local::LeaveReply, CallError> {
+        within(&self.socket, PATIENCE_FOR_LEAVE, self.admin.leave(local::LeaveRequest { force })).await
     }
 }
 

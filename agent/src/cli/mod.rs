@@ -15,7 +15,10 @@ mod view;
 
 pub use client::{CallError, Client};
 
-use crate::config::{DEFAULT_RUN_DIR, socket_in};
+use crate::{
+    config::{self, DEFAULT_RUN_DIR, socket_in},
+    run,
+};
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use serde::Serialize;
 use std::{
@@ -27,7 +30,7 @@ use tables::Paint;
 
 /// Weft: an overlay network for Kubernetes and plain Linux hosts
 ///
-/// Every node runs one agent, and every command but `agent` asks the agent of this node.
+/// Every node runs one agent; the other commands ask the agent of this node.
 #[derive(Debug, Parser)]
 #[command(name = "weft", version, after_help = HELP, max_term_width = 110)]
 pub struct Cli {
@@ -37,8 +40,12 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Run the agent of this node
+    Agent(Box<config::Args>),
     #[command(flatten)]
     Ask(Ask),
+    /// Take this node out of the network: hand its addresses to a peer, stop its agent, remove all that Weft made
+    Reset(run::ResetArgs),
     /// Print the version
     Version,
 }
@@ -112,7 +119,7 @@ impl Ask {
             Self::Pods(_) => how.show(&view::Pods::from(client.pods().await?), tables::pods),
             Self::Report(_) => {
                 let report = view::Report {
-                    software: SOFTWARE.into(),
+                    software: crate::SOFTWARE.into(),
                     kernel: kernel(),
                     status: client.status().await?.into(),
                     peers: view::Peers::from(client.peers().await?).peers,
@@ -168,8 +175,6 @@ fn kernel() -> String {
     nix::sys::utsname::uname().map(shown).unwrap_or_else(|errno| format!("unknown: {errno}"))
 }
 
-/// What this program calls itself, also to its peers.
-pub const SOFTWARE: &str = concat!("weft ", env!("CARGO_PKG_VERSION"));
 
 const HELP: &str = "\
 Examples:

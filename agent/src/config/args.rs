@@ -95,7 +95,7 @@ pub struct Args {
     pub no_masquerade: Vec<String>,
 
     /// Directory of what outlives a reboot: identity, ring, allocations
-    #[arg(long, env = "WEFT_STATE_DIR", hide_env_values = true, value_name = "DIR", default_value = "/var/lib/weft", help_heading = FILES)]
+    #[arg(long, env = "WEFT_STATE_DIR", hide_env_values = true, value_name = "DIR", default_value = DEFAULT_STATE_DIR, help_heading = FILES)]
     pub state_dir: String,
 
     /// Directory of what does not outlive a reboot: the local socket, attachments
@@ -144,6 +144,7 @@ pub enum LogFormat {
 }
 
 /// Where the agent's socket is unless told otherwise.
+pub const DEFAULT_STATE_DIR: &str = "/var/lib/weft";
 pub const DEFAULT_RUN_DIR: &str = "/run/weft";
 
 const EXAMPLES: &str = "\

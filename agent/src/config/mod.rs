@@ -11,7 +11,7 @@ mod args;
 mod check;
 mod host;
 
-pub use args::{Args, DEFAULT_RUN_DIR, LogFormat, Switch};
+pub use args::{Args, DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, LogFormat, Switch};
 pub use host::{HostAddress, HostFacts, HostLink, HostRoute};
 
 use crate::types::{Endpoint, PeerAddress, PeerName, Prefix, Universe};

@@ -295,7 +295,7 @@ fn move_aside(dir: &Path) -> io::Result<PathBuf> {
     Ok(aside)
 }
 
-const FILE: &str = "weft.redb";
+pub const FILE: &str = "weft.redb";
 const NEW_FILE: &str = "weft.redb.new";
 const ALL: [Table; 5] = [Table::Meta, Table::Ring, Table::Allocations, Table::Resting, Table::Items];
 

@@ -1,6 +1,6 @@
 //! Gathers what the agent shows of itself.
 
-use super::{SOFTWARE, steering::Steered};
+use super::steering::Steered;
 use crate::{
     admin::{Counters, Encryption, Observe, PeerView, PodView, RangeView, Readiness, Snapshot, Traffic},
     config::Config,
@@ -46,7 +46,7 @@ impl Observe for Sources {
         Snapshot {
             name: self.config.name.clone(),
             incarnation: self.incarnation,
-            software: SOFTWARE.into(),
+            software: crate::SOFTWARE.into(),
             uptime: self.started.elapsed(),
             universe: self.config.universe,
             endpoints: self.config.endpoints.clone(),
