@@ -31,7 +31,12 @@ fn namespaces_are_seen_by_the_lab_only_and_vanish_with_it() {
 
 #[test]
 fn two_labs_run_side_by_side() {
-    let (one, two) = (bare(1), bare(1));
+    // Named ones don't wait for a free place, of which there may be one only.
+    let named = |name: &str| {
+        let name = format!("{name}-{}", std::process::id());
+        Lab::builder().name(&name).without_agents().start().unwrap()
+    };
+    let (one, two) = (named("one"), named("two"));
     let inode = |lab: &Lab| lab.node("n1").unwrap().netns().inode().unwrap();
     assert_ne!(inode(&one), inode(&two));
     one.finish().unwrap();

@@ -51,11 +51,9 @@ pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
 }
 
 fn demonstrate(report: &mut Report) -> anyhow::Result<()> {
-    let progress = Progress::visible();
-    progress.step(format!("{NODES} nodes: network, agents"));
-    // Waiting for a free place is not the demo's time.
-    let lab = Lab::builder().nodes(NODES).progress(Progress::visible()).start()?;
     let start = Instant::now();
+    let lab = Lab::builder().nodes(NODES).progress(Progress::visible()).start()?;
+    let progress = Progress::visible();
     (report.nodes, report.pods) = (NODES, NODES * PODS);
 
     let attached = attach(&lab, report);
@@ -158,8 +156,9 @@ fn restart(lab: &Lab) -> anyhow::Result<String> {
     agent.stop_agent()?;
     let start = Instant::now();
     agent.start_agent()?;
-    stream.advances(8 << 20, SOON).context("after the restart")?;
+    stream.advances(1, SOON).context("after the restart")?;
     let back = start.elapsed();
+    stream.advances(8 << 20, SOON).context("after the restart")?;
     agent.wait_ready(SOON)?;
     let done = stream.finish()?;
     let mebibytes = done.bytes >> 20;

@@ -62,7 +62,7 @@ impl<'a> Fault<'a> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let table = format!("fault{}", COUNT.fetch_add(1, Ordering::Relaxed));
         let text = format!(
-            "table bridge {table} {{ chain forward {{ type filter hook forward priority 0; {rules} }} }}"
+            "table bridge {table} {{\nchain forward {{\ntype filter hook forward priority 0\n{rules}\n}}\n}}\n"
         );
         nft(&underlay.netns, &text)?;
         Ok(Self { underlay, table })

@@ -44,12 +44,13 @@ impl Links {
         let peer = LinkMessageBuilder::<LinkUnspec>::new()
             .name(there)
             .append_extra_attribute(LinkAttribute::NetNsFd(target.as_raw_fd()))
-            .up()
             .build();
-        let pair =
-            LinkVeth::new(here, there).set_info_data(InfoData::Veth(InfoVeth::Peer(peer))).up().build();
+        let pair = LinkVeth::new(here, there).set_info_data(InfoData::Veth(InfoVeth::Peer(peer))).build();
         let add = self.0.link().add(pair);
-        add.execute().await.with_context(|| format!("create veth {here} to {there} in {}", other.name()))
+        add.execute().await.with_context(|| format!("create veth {here} to {there} in {}", other.name()))?;
+        // Not before both ends are there: an end can't be set up alone.
+        self.up(here).await?;
+        other.links(async |links| links.up(there).await)
     }
 
     pub async fn plug(&self, name: &str, bridge: &str) -> anyhow::Result<()> {

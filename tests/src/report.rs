@@ -2,7 +2,7 @@
 use std::{fs, path::Path, time::Duration};
 
 use anyhow::Context;
-use comfy_table::{Table, presets::UTF8_HORIZONTAL_ONLY};
+use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
 use serde::Serialize;
 
 #[derive(Debug, Default, Serialize)]
@@ -51,7 +51,7 @@ impl Report {
 
     pub fn table(&self) -> String {
         let mut table = Table::new();
-        table.load_style(UTF8_HORIZONTAL_ONLY).set_header(["check", "", "detail"]);
+        table.load_style(UTF8_FULL_CONDENSED).set_header(["check", "", "detail"]);
         for Check { name, ok, detail } in &self.checks {
             table.add_row([name.as_str(), if *ok { "ok" } else { "FAILED" }, detail]);
         }

@@ -97,10 +97,13 @@ pub fn up(options: &Options) -> anyhow::Result<()> {
             drop(progress);
             return show();
         }
-        progress.step(&last);
+        match last.strip_prefix(FAILED) {
+            Some(why) => bail!("{why}"),
+            None => progress.step(&last),
+        }
     }
-    keeper.wait()?;
-    bail!("{last}")
+    let status = keeper.wait()?;
+    bail!("the keeper ended, {status}, after `{last}`")
 }
 
 /// The keeper itself: says what it does on standard output, then `ready`, then waits for SIGTERM.
@@ -117,7 +120,7 @@ pub fn keep(options: &Options) -> anyhow::Result<()> {
     });
     if let Err(error) = &outcome {
         // Nobody may read any more.
-        let _ = writeln!(std::io::stdout(), "{}", format!("{error:#}").replace('\n', " "));
+        let _ = writeln!(std::io::stdout(), "{FAILED}{}", format!("{error:#}").replace('\n', " "));
     }
     outcome
 }
@@ -271,4 +274,5 @@ fn path(facts: &Facts) -> anyhow::Result<OsString> {
 const NAME: &str = "up";
 const FILE: &str = "lab.json";
 const READY: &str = "ready";
+const FAILED: &str = "failed: ";
 const NONE_UP: &str = "no lab is up; `cargo lab up` starts one";
