@@ -20,7 +20,7 @@ fn namespaces_are_seen_by_the_lab_only_and_vanish_with_it() {
     let path = lab.pod("n2/p1").unwrap().netns().path();
     assert_eq!(path, Path::new("/var/run/netns/n2-p1"));
     assert!(!path.exists(), "the host sees it");
-    lab.sandbox().run(|| Ok(assert!(path.exists(), "the lab does not see it"))).unwrap();
+    assert!(lab.sandbox().run(|| Ok(path.exists())).unwrap(), "the lab does not see it");
     let (run, state) = (lab.claim().run_dir().to_owned(), lab.claim().state_dir().to_owned());
     assert!(run.exists() && state.exists());
     lab.finish().unwrap();
@@ -51,7 +51,7 @@ fn a_removed_pods_namespace_is_gone() {
     let path = pod.netns().path();
     lab.remove_pod(&pod);
     drop(pod);
-    lab.sandbox().run(|| Ok(assert!(!path.exists()))).unwrap();
+    assert!(!lab.sandbox().run(|| Ok(path.exists())).unwrap());
     assert_eq!(lab.add_pod(&lab.node("n1").unwrap()).unwrap().full_name(), "n1/p1");
 }
 

@@ -51,9 +51,9 @@ impl<'a> Fault<'a> {
 
     /// That many percent of what the node sends to other nodes is lost, and of what it is sent.
     pub fn loss(underlay: &'a Underlay, node: &Node, percent: u8) -> anyhow::Result<Self> {
-        ensure!(percent <= 100, "{percent} % is more than everything");
+        ensure!((1..=100).contains(&percent), "{percent} % is not between 1 and 100");
         let name = node.name();
-        let lose = format!("numgen random mod 100 < {percent} drop;");
+        let lose = format!("numgen random mod 100 <= {} drop;", percent - 1);
         Self::apply(underlay, &format!("iifname \"{name}\" {lose} oifname \"{name}\" {lose}"))
     }
 
