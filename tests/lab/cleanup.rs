@@ -8,6 +8,10 @@ use std::{
     time::Duration,
 };
 
+use nix::{
+    sys::signal::{SigSet, Signal},
+    unistd::Pid,
+};
 use weft_lab::{Lab, leaks::Host, links, namespace::Netns, process::Process, sandbox::Sandbox, wait};
 
 fn bare(nodes: usize) -> Lab {
@@ -98,5 +102,23 @@ fn processes_started_in_a_sandbox_end_with_it() {
         child.try_wait()?.ok_or_else(|| anyhow::anyhow!("it runs"))
     });
     assert!(!status.unwrap().success());
-    assert_eq!(Process::of(nix::unistd::Pid::from_raw(child.id().cast_signed())), None);
+    assert_eq!(Process::of(Pid::from_raw(child.id().cast_signed())), None);
+}
+
+#[test]
+fn processes_listen_to_signals_that_their_lab_blocks() {
+    let mut term = SigSet::empty();
+    term.add(Signal::SIGTERM);
+    // The sandbox's thread inherits this test's mask.
+    term.thread_block().unwrap();
+    let sandbox = Arc::new(Sandbox::new().unwrap());
+    let netns = Netns::create(&sandbox, "n").unwrap();
+    let mut command = Command::new("sleep");
+    command.arg("60");
+    let mut child = sandbox.spawn(&netns, command).unwrap();
+    Process::of(Pid::from_raw(child.id().cast_signed())).unwrap().signal(Signal::SIGTERM).unwrap();
+    wait::until("sleep ends", Duration::from_secs(5), || {
+        child.try_wait()?.ok_or_else(|| anyhow::anyhow!("it runs"))
+    })
+    .unwrap();
 }

@@ -47,19 +47,9 @@ impl Binaries {
     fn build() -> anyhow::Result<Self> {
         fs::create_dir_all(claim::base()).context("create the labs' directory")?;
         let _one_at_a_time = claim::lock(&claim::base().join("build"))?;
-        let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        cargo
-            .args(["build", "--release", "--package", "weft", "--package", "weft-cni", "--bins"])
-            .arg("--message-format=json-render-diagnostics")
-            .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace is above"))
-            .stdin(Stdio::null())
-            .stderr(Stdio::inherit());
-        // Cargo's variables about *this* package would make build scripts of others run again.
-        for (name, _) in env::vars_os() {
-            if name.to_str().is_some_and(is_about_a_package) {
-                cargo.env_remove(&name);
-            }
-        }
+        let mut cargo = cargo();
+        cargo.args(["build", "--release", "--package", "weft", "--package", "weft-cni", "--bins"]);
+        cargo.arg("--message-format=json-render-diagnostics").stdin(Stdio::null()).stderr(Stdio::inherit());
         let output = cargo.output().context("run cargo (set WEFT_BIN_DIR to use binaries that exist)")?;
         if !output.status.success() {
             bail!("cargo build --release --package weft --package weft-cni failed: see above");
@@ -67,6 +57,19 @@ impl Binaries {
         let artifacts = String::from_utf8_lossy(&output.stdout);
         Ok(Self { weft: executable(&artifacts, "weft")?, weft_cni: executable(&artifacts, "weft-cni")? })
     }
+}
+
+/// Cargo in the workspace, as if it were not called from one of its own children.
+pub fn cargo() -> Command {
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace is above"));
+    // Its variables about *this* package would make other packages' build scripts run again.
+    for (name, _) in env::vars_os() {
+        if name.to_str().is_some_and(is_about_a_package) {
+            cargo.env_remove(&name);
+        }
+    }
+    cargo
 }
 
 fn is_about_a_package(name: &str) -> bool {

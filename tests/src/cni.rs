@@ -19,6 +19,8 @@ pub struct Call {
     pub netns: Option<PathBuf>,
     pub ifname: Option<String>,
     pub args: Option<String>,
+    /// More of the environment.
+    pub more: Vec<(String, String)>,
     pub stdin: Vec<u8>,
 }
 
@@ -40,6 +42,7 @@ impl Call {
             netns: Some(netns.into()),
             ifname: Some("eth0".into()),
             args: None,
+            more: Vec::new(),
             stdin: config.to_string().into_bytes(),
         }
     }
@@ -58,6 +61,7 @@ impl Call {
         set("CNI_NETNS", self.netns.as_ref().map(AsRef::as_ref));
         set("CNI_IFNAME", self.ifname.as_ref().map(AsRef::as_ref));
         set("CNI_ARGS", self.args.as_ref().map(AsRef::as_ref));
+        command.envs(self.more.iter().cloned());
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         linux::die_with_spawner(&mut command);
         node.netns().sandbox().run(|| {

@@ -256,6 +256,7 @@ impl Builder {
             underlay,
             universe: self.universe,
             verbosity: self.verbosity,
+            arguments: self.arguments,
         });
         let lab = Lab {
             nodes: Mutex::default(),
@@ -270,11 +271,12 @@ impl Builder {
             lab.add_node()?;
         }
         let nodes = lab.nodes();
-        let names: Vec<_> = nodes.iter().map(|node| node.name().to_string()).collect();
+        let names: Vec<_> = nodes.iter().map(|node| node.name()).collect();
         for node in &nodes {
+            let others = nodes.iter().filter(|other| other.name() != node.name());
             node.configure(|settings| {
                 settings.seed = Some(names.join(","));
-                settings.more = self.arguments.clone();
+                settings.peers = others.map(|other| other.address().to_string()).collect();
             });
         }
         if self.agents {

@@ -8,12 +8,16 @@ use std::{
     process::Command,
 };
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigSet, Signal};
 
-/// Has the kernel kill the command's process when the *thread* that spawns it ends, however it ends.
+/// Has the kernel kill the command's process when the *thread* that spawns it ends, however it ends; the process starts
+/// with no signal blocked, whatever its parent blocks.
 pub fn die_with_spawner(command: &mut Command) {
-    let arm = || nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(io::Error::from);
-    // SAFETY: between fork and exec only prctl(2) is called, which is async-signal-safe and allocates nothing.
+    let arm = || {
+        SigSet::empty().thread_set_mask()?;
+        nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(io::Error::from)
+    };
+    // SAFETY: between fork and exec only sigprocmask(2) and prctl(2) are called: async-signal-safe, no allocation.
     unsafe { command.pre_exec(arm) };
 }
 

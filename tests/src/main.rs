@@ -6,7 +6,7 @@ use weft_lab::{claim, demo, suite, up};
 
 /// A Weft network on one machine: nodes are network namespaces, and nothing is left behind
 #[derive(Parser)]
-#[command(name = "cargo lab", version)]
+#[command(name = "weft-lab", bin_name = "cargo lab", version)]
 struct Arguments {
     #[command(subcommand)]
     command: Verb,

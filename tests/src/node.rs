@@ -40,6 +40,7 @@ pub(crate) struct Common {
     pub underlay: Underlay,
     pub universe: Option<String>,
     pub verbosity: String,
+    pub arguments: Vec<String>,
 }
 
 impl Node {
@@ -62,7 +63,7 @@ impl Node {
             run_dir: run,
             log: disk.join("agent.log"),
             verbosity: common.verbosity.clone(),
-            more: Vec::new(),
+            more: common.arguments.clone(),
         };
         let claim = Arc::clone(&common.claim);
         Ok(Self { name, address, netns, claim, settings: Mutex::new(settings), agent: Mutex::new(None) })

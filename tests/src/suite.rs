@@ -1,14 +1,10 @@
 //! `cargo lab test`: the workspace's tests, with what they call installed first.
-use std::{
-    env,
-    path::Path,
-    process::{Command, ExitCode},
-};
+use std::process::ExitCode;
 
 use anyhow::Context;
 
 use crate::{
-    binaries::Binaries,
+    binaries::{self, Binaries},
     claim, lab,
     tools::{self, Purpose},
 };
@@ -20,11 +16,10 @@ pub fn run(install: bool, arguments: &[String]) -> anyhow::Result<ExitCode> {
     claim::sweep()?;
     // Here its progress is seen; in a test's output it would be lost.
     Binaries::get()?;
-    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status = Command::new(cargo)
+    let status = binaries::cargo()
         .args(["test", "--workspace"])
         .args(arguments)
-        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace is above"))
+        .env("PATH", tools::path_variable())
         .status()
         .context("run cargo test")?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
