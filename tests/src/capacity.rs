@@ -34,5 +34,5 @@ pub fn admit() -> anyhow::Result<Slot> {
     }
 }
 
-/// Measured on two cores: with a third one, agents miss their deadlines.
+/// Enough for two runs side by side; each keeps more than one core busy while it moves data.
 pub const LABS_AT_ONCE: usize = 2;

@@ -108,11 +108,6 @@ impl Claim {
         let mut list = self.processes.lock().unwrap_or_else(PoisonError::into_inner);
         writeln!(list, "{process}")
     }
-
-    /// The processes noted that still run.
-    pub fn survivors(&self) -> Vec<Process> {
-        self.place.processes()
-    }
 }
 
 impl Drop for Claim {
