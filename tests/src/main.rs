@@ -1,1 +1,78 @@
-fn main() {}
+//! `weft-lab`: a Weft network on one machine, for a look, for tests, for benchmarks.
+use std::{process::ExitCode, thread};
+
+use clap::{Parser, Subcommand};
+use weft_lab::{claim, demo, suite, up};
+
+/// A Weft network on one machine: nodes are network namespaces, and nothing is left behind
+#[derive(Parser)]
+#[command(name = "weft-lab", bin_name = "cargo lab", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Build three nodes with two pods each, try everything, print a report
+    Demo(demo::Options),
+    /// Install what the tests call, then run all tests of the workspace
+    Test {
+        /// Only name the programs that are missing, and fail
+        #[arg(long)]
+        no_install: bool,
+        /// Passed on to `cargo test --workspace`
+        #[arg(last = true)]
+        arguments: Vec<String>,
+    },
+    /// Start a lab that stays up
+    Up(up::Options),
+    /// Run a command in a place of that lab
+    Exec {
+        /// NODE, NODE/POD, `outside` or `underlay`
+        place: String,
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
+    /// Take that lab down
+    Down,
+    #[command(hide = true)]
+    Keep(up::Options),
+}
+
+fn main() -> ExitCode {
+    let verb = Arguments::parse().command;
+    let outcome = match &verb {
+        Verb::Demo(options) => clean_up_on_signals().and_then(|()| demo::run(options)),
+        Verb::Test { no_install, arguments } => suite::run(!no_install, arguments),
+        Verb::Up(options) => up::up(options).map(|()| ExitCode::SUCCESS),
+        Verb::Exec { place, command } => up::exec(place, command).map(|()| ExitCode::SUCCESS),
+        Verb::Down => up::down().map(|()| ExitCode::SUCCESS),
+        Verb::Keep(options) => up::keep(options).map(|()| ExitCode::SUCCESS),
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("{error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+/// On Ctrl-C and SIGTERM: ends the agents, removes the directories, exits. The namespaces go with the process.
+fn clean_up_on_signals() -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (mut interrupt, mut terminate) = {
+        let _inside = runtime.enter();
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+    };
+    thread::Builder::new().name("signals".into()).spawn(move || {
+        runtime.block_on(async {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+        });
+        claim::abandon_all();
+        std::process::exit(130);
+    })?;
+    Ok(())
+}
