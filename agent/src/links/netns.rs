@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     linux::{
-        netlink::{AddressFlags, Netlink, Route, VethPair},
+        netlink::{AddressFlags, Conntrack, Netlink, Route, VethPair},
         nft::Nft,
         sysctl,
     },
@@ -460,6 +460,9 @@ fn packets_leave_the_universe_and_enter_it_with_a_fitting_source() {
             let (answer, ()) = tokio::join!(answered, echoed);
             assert_eq!(answer, "hello back");
         }
+        let mut conntrack = Conntrack::open().unwrap();
+        assert_eq!(conntrack.forget(pod_ip(2)).unwrap(), 2);
+        assert_eq!(conntrack.forget(pod_ip(2)).unwrap(), 0);
 
         // Into the universe, the host speaks as its bridge, whatever address a socket has.
         send([192, 0, 2, 1].into(), [10, 40, 0, 1].into(), "to a remote pod")();
@@ -473,5 +476,34 @@ fn packets_leave_the_universe_and_enter_it_with_a_fitting_source() {
             }
         };
         assert_eq!(source, gateway());
+    });
+}
+
+#[test]
+fn a_universe_of_ipv6_is_set_up_too() {
+    in_a_node(|| async {
+        let node = Node::new().await;
+        let mut desired = Desired::new("fd00:77::/64".parse().unwrap(), Mac([2, 9, 9, 9, 9, 9]), 1440);
+        desired.gateways.insert("fd00:77::1".parse().unwrap());
+        desired.own_ranges.insert("fd00:77::/120".parse().unwrap());
+        desired.narrow_ranges.insert("fd00:77::100/120".parse().unwrap(), 1300);
+        let pod = Namespace::new();
+        let mut port = node.plug(&pod, 2).await;
+        port.addresses = BTreeSet::from(["fd00:77::2".parse().unwrap()]);
+        let handle = node.spawn(desired.clone()).await;
+        handle.attach(port.clone()).await.unwrap();
+        desired.pods.insert(port.host_interface.clone(), port);
+        assert_eq!(handle.status().error, None);
+        assert_eq!(node.to_do(&desired).await, []);
+        let routes: Vec<_> = node.look(&desired).await.own_routes().map(Route::to_string).collect();
+        assert_eq!(
+            routes,
+            [
+                "fd00:77::/64 dev weft0 src fd00:77::1 proto 99",
+                "unreachable fd00:77::/120 proto 99",
+                "fd00:77::2/128 dev weft proto 99",
+                "fd00:77::100/120 dev weft0 src fd00:77::1 mtu 1300 proto 99",
+            ]
+        );
     });
 }

@@ -16,10 +16,13 @@ use super::{
     reconcile::{Kernel, Round, remove},
     trouble::troubles,
 };
-use crate::linux::netlink::{Event, LinkKind, Monitor};
+use crate::linux::netlink::{Conntrack, Event, LinkKind, Monitor};
+use anyhow::Context;
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     path::PathBuf,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 use tokio::{
@@ -65,12 +68,14 @@ pub async fn spawn(state_dir: PathBuf, desired: Desired) -> anyhow::Result<Handl
     let kernel = Kernel::open(&state_dir)?;
     // Before the first look, so that no change is missed.
     let monitor = Monitor::open()?;
+    let conntrack = Conntrack::open().context("open the connection table")?;
     let (commands, receiver) = mpsc::channel(COMMANDS);
     let (sender, status) = watch::channel(Status::default());
     let mut worker = Worker {
         state_dir,
         kernel,
         monitor,
+        conntrack: Arc::new(Mutex::new(conntrack)),
         desired,
         commands: receiver,
         status: sender,
@@ -138,6 +143,7 @@ struct Worker {
     state_dir: PathBuf,
     kernel: Kernel,
     monitor: Monitor,
+    conntrack: Arc<Mutex<Conntrack>>,
     desired: Desired,
     commands: mpsc::Receiver<Command>,
     status: watch::Sender<Status>,
@@ -232,7 +238,8 @@ impl Worker {
     async fn repair(&mut self) {
         let drifted = self.dirty.take().is_some();
         let Some(round) = self.round(&[]).await else { return };
-        if drifted && !round.changes.is_empty() {
+        // What still fails is no repair, however often it is tried.
+        if drifted && round.changes.len() > round.failures.len() {
             self.status.send_modify(|status| status.repairs += 1);
             let changes: Vec<_> = round.changes.iter().map(Change::to_string).collect();
             info!(?changes, "put right what somebody else changed");
@@ -277,7 +284,9 @@ impl Worker {
         for answer in batch.updates {
             let _ = answer.send(outcome(&|_| true));
         }
-        for (name, answer) in batch.detached {
+        let freed: Vec<IpAddr> =
+            batch.detached.values().flat_map(|(addresses, _)| addresses.clone()).collect();
+        for (name, (_, answer)) in batch.detached {
             let of_link = |change: &Change| matches!(change, Change::DeleteLink { link } if *link == name);
             let _ = answer.send(outcome(&of_link));
         }
@@ -304,6 +313,24 @@ impl Worker {
             self.desired.pods.extend(before.map(|pod| (name, pod)));
             self.mark_dirty();
         }
+        self.forget_connections(freed);
+    }
+
+    /// In the background: nobody gets a freed address for some seconds, and the table may be big.
+    fn forget_connections(&self, addresses: Vec<IpAddr>) {
+        if addresses.is_empty() {
+            return;
+        }
+        let conntrack = self.conntrack.clone();
+        tokio::task::spawn_blocking(move || {
+            let mut conntrack = conntrack.lock().expect("nothing panics with the connection table");
+            for address in addresses {
+                match conntrack.forget(address) {
+                    Ok(connections) => debug!(%address, connections, "forgot a pod's connections"),
+                    Err(error) => warn!(%address, %error, "a pod's connections could not be forgotten"),
+                }
+            }
+        });
     }
 
     /// A pod can be planned wholly only if nobody else's link or route stands in its way.
@@ -385,7 +412,8 @@ struct Batch {
     updates: Vec<Answer<()>>,
     /// With what was desired before.
     attached: BTreeMap<String, (Option<PodPort>, Answer<()>)>,
-    detached: BTreeMap<String, Answer<()>>,
+    /// With the addresses that are free now.
+    detached: BTreeMap<String, (BTreeSet<IpAddr>, Answer<()>)>,
     veths: Vec<Answer<Vec<Veth>>>,
 }
 
@@ -413,8 +441,8 @@ impl Batch {
                 self.attached.insert(name, (before, answer));
             }
             Command::Detach(name, answer) => {
-                desired.pods.remove(&name);
-                self.detached.insert(name, answer);
+                let freed = desired.pods.remove(&name).map(|pod| pod.addresses).unwrap_or_default();
+                self.detached.insert(name, (freed, answer));
             }
             Command::Veths(answer) => self.veths.push(answer),
             Command::Teardown(_) => unreachable!("ends a batch"),

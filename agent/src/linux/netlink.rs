@@ -10,6 +10,8 @@
 //! what is gone with [`NetlinkError::is_gone`].
 
 mod address;
+#[cfg(feature = "agent")]
+mod conntrack;
 mod link;
 #[cfg(feature = "agent")]
 mod monitor;
@@ -17,6 +19,8 @@ mod neighbour;
 mod route;
 
 pub use address::{Address, AddressFlags};
+#[cfg(feature = "agent")]
+pub use conntrack::Conntrack;
 pub use link::{BridgeOptions, Link, LinkKind, PortOptions, VethPair};
 #[cfg(feature = "agent")]
 pub use monitor::{Event, Monitor};

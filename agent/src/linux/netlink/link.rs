@@ -134,12 +134,14 @@ impl Netlink {
         let mut message = LinkMessage::default();
         message.attributes = vec![
             LinkAttribute::IfName(name.into()),
-            LinkAttribute::Mtu(mtu),
+            // Only an MTU that is changed later stays; else the bridge takes over the least of its ports'.
+            LinkAttribute::Mtu(mtu - 1),
             LinkAttribute::Address(mac.0.to_vec()),
             bridge_info(BridgeOptions::default(), options),
         ];
         self.request(RouteNetlinkMessage::NewLink(message), Mode::Create, || format!("create bridge {name}"))
-            .await
+            .await?;
+        self.set_mtu(self.link_by_name(name).await?.index, mtu).await
     }
 
     /// Also takes the other end of a veth away.

@@ -65,8 +65,8 @@ impl Monitor {
     /// Waits for the next events, and returns all of one datagram. Can be dropped while it waits without losing any.
     pub async fn next(&self) -> io::Result<Vec<Event>> {
         tokio::select! {
-            datagram = receive(&self.routing) => Ok(lost_or(datagram?, |bytes| routing_events(bytes))),
-            datagram = receive(&self.firewall) => Ok(lost_or(datagram?, |bytes| firewall_events(bytes))),
+            datagram = receive(&self.routing) => Ok(lost_or(datagram?, routing_events)),
+            datagram = receive(&self.firewall) => Ok(lost_or(datagram?, firewall_events)),
         }
     }
 }
@@ -107,12 +107,12 @@ async fn receive(socket: &AsyncFd<Socket>) -> io::Result<Option<Vec<u8>>> {
     }
 }
 
-fn lost_or(datagram: Option<Vec<u8>>, read: impl FnOnce(&[u8]) -> Vec<Event>) -> Vec<Event> {
+fn lost_or(datagram: Option<Vec<u8>>, read: fn(&[u8]) -> Vec<Event>) -> Vec<Event> {
     datagram.map_or_else(|| vec![Event::Lost], |bytes| read(&bytes))
 }
 
 /// Splits a datagram into messages: (type, sender's port, whole message).
-fn messages(mut bytes: &[u8]) -> Vec<(u16, u32, &[u8])> {
+pub(super) fn messages(mut bytes: &[u8]) -> Vec<(u16, u32, &[u8])> {
     let mut found = Vec::new();
     while bytes.len() >= HEADER {
         let length = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) as usize;
@@ -182,7 +182,7 @@ fn firewall_events(bytes: &[u8]) -> Vec<Event> {
 }
 
 /// Type, without its flags, and value of each attribute.
-fn attributes(mut bytes: &[u8]) -> Vec<(u16, &[u8])> {
+pub(super) fn attributes(mut bytes: &[u8]) -> Vec<(u16, &[u8])> {
     let mut found = Vec::new();
     while bytes.len() >= 4 {
         let length = usize::from(u16::from_ne_bytes([bytes[0], bytes[1]]));
@@ -210,8 +210,8 @@ const NFT_MSG_TRACE: u16 = 17;
 const NFTA_TABLE: u16 = 1;
 const NFTA_CHAIN_HOOK: u16 = 4;
 
-const HEADER: usize = 16;
-const NFGENMSG: usize = 4;
+pub(super) const HEADER: usize = 16;
+pub(super) const NFGENMSG: usize = 4;
 
 #[cfg(test)]
 mod tests {
