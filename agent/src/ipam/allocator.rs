@@ -6,6 +6,9 @@
 //! ```
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+mod recover;
+mod share;
+
 use super::{
     Change, Config, Effects, Found, IpamError, KnownPeer, Now, Request, Stored, View, WaitingFor,
     ask::Asker,
@@ -16,9 +19,8 @@ use super::{
 };
 use crate::{
     mesh::gossip::Item,
-    types::{AttachmentKey, Mac, PeerName, PodRef, Prefix, VethAlias},
+    types::{AttachmentKey, Mac, PeerName, PodRef, Prefix},
 };
-use prost::Message;
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
@@ -27,7 +29,6 @@ use std::{
     time::{Duration, Instant},
 };
 use tracing::{debug, info, warn};
-use weft_proto::mesh::SpaceRequest;
 
 #[derive(Debug)]
 pub struct Allocator {
@@ -110,7 +111,7 @@ impl Allocator {
             return Err(IpamError::NotReady(WaitingFor::FirstContact));
         }
         let offset = match wanted {
-            Some(offset) => self.check_wanted(offset).map(|()| offset)?,
+            Some(offset) => self.check_wanted(offset, &request.ranges).map(|()| offset)?,
             None => self.pick(&request.ranges, now)?,
         };
         self.demand = None;
@@ -165,52 +166,6 @@ impl Allocator {
         self.settle(now);
     }
 
-    /// A peer asks for space on channel "ring".
-    pub fn on_unicast(&mut self, from: &PeerName, body: &[u8], now: Now) {
-        let Ok(request) = SpaceRequest::decode(body) else {
-            debug!(peer = %from, "dropped a request for space that does not decode");
-            return;
-        };
-        if !self.in_force || self.left || *from == self.me {
-            return;
-        }
-        // Who has free blocks does not need more: the request is a copy, or our answer to it was lost.
-        let has: Vec<Item> = {
-            let has = self.ring.tokens().filter(|token| token.owner == *from && token.free);
-            has.map(|token| token.to_item(&self.layout)).collect()
-        };
-        if !has.is_empty() {
-            self.effects.publish.extend(has);
-            return;
-        }
-        let surplus = self.space.surplus();
-        let most = if request.urgent { surplus.div_ceil(2) } else { surplus / 2 };
-        let blocks = u128::from(request.count).div_ceil(self.layout.unit()).clamp(1, most.max(1)).min(most);
-        for span in self.space.carve(blocks) {
-            info!(peer = %from, range = ?self.layout.prefixes(span).next(), "gave space");
-            let changed = self.ring.give(&self.me, span, from);
-            self.record(changed);
-        }
-        self.settle(now);
-    }
-
-    /// Hands everything to a peer, for good. The caller knows that no pod lives here.
-    pub fn leave(&mut self, to: &PeerName, now: Now) {
-        let changed = self.ring.give(&self.me, self.layout.whole(), to);
-        self.record(changed);
-        self.left = true;
-        let owners: Vec<Owner> = self.space.allocations().map(|(_, a)| a.owner.clone()).collect();
-        for owner in owners {
-            self.free(&owner, now);
-        }
-        let rested: Vec<u128> = self.space.forget_resting();
-        self.effects
-            .changes
-            .extend(rested.into_iter().map(|o| Change::Resting(self.layout.address(o), None)));
-        self.settle(now);
-        info!(heir = %to, "handed all addresses over");
-    }
-
     /// Ends rests, reservations that were never activated, and waits for an answer. Call at [`next_wake`](Self::next_wake).
     pub fn tick(&mut self, now: Now) {
         for offset in self.space.wake(now.at) {
@@ -239,12 +194,6 @@ impl Allocator {
         std::mem::take(&mut self.effects)
     }
 
-    /// Who should have this node's addresses when it leaves: the reachable peer that owns the least.
-    pub fn heir(&self) -> Option<PeerName> {
-        let shares = self.ring.shares(false);
-        self.peers.iter().min_by_key(|peer| shares.get(peer).copied().unwrap_or(0)).cloned()
-    }
-
     pub fn view(&mut self) -> View {
         let prefixes = |spans: &[Span]| spans.iter().flat_map(|span| self.layout.prefixes(*span)).collect();
         let ours = |offset| self.ring.owner(offset) == Some(&self.me);
@@ -262,66 +211,6 @@ impl Allocator {
         }
     }
 
-    fn restore(&mut self, allocations: Vec<Allocation>, resting: Vec<IpAddr>, now: Now) {
-        for allocation in allocations {
-            let Some(offset) = self.layout.offset(allocation.address) else { continue };
-            if let Owner::Pod(key) = &allocation.owner {
-                self.unactivated.insert(key.clone(), now.at + UNACTIVATED_FOR);
-            }
-            self.space.insert(offset, allocation);
-        }
-        // How long they have rested already is not worth trusting a clock for.
-        for offset in resting.iter().filter_map(|address| self.layout.offset(*address)) {
-            self.space.rest(offset, now.at + REST_FOR);
-        }
-    }
-
-    /// Makes the allocations agree with the veths: what has a veth is active, whatever the store says.
-    fn recover(&mut self, found: Found, now: Now) {
-        for veth in found.veths {
-            let Some((offset, address)) =
-                veth.addresses.iter().find_map(|address| Some((self.layout.offset(*address)?, *address)))
-            else {
-                warn!(attachment = %veth.attachment, "a veth of ours has no address in the universe");
-                continue;
-            };
-            self.reclaim(veth, offset, address, now);
-        }
-        if let Some(offset) = found.bridge.and_then(|address| self.layout.offset(address))
-            && self.space.find(&Owner::Bridge).is_none()
-            && self.space.at(offset).is_none()
-            && !self.layout.reserved(offset)
-        {
-            self.allocate(offset, Owner::Bridge, PodRef::default(), Mac::default(), now);
-        }
-        if found.rebooted {
-            for key in std::mem::take(&mut self.unactivated).into_keys() {
-                self.free(&Owner::Pod(key), now);
-            }
-        }
-    }
-
-    fn reclaim(&mut self, veth: VethAlias, offset: u128, address: IpAddr, now: Now) {
-        let owner = Owner::Pod(veth.attachment.clone());
-        let known = self.space.at(offset).map(|allocation| allocation.owner.clone());
-        if known.as_ref().is_some_and(|known| *known != owner && *known != Owner::Bridge)
-            || self.layout.reserved(offset)
-        {
-            warn!(attachment = %veth.attachment, %address, "a veth carries an address that it cannot have");
-            return;
-        }
-        self.unactivated.remove(&veth.attachment);
-        if known.as_ref() != Some(&owner) {
-            warn!(attachment = %veth.attachment, %address, "reclaimed an address from a veth");
-            if let Some(bridge) = known {
-                self.free(&bridge, now);
-            }
-            self.free(&owner, now);
-            let mac = Mac::derived(veth.attachment.to_string().as_bytes());
-            self.allocate(offset, owner, veth.pod, mac, now);
-        }
-    }
-
     fn wanted(&self, wanted: &[IpAddr]) -> Result<Option<u128>, IpamError> {
         let universe = self.layout.universe();
         match wanted {
@@ -335,8 +224,11 @@ impl Allocator {
     }
 
     /// A wanted address may still be resting: its pod may just have been started anew.
-    fn check_wanted(&self, offset: u128) -> Result<(), IpamError> {
+    fn check_wanted(&self, offset: u128, ranges: &[Prefix]) -> Result<(), IpamError> {
         let address = self.layout.address(offset);
+        if !ranges.is_empty() && !ranges.iter().any(|range| range.contains(&address)) {
+            return Err(IpamError::Contradiction { address, ranges: ranges.into() });
+        }
         if self.layout.reserved(offset) {
             return Err(IpamError::Reserved { address, universe: self.layout.universe() });
         }
@@ -490,39 +382,6 @@ impl Allocator {
         if let Some(offset) = self.space.lowest_free(&[]) {
             self.allocate(offset, Owner::Bridge, PodRef::default(), Mac::default(), now);
         }
-    }
-
-    /// Asks a peer for space where it is needed.
-    fn seek(&mut self, now: Now) {
-        let free = self.space.counts().free;
-        self.demand = self.demand.filter(|until| now.at < *until && free == 0);
-        let urgent = self.space.find(&Owner::Bridge).is_none() || self.demand.is_some();
-        // Before it runs dry, an owner of blocks that are worth it asks those who have more than they need.
-        if !self.in_force || self.left || !(urgent || free < self.layout.unit() / 4) {
-            return self.asker.satisfied();
-        }
-        let givers = self.givers();
-        let reachable: Vec<PeerName> = givers.into_iter().filter(|peer| self.peers.contains(peer)).collect();
-        if let Some(peer) = self.asker.seek(&reachable, now.at) {
-            debug!(%peer, urgent, "asking for space");
-            let request = SpaceRequest { count: self.wish(), urgent };
-            self.effects.unicasts.push((peer, request.encode_to_vec()));
-        }
-    }
-
-    /// Peers with blocks to give, those with most first.
-    fn givers(&self) -> Vec<PeerName> {
-        let mut shares: Vec<_> =
-            self.ring.shares(true).into_iter().filter(|(peer, _)| **peer != self.me).collect();
-        shares.sort_by_key(|(_, size)| Reverse(*size));
-        shares.into_iter().map(|(peer, _)| peer.clone()).collect()
-    }
-
-    /// How many addresses to ask for: half of an equal share, in blocks, so that a crowd of joiners leaves some to each.
-    fn wish(&self) -> u64 {
-        let (size, nodes) = (self.layout.whole().last + 1, self.peers.len() as u128 + 1);
-        let blocks = (size / self.layout.unit() / (2 * nodes)).max(1);
-        u64::try_from((1 << blocks.ilog2()) * self.layout.unit()).unwrap_or(u64::MAX)
     }
 
     fn waiting_for(&self) -> Option<WaitingFor> {

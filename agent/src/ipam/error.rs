@@ -44,6 +44,8 @@ pub enum IpamError {
     HasAnother { key: AttachmentKey, has: IpAddr },
     #[error("no free address of this node ({}) lies in the ranges asked for: {}", List(own), List(ranges))]
     OutOfRanges { ranges: Vec<Prefix>, own: Vec<Prefix> },
+    #[error("{address} was asked for, but it does not lie in the ranges asked for: {}", List(ranges))]
+    Contradiction { address: IpAddr, ranges: Vec<Prefix> },
     #[error("this node has handed its addresses over and leaves")]
     Left,
     #[error("cannot write the state file: {0}")]

@@ -24,6 +24,8 @@ mod sim;
 pub mod space;
 pub mod span;
 pub mod task;
+#[cfg(test)]
+mod tests;
 pub mod token;
 
 pub use allocator::Allocator;
