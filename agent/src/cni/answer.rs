@@ -2,7 +2,7 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use super::{AddressError, Allocation, Node, PortError, Readiness, request::host_mac};
-use crate::types::{Prefix, VethAlias};
+use crate::types::{PodRef, Prefix, VethAlias};
 use prost::Message;
 use weft_proto::local;
 
@@ -53,11 +53,6 @@ pub fn reservation(allocation: &Allocation, node: &Node) -> Result<local::Reserv
         })
     };
     let key = &allocation.attachment;
-    let alias = VethAlias {
-        attachment: key.clone(),
-        addresses: allocation.addresses.clone(),
-        pod: allocation.pod.clone(),
-    };
     Ok(local::Reservation {
         addresses: allocation.addresses.iter().map(|ip| Prefix::from(*ip).to_string()).collect(),
         gateways: allocation.addresses.iter().map(gateway).collect::<Result<_, _>>()?,
@@ -65,11 +60,34 @@ pub fn reservation(allocation: &Allocation, node: &Node) -> Result<local::Reserv
         mtu: node.mtu.into(),
         host_interface: key.host_interface(),
         host_mac: host_mac(key).to_string(),
-        host_alias: alias.to_string(),
+        host_alias: alias(allocation)?.to_string(),
         bridge: node.bridge.clone(),
         bridge_mac: node.bridge_mac.to_string(),
     })
 }
+
+/// What the kernel can keep of it: the pod's words give way to the attachment's and the addresses.
+fn alias(allocation: &Allocation) -> Result<VethAlias, Failure> {
+    let Allocation { attachment, pod, addresses, .. } = allocation.clone();
+    let mut alias = VethAlias { attachment, addresses, pod };
+    let forget: [fn(&mut PodRef); 3] =
+        [|pod| pod.name.clear(), |pod| pod.namespace.clear(), |pod| pod.uid.clear()];
+    for forget in forget {
+        if alias.to_string().len() <= ALIAS_BYTES {
+            return Ok(alias);
+        }
+        forget(&mut alias.pod);
+    }
+    match alias.to_string().len() <= ALIAS_BYTES {
+        true => Ok(alias),
+        false => {
+            Err(Failure::new(Code::Environment, "CNI_CONTAINERID is too long to be kept with the interface"))
+        }
+    }
+}
+
+/// IFALIASZ of linux/if.h less the end mark.
+const ALIAS_BYTES: usize = 255;
 
 /// The node's bridge, or why there is none yet.
 pub fn node<'a>(node: Option<&'a Node>, readiness: &Readiness) -> Result<&'a Node, Failure> {
@@ -142,7 +160,8 @@ mod tests {
 
     #[test]
     fn not_ready_is_said_with_the_reasons() {
-        let mut readiness = Readiness { reasons: vec!["no addresses: no peer answers".into()], impaired: false };
+        let mut readiness =
+            Readiness { reasons: vec!["no addresses: no peer answers".into()], impaired: false };
         assert_eq!(ready(&readiness).unwrap_err().code, Code::CannotAdd);
         let starting = node(None, &readiness).unwrap_err();
         assert_eq!(starting.code, Code::TryAgainLater);

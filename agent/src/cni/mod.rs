@@ -21,7 +21,6 @@ pub mod reap;
 pub mod request;
 mod task;
 pub mod tombstone;
-mod watch;
 
 pub use metrics::Metrics;
 pub use request::Wish;

@@ -1,7 +1,7 @@
 //! What the shim asks, as types: everything is parsed before anything is done.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
-use super::{Allocation, answer::Failure, answer::Code};
+use super::{Allocation, answer::Code, answer::Failure};
 use crate::types::{AttachmentKey, Mac, PodRef, Prefix};
 use std::net::IpAddr;
 use weft_proto::local;
@@ -66,7 +66,10 @@ pub fn refuse_an_old_pod(wish: &Wish, allocations: &[Allocation]) -> Result<(), 
     };
     let successor = same_name().find(|a| a.pod.uid != *uid && !a.pod.uid.is_empty() && a.reserved > known);
     successor.map_or(Ok(()), |newer| {
-        let msg = format!("K8S_POD_UID {uid} is an older pod {namespace}/{name}: {} has taken its place", newer.pod.uid);
+        let msg = format!(
+            "K8S_POD_UID {uid} is an older pod {namespace}/{name}: {} has taken its place",
+            newer.pod.uid
+        );
         Err(Failure::new(Code::Environment, msg))
     })
 }
@@ -81,8 +84,7 @@ pub fn host_mac(key: &AttachmentKey) -> Mac {
 }
 
 fn parse<T: std::str::FromStr<Err: std::fmt::Display>>(field: &str, text: &str) -> Result<T, Failure> {
-    text.parse()
-        .map_err(|error| Failure::new(Code::UnsupportedField, format!("{field} `{text}`: {error}")))
+    text.parse().map_err(|error| Failure::new(Code::UnsupportedField, format!("{field} `{text}`: {error}")))
 }
 
 #[cfg(test)]

@@ -3,8 +3,7 @@ use crate::types::Prefix;
 use rtnetlink::packet_route::{
     AddressFamily, RouteNetlinkMessage,
     route::{
-        RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric,
-        RouteScope as Scope, RouteType,
+        RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteScope as Scope, RouteType,
     },
 };
 use std::{fmt, net::IpAddr};
