@@ -47,7 +47,42 @@ mod tests {
 
     #[test]
     fn the_conflist_speaks_to_old_and_new_runtimes() {
-        insta::assert_snapshot!(text(Path::new("/run/weft/weft.sock"), Path::new("/run/weft")), @"");
+        insta::assert_snapshot!(text(Path::new("/run/weft/weft.sock"), Path::new("/run/weft")), @r#"
+        {
+          "cniVersion": "1.0.0",
+          "cniVersions": [
+            "0.4.0",
+            "1.0.0",
+            "1.1.0"
+          ],
+          "name": "weft",
+          "plugins": [
+            {
+              "capabilities": {
+                "ipRanges": true,
+                "ips": true,
+                "mac": true
+              },
+              "runDir": "/run/weft",
+              "socket": "/run/weft/weft.sock",
+              "type": "weft-cni"
+            },
+            {
+              "capabilities": {
+                "portMappings": true
+              },
+              "snat": true,
+              "type": "portmap"
+            },
+            {
+              "capabilities": {
+                "bandwidth": true
+              },
+              "type": "bandwidth"
+            }
+          ]
+        }
+        "#);
     }
 
     #[test]
