@@ -1,6 +1,8 @@
 //! Thin, safe kernel calls. The only place for `unsafe`.
 #![allow(unsafe_code)]
 
+#[cfg(feature = "agent")]
+pub mod inotify;
 pub mod netlink;
 pub mod netns;
 #[cfg(feature = "agent")]
