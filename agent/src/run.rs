@@ -44,7 +44,6 @@ use arc_swap::ArcSwap;
 use std::{
     collections::BTreeMap,
     net::{IpAddr, TcpListener},
-    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -153,7 +152,8 @@ pub async fn build(config: Config) -> anyhow::Result<Running> {
     let (stopping, stopped) = watch::channel(false);
     let mut tasks = JoinSet::new();
     let (leave, leaving) = mpsc::channel(1);
-    let board = switchboard::Switchboard { mesh: mesh.clone(), ipam: ipam.clone(), incoming, outgoing, leaving };
+    let board =
+        switchboard::Switchboard { mesh: mesh.clone(), ipam: ipam.clone(), incoming, outgoing, leaving };
     tasks.spawn(board.run(early));
     tasks.spawn(async move {
         ipam_task.await.context("the allocator's task panicked")?;

@@ -7,10 +7,10 @@ use super::snapshot::{Observer, PeerView, Snapshot, Traffic};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeGaugeValue, MetricEncoder, NoLabelSet},
-    metrics::{MetricType, family::Family, histogram::Histogram},
-    registry::{Registry, Unit},
+    metrics::MetricType,
+    registry::Registry,
 };
-use std::{fmt, time::Duration};
+use std::fmt;
 
 /// Everything that a scrape shows.
 #[derive(Debug)]
@@ -85,7 +85,11 @@ fn node(page: &mut Page<'_>, now: &Snapshot) -> fmt::Result {
         "Pods of this node",
         [([("state", "active")], active), ([("state", "reserved")], reserved)],
     )?;
-    page.counter("weft_links_repairs", "Times that links, routes or rules were put right after others changed them", now.repairs)?;
+    page.counter(
+        "weft_links_repairs",
+        "Times that links, routes or rules were put right after others changed them",
+        now.repairs,
+    )?;
     page.counters("weft_gossip_events", "Events of the gossip", labelled("event", &now.gossip))
 }
 

@@ -329,11 +329,11 @@ async fn leaving_is_passed_on_and_answered() {
     let mut agent = Agent::start(example::snapshot());
     let socket = socket_in(agent.dir.path());
     let mut client = Client::connect(&socket).await.unwrap();
-    let (reply, ()) = tokio::join!(client.leave(), async {
+    let (reply, ()) = tokio::join!(client.leave(false), async {
         agent.leaving.recv().await.unwrap().done.send(Ok(Some("node-2".parse().unwrap()))).unwrap();
     });
     assert_eq!(reply.unwrap().heir, "node-2");
-    let (reply, ()) = tokio::join!(client.leave(), async {
+    let (reply, ()) = tokio::join!(client.leave(false), async {
         agent.leaving.recv().await.unwrap().done.send(Err("it has pods".into())).unwrap();
     });
     let refused = format!("the agent on {} refused: it has pods", socket.display());

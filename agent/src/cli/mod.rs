@@ -175,7 +175,6 @@ fn kernel() -> String {
     nix::sys::utsname::uname().map(shown).unwrap_or_else(|errno| format!("unknown: {errno}"))
 }
 
-
 const HELP: &str = "\
 Examples:
   weft status                      is this node ready, and if not, why

@@ -68,8 +68,9 @@ impl Token {
     /// Reads and checks a token of `layout`'s universe.
     pub fn from_body(body: &[u8], layout: &Layout) -> Result<Self, Rejected> {
         let token = mesh::Token::decode(body).map_err(|_| Rejected::Invalid("token does not decode"))?;
-        let offset =
-            |bytes: &[u8]| layout.from_bytes(bytes).ok_or(Rejected::Invalid("token lies outside the universe"));
+        let offset = |bytes: &[u8]| {
+            layout.from_bytes(bytes).ok_or(Rejected::Invalid("token lies outside the universe"))
+        };
         let (start, end) = (offset(&token.start)?, offset(&token.end)?);
         if start > end || !start.is_multiple_of(layout.unit()) || !(end + 1).is_multiple_of(layout.unit()) {
             return Err(Rejected::Invalid("token does not cover whole blocks"));
@@ -77,7 +78,8 @@ impl Token {
         if token.epoch > MAX_COUNTER || token.version > MAX_COUNTER {
             return Err(Rejected::Invalid("token's epoch or version is beyond reach"));
         }
-        let owner: PeerName = token.owner.parse().map_err(|_| Rejected::Invalid("token's owner is not a name"))?;
+        let owner: PeerName =
+            token.owner.parse().map_err(|_| Rejected::Invalid("token's owner is not a name"))?;
         if owner.as_str() != token.owner {
             return Err(Rejected::Invalid("token's owner is not in lower case"));
         }
@@ -180,7 +182,7 @@ mod tests {
     fn what_is_not_a_token_of_this_universe_is_refused() {
         let good =
             Token { start: 256, end: 511, owner: "a".parse().unwrap(), epoch: 0, version: 1, free: true };
-        let check = |item: Item| RingGossiper::new(layout()).check(&item).unwrap_err().0;
+        let check = |item: Item| RingGossiper::new(layout()).check(&item).unwrap_err().to_string();
         let item = good.to_item(&layout());
         assert_eq!(check(Item { key: vec![10, 32, 0, 0], ..item.clone() }), "token's key is not its start");
         assert_eq!(check(Item { rank: vec![0; 17], ..item.clone() }), "token's rank is not its own");

@@ -186,7 +186,7 @@ fn set_up_is_complete_and_the_second_time_there_is_nothing_to_do() {
     in_a_node(|| async {
         let node = Node::new().await;
         let handle = node.spawn(desired()).await;
-        assert_eq!(handle.status().error, None);
+        assert_eq!(handle.watch().borrow().error, None);
         assert_eq!(node.to_do(&desired()).await, []);
         let observed = node.look(&desired()).await;
         let routes: Vec<_> = observed.own_routes().map(Route::to_string).collect();
@@ -204,7 +204,7 @@ fn set_up_is_complete_and_the_second_time_there_is_nothing_to_do() {
         assert_eq!(sysctl::read("net/ipv4/conf/weft/forwarding").unwrap().as_deref(), Some("1"));
         handle.update(|desired| desired.own_ranges.clear()).await.unwrap();
         assert_eq!(node.look(&desired()).await.own_routes().count(), 2);
-        assert_eq!(handle.status().repairs, 0, "own changes are no drift");
+        assert_eq!(handle.watch().borrow().repairs, 0, "own changes are no drift");
     });
 }
 
@@ -265,7 +265,7 @@ fn pods_reach_each_other_and_the_gateway_but_only_with_their_own_addresses() {
         handle.detach(&ports[0].host_interface).await.unwrap();
         let missing = handle.attach(ports[0].clone()).await;
         assert_eq!(missing, Err(LinksError::NoVeth(ports[0].host_interface.clone())));
-        assert_eq!(handle.status().repairs, 0, "own changes are no drift");
+        assert_eq!(handle.watch().borrow().repairs, 0, "own changes are no drift");
     });
 }
 
@@ -278,7 +278,7 @@ fn drift_is_repaired_within_a_second() {
         let mut full = desired();
         full.pods.insert(port.host_interface.clone(), port.clone());
         let handle = node.spawn(full.clone()).await;
-        assert_eq!(handle.status().error, None);
+        assert_eq!(handle.watch().borrow().error, None);
         let (netlink, nft) = (&node.netlink, Nft::find().unwrap());
         let (weft, weft0, wf) =
             (node.index("weft").await, node.index("weft0").await, node.index(&port.host_interface).await);
@@ -301,7 +301,7 @@ fn drift_is_repaired_within_a_second() {
             "sysctl",
             "bridge gone",
         ] {
-            let repairs = handle.status().repairs;
+            let repairs = handle.watch().borrow().repairs;
             match drift {
                 "a route" => {
                     let route = Route::on_link(Prefix::from(pod_ip(2)), weft);
@@ -328,14 +328,14 @@ fn drift_is_repaired_within_a_second() {
                 _ => netlink.delete_link(weft).await.unwrap(),
             }
             let begun = Instant::now();
-            while handle.status().repairs == repairs || !node.to_do(&full).await.is_empty() {
+            while handle.watch().borrow().repairs == repairs || !node.to_do(&full).await.is_empty() {
                 let left = node.to_do(&full).await;
                 assert!(begun.elapsed() < Duration::from_secs(1), "{drift}: still to do after 1 s: {left:?}");
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
             eprintln!("{drift}: repaired in {:?}", begun.elapsed());
         }
-        assert_eq!(handle.status().error, None);
+        assert_eq!(handle.watch().borrow().error, None);
     });
 }
 
@@ -372,7 +372,7 @@ fn tear_down_leaves_nothing_of_ours_and_all_of_others() {
         handle.attach(node.plug(&pod, 2).await).await.unwrap();
         assert_eq!(sysctl::read("net/ipv4/conf/eth0/forwarding").unwrap().as_deref(), Some("1"));
         assert_eq!(sysctl::read("net/ipv4/conf/all/send_redirects").unwrap().as_deref(), Some("0"));
-        let troubles = handle.status().troubles;
+        let troubles = handle.watch().borrow().troubles.clone();
         assert!(troubles.iter().any(|text| text.contains("inet theirs forward")), "{troubles:?}");
         handle.teardown().await.unwrap();
         drop(node.tun);
@@ -493,7 +493,7 @@ fn a_universe_of_ipv6_is_set_up_too() {
         let handle = node.spawn(desired.clone()).await;
         handle.attach(port.clone()).await.unwrap();
         desired.pods.insert(port.host_interface.clone(), port);
-        assert_eq!(handle.status().error, None);
+        assert_eq!(handle.watch().borrow().error, None);
         assert_eq!(node.to_do(&desired).await, []);
         let routes: Vec<_> = node.look(&desired).await.own_routes().map(Route::to_string).collect();
         assert_eq!(

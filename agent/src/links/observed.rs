@@ -1,7 +1,7 @@
 //! What the kernel shows, with links called by their names.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
-use super::firewall::Firewall;
+use super::{desired::BRIDGE, firewall::Firewall};
 use crate::{
     linux::netlink::{Link, LinkKind, RTPROT_WEFT, Route},
     types::{Mac, Prefix, VethAlias},
@@ -36,12 +36,33 @@ pub struct Observed {
 pub struct Veth {
     pub host_interface: String,
     pub alias: VethAlias,
+    pub up: bool,
+    /// It is a port of our bridge.
+    pub on_bridge: bool,
+    /// Destinations of our routes that lead to one of its addresses.
+    pub routes: Vec<Prefix>,
 }
 
 impl Observed {
     /// The veths that carry our alias.
     pub fn veths(&self) -> Vec<Veth> {
-        self.links.values().filter_map(veth_of).collect()
+        let bridge = self.link(BRIDGE, LinkKind::Bridge).map(|bridge| bridge.index);
+        let veth = |link: &Link| {
+            let ours = link.kind == LinkKind::Veth && link.name.starts_with("wf");
+            let alias: VethAlias = link.alias.as_deref().filter(|_| ours)?.parse().ok()?;
+            let leads_here = |route: &&Route<String>| {
+                route.link.as_deref() == Some(BRIDGE)
+                    && alias.addresses.iter().any(|address| route.destination == Prefix::from(*address))
+            };
+            Some(Veth {
+                host_interface: link.name.clone(),
+                up: link.up,
+                on_bridge: bridge.is_some() && link.master == bridge,
+                routes: self.own_routes().filter(leads_here).map(|route| route.destination).collect(),
+                alias,
+            })
+        };
+        self.links.values().filter_map(veth).collect()
     }
 
     pub(super) fn own_routes(&self) -> impl Iterator<Item = &Route<String>> {
@@ -51,10 +72,4 @@ impl Observed {
     pub(super) fn link(&self, name: &str, kind: LinkKind) -> Option<&Link> {
         self.links.get(name).filter(|link| link.kind == kind)
     }
-}
-
-pub(super) fn veth_of(link: &Link) -> Option<Veth> {
-    let ours = link.kind == LinkKind::Veth && link.name.starts_with("wf");
-    let alias = link.alias.as_deref().filter(|_| ours)?.parse().ok()?;
-    Some(Veth { host_interface: link.name.clone(), alias })
 }

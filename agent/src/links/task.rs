@@ -113,8 +113,8 @@ impl Handle {
         self.ask(Command::Veths).await?
     }
 
-    pub fn status(&self) -> Status {
-        self.status.borrow().clone()
+    pub fn watch(&self) -> watch::Receiver<Status> {
+        self.status.clone()
     }
 
     /// Ends the task and removes all that Weft made. Returns what was removed.

@@ -17,6 +17,7 @@ use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     time::{Duration, Instant},
 };
 
@@ -28,6 +29,16 @@ pub enum Target {
     Peer(PeerName),
     /// Another agent that may run under our own name.
     Twin,
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bootstrap(address) => write!(f, "at {address}"),
+            Self::Peer(name) => name.fmt(f),
+            Self::Twin => f.write_str("of our own name"),
+        }
+    }
 }
 
 /// How it goes with a target that we want to reach and do not.

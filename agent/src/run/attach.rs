@@ -19,7 +19,7 @@ pub struct IpamAddresses(pub Ipam);
 impl Addresses for IpamAddresses {
     async fn reserve(&self, wish: Wish) -> Result<Allocation, AddressError> {
         let Wish { attachment, pod, addresses, ranges, mac } = wish;
-        let request = ipam::Request { key: attachment, pod, wanted: addresses, ranges, mac };
+        let request = ipam::Request { key: attachment, pod, wanted: addresses, ranges, mac: Some(mac) };
         let allocation = self.0.reserve(request).await?;
         Ok(of_pod(&allocation).expect("what is reserved for a pod is a pod's"))
     }
@@ -56,9 +56,10 @@ impl From<IpamError> for AddressError {
             | IpamError::InUse { .. }
             | IpamError::HasAnother { .. }
             | IpamError::OutOfRanges { .. } => Self::Taken(text),
-            IpamError::OutsideUniverse { .. } | IpamError::Reserved { .. } | IpamError::TooManyWanted(_) => {
-                Self::Refused(text)
-            }
+            IpamError::OutsideUniverse { .. }
+            | IpamError::Reserved { .. }
+            | IpamError::TooManyWanted(_)
+            | IpamError::Contradiction { .. } => Self::Refused(text),
             IpamError::Store(_) => Self::Store(text),
         }
     }
@@ -82,7 +83,8 @@ impl Ports for LinksPorts {
         let pod = PodPort { host_interface, addresses: addresses.iter().copied().collect(), mac };
         self.links.attach(pod).await?;
         let mut steered = self.steered.clone();
-        let known = steered.wait_for(|steered| addresses.iter().all(|address| steered.local.contains(address)));
+        let known =
+            steered.wait_for(|steered| addresses.iter().all(|address| steered.local.contains(address)));
         match timeout(IN_FORCE, known).await {
             Ok(Ok(_)) => Ok(()),
             _ => Err(PortError::NotReady("the data path does not take packets for the pod yet".into())),

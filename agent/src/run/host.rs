@@ -26,9 +26,10 @@ pub async fn facts() -> anyhow::Result<HostFacts> {
         metric: route.metric,
         protocol: route.protocol,
     });
-    let addresses = netlink.addresses().await?.into_iter().filter_map(|address| {
-        Some(HostAddress { device: device(address.link)?, address: address.address })
-    });
+    let addresses =
+        netlink.addresses().await?.into_iter().filter_map(|address| {
+            Some(HostAddress { device: device(address.link)?, address: address.address })
+        });
     let host_name = nix::unistd::gethostname().context("read the host name")?;
     Ok(HostFacts {
         host_name: host_name.to_string_lossy().into_owned(),

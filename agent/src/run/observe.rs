@@ -10,12 +10,7 @@ use crate::{
     mesh::{machine, peers::PeerSet},
     types::{Incarnation, PeerName, Prefix},
 };
-use std::{
-    collections::BTreeSet,
-    net::IpAddr,
-    sync::Arc,
-    time::Instant,
-};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Instant};
 use tokio::sync::watch;
 
 /// Where it all comes from: what is read never waits.
@@ -60,7 +55,11 @@ impl Observe for Sources {
             waiting_for: view.waiting_for.as_ref().map(ToString::to_string),
             pods: pod_views(&view),
             traffic: traffic(packets.sent, packets.received),
-            drops: packets.drops.iter().map(|(reason, count)| (reason.as_str().to_string(), *count)).collect(),
+            drops: packets
+                .drops
+                .iter()
+                .map(|(reason, count)| (reason.as_str().to_string(), *count))
+                .collect(),
             gossip: mesh.map(|mesh| gossip(&mesh.counters)).unwrap_or_default(),
             repairs: self.links.borrow().repairs,
         }
@@ -75,7 +74,8 @@ impl Sources {
         warnings.extend(troubles.map(|trouble| format!("peer {}: {}", trouble.target, trouble.reason)));
         if !view.held.is_empty() {
             let held: Vec<_> = view.held.iter().map(IpAddr::to_string).collect();
-            warnings.push(format!("these addresses are in use here, but belong to others: {}", held.join(", ")));
+            warnings
+                .push(format!("these addresses are in use here, but belong to others: {}", held.join(", ")));
         }
         warnings
     }

@@ -9,10 +9,7 @@ use crate::{
     cni,
     config::Config,
     datapath::table::{Peer, Table},
-    ipam::{
-        self, KnownPeer, View,
-        task::Handle as Ipam,
-    },
+    ipam::{KnownPeer, View, task::Handle as Ipam},
     links::{self, BRIDGE, Desired},
     mesh::{
         peers::PeerSet,
@@ -76,7 +73,11 @@ impl State {
     ) -> Self {
         let listen = config.listen.ip();
         Self {
-            node: Node { mtu: config.mtu, ipv6: listen.is_ipv6(), ipv4: listen.is_ipv4() || listen.is_unspecified() },
+            node: Node {
+                mtu: config.mtu,
+                ipv6: listen.is_ipv6(),
+                ipv4: listen.is_ipv4() || listen.is_unspecified(),
+            },
             mesh: mesh.clone(),
             ipam: ipam.clone(),
             links: links.clone(),

@@ -92,7 +92,9 @@ impl Switchboard {
         let view = self.ipam.view().borrow().clone();
         let pods = view.allocations.values().filter(|a| a.owner != ipam::Owner::Bridge).count();
         if pods > 0 && !force {
-            return Err(format!("{pods} pods of this node have addresses: remove them first, or insist with --force"));
+            return Err(format!(
+                "{pods} pods of this node have addresses: remove them first, or insist with --force"
+            ));
         }
         let ipam = self.ipam.clone();
         let mut leave = pin!(ipam.leave());
@@ -107,9 +109,14 @@ impl Switchboard {
         while let Ok(message) = self.outgoing.try_recv() {
             self.send(message).await.map_err(|error| error.to_string())?;
         }
-        if heir.is_none() && !view.own.is_empty() && !force && view.ranges.iter().any(|(_, owner)| !is_me(&self.mesh, owner)) {
+        if heir.is_none()
+            && !view.own.is_empty()
+            && !force
+            && view.ranges.iter().any(|(_, owner)| !is_me(&self.mesh, owner))
+        {
             return Err("no peer can be reached that could take this node's addresses: \
-                        try again when one is, or give them up with --force".into());
+                        try again when one is, or give them up with --force"
+                .into());
         }
         Ok(heir)
     }
