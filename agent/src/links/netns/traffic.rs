@@ -126,7 +126,7 @@ fn packets_leave_the_universe_and_enter_it_with_a_fitting_source() {
             let (to, seen_as) = (IpAddr::from(to), IpAddr::from(seen_as));
             let echo = outside.run(move || bound(to)).await;
             let answered = pod.run(move || {
-                let socket = UdpSocket::bind((pod_ip(2), PORT)).unwrap();
+                let socket = UdpSocket::bind((pod_ip(2), 0)).unwrap();
                 socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
                 socket.send_to(b"hello", (to, PORT)).unwrap();
                 receive(&socket).0
