@@ -9,7 +9,10 @@ use crate::linux::{
     nft::{Nft, NftError},
     sysctl,
 };
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
 
 /// A change that did not work.
 #[derive(Debug)]
@@ -51,7 +54,31 @@ impl<'a> Applier<'a> {
                 failures.push(Failure { change: change.clone(), error });
             }
         }
+        self.settle(changes).await;
         failures
+    }
+
+    /// Waits until ports that came up let frames through. The kernel takes note of a carrier later than of the link that
+    /// goes up; until then the bridge drops, and a pod's first packets would be lost.
+    async fn settle(&mut self, changes: &[Change]) {
+        let deadline = Instant::now() + CARRIER_WAIT;
+        let mut bridges = BTreeSet::new();
+        for change in changes {
+            let (Change::Enslave { port: name, .. } | Change::SetUp { link: name }) = change else {
+                continue;
+            };
+            while let Ok(link) = self.netlink.link_by_name(name).await {
+                bridges.extend(link.master);
+                if !link.carrier || link.master.is_none() || link.forwarding || Instant::now() > deadline {
+                    break;
+                }
+                tokio::time::sleep(CARRIER_LOOK).await;
+            }
+        }
+        for bridge in bridges {
+            // To hurry it; that it may be gone again is no matter.
+            let _ = self.netlink.link_by_index(bridge).await;
+        }
     }
 
     async fn step(&mut self, change: &Change) -> anyhow::Result<()> {
@@ -140,3 +167,7 @@ fn gone_is_fine(result: Result<(), NetlinkError>) -> Result<(), NetlinkError> {
 fn exists_is_fine(result: Result<(), NetlinkError>) -> Result<(), NetlinkError> {
     result.or_else(|error| if error.is_exists() { Ok(()) } else { Err(error) })
 }
+
+/// The kernel looks at carriers once a second at least.
+const CARRIER_WAIT: Duration = Duration::from_millis(1200);
+const CARRIER_LOOK: Duration = Duration::from_millis(5);

@@ -6,6 +6,7 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
 };
+use tracing::error;
 
 /// Only sysctls that outlive our links are in here. The first value found counts: later ones are our own.
 #[derive(Debug)]
@@ -15,14 +16,22 @@ pub(super) struct Found {
 }
 
 impl Found {
+    /// A damaged file is moved aside: what it held is lost, but no reason not to run.
     pub fn open(state_dir: &Path) -> anyhow::Result<Self> {
         let path = state_dir.join(FILE);
-        let values = match fs::read(&path) {
-            Ok(bytes) => {
-                serde_json::from_slice(&bytes).with_context(|| format!("read {}", path.display()))?
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => BTreeMap::new(),
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => b"{}".to_vec(),
             Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
+        };
+        let values = match serde_json::from_slice(&bytes) {
+            Ok(values) => values,
+            Err(error) => {
+                let aside = path.with_extension("damaged");
+                fs::rename(&path, &aside).with_context(|| format!("move {} aside", path.display()))?;
+                error!(%error, moved_to = %aside.display(), "the sysctls as they were before Weft are lost");
+                BTreeMap::new()
+            }
         };
         Ok(Self { path, values })
     }
@@ -77,5 +86,8 @@ mod tests {
         assert_eq!(found.values(), &BTreeMap::from(pair("1")));
         found.forget().unwrap();
         assert!(Found::open(folder.path()).unwrap().values().is_empty());
+        fs::write(folder.path().join(FILE), "{").unwrap();
+        assert!(Found::open(folder.path()).unwrap().values().is_empty());
+        assert!(folder.path().join("sysctls.damaged").exists());
     }
 }

@@ -132,6 +132,7 @@ fn made(index: u32, name: &str, kind: LinkKind) -> Link {
         name: name.into(),
         kind,
         up: false,
+        carrier: false,
         mac: None,
         mtu: 1500,
         master: None,
@@ -140,6 +141,7 @@ fn made(index: u32, name: &str, kind: LinkKind) -> Link {
         peer_netns: None,
         bridge: None,
         port: None,
+        forwarding: false,
     }
 }
 

@@ -1,5 +1,8 @@
 //! Tests against the real kernel. Each makes network namespaces of its own, without names, and leaves nothing behind.
 
+mod drift;
+mod traffic;
+
 use super::{
     desired::{Desired, PodPort},
     firewall::Family,
@@ -159,28 +162,6 @@ fn pod_ip(last: u8) -> IpAddr {
     IpAddr::from([10, 32, 0, last])
 }
 
-fn bound(address: IpAddr) -> UdpSocket {
-    let socket = UdpSocket::bind((address, PORT)).unwrap();
-    socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-    socket
-}
-
-fn send(from: IpAddr, to: IpAddr, text: &'static str) -> impl FnOnce() + Send + 'static {
-    move || {
-        let socket = UdpSocket::bind((from, 0)).unwrap();
-        // What the firewall drops may be told to the sender.
-        let _ = socket.send_to(text.as_bytes(), (to, PORT));
-    }
-}
-
-fn receive(socket: &UdpSocket) -> (String, SocketAddr) {
-    let mut buffer = [0; 64];
-    let (length, from) = socket.recv_from(&mut buffer).expect("nothing came in 5 s");
-    (String::from_utf8_lossy(&buffer[..length]).into(), from)
-}
-
-const PORT: u16 = 9999;
-
 #[test]
 fn set_up_is_complete_and_the_second_time_there_is_nothing_to_do() {
     in_a_node(|| async {
@@ -205,137 +186,6 @@ fn set_up_is_complete_and_the_second_time_there_is_nothing_to_do() {
         handle.update(|desired| desired.own_ranges.clear()).await.unwrap();
         assert_eq!(node.look(&desired()).await.own_routes().count(), 2);
         assert_eq!(handle.watch().borrow().repairs, 0, "own changes are no drift");
-    });
-}
-
-#[test]
-fn pods_reach_each_other_and_the_gateway_but_only_with_their_own_addresses() {
-    in_a_node(|| async {
-        let node = Node::new().await;
-        let handle = node.spawn(desired()).await;
-        let (one, two) = (Namespace::new(), Namespace::new());
-        let ports = [node.plug(&one, 2).await, node.plug(&two, 3).await];
-        for port in &ports {
-            let begun = Instant::now();
-            handle.attach(port.clone()).await.unwrap();
-            eprintln!("attached in {:?}", begun.elapsed());
-        }
-        let mut full = desired();
-        full.pods.extend(ports.iter().map(|port| (port.host_interface.clone(), port.clone())));
-        assert_eq!(node.to_do(&full).await, []);
-        assert_eq!(handle.veths().await.unwrap().len(), 2);
-
-        let at_gateway = bound(gateway());
-        one.run(send(pod_ip(2), gateway(), "to the gateway")).await;
-        assert_eq!(receive(&at_gateway).0, "to the gateway");
-        let at_two = two.run(|| bound(pod_ip(3))).await;
-        one.run(send(pod_ip(2), pod_ip(3), "to a pod")).await;
-        let (text, from) = receive(&at_two);
-        assert_eq!((text.as_str(), from.ip()), ("to a pod", pod_ip(2)));
-        send(gateway(), pod_ip(3), "from the host")();
-        assert_eq!(receive(&at_two).0, "from the host");
-
-        // Each spoofed packet is followed by an honest one, which must be the first to come.
-        one.asynchronously(|netlink| async move {
-            let eth0 = netlink.link_by_name("eth0").await.unwrap().index;
-            netlink.add_address(eth0, Prefix::from(pod_ip(9)), AddressFlags::default()).await.unwrap();
-        })
-        .await;
-        one.run(send(pod_ip(9), pod_ip(3), "another's address")).await;
-        one.run(send(pod_ip(2), pod_ip(3), "its own address")).await;
-        assert_eq!(receive(&at_two).0, "its own address");
-        let with_mac = |mac| {
-            one.asynchronously(move |netlink| async move {
-                let eth0 = netlink.link_by_name("eth0").await.unwrap().index;
-                netlink.set_mac(eth0, mac).await.unwrap();
-            })
-        };
-        with_mac(Mac([2, 6, 6, 6, 6, 6])).await;
-        one.run(send(pod_ip(2), pod_ip(3), "another's MAC")).await;
-        with_mac(ports[0].mac).await;
-        one.run(send(pod_ip(2), pod_ip(3), "its own MAC")).await;
-        let first = receive(&at_two).0;
-        // The first may have waited for ARP in the pod, until its MAC was right again.
-        assert!(first == "its own MAC" || receive(&at_two).0 == "its own MAC", "{first}");
-
-        handle.detach(&ports[0].host_interface).await.unwrap();
-        full.pods.remove(&ports[0].host_interface);
-        assert_eq!(node.to_do(&full).await, []);
-        assert!(node.netlink.link_by_name(&ports[0].host_interface).await.unwrap_err().is_gone());
-        handle.detach(&ports[0].host_interface).await.unwrap();
-        let missing = handle.attach(ports[0].clone()).await;
-        assert_eq!(missing, Err(LinksError::NoVeth(ports[0].host_interface.clone())));
-        assert_eq!(handle.watch().borrow().repairs, 0, "own changes are no drift");
-    });
-}
-
-#[test]
-fn drift_is_repaired_within_a_second() {
-    in_a_node(|| async {
-        let node = Node::new().await;
-        let pod = Namespace::new();
-        let port = node.plug(&pod, 2).await;
-        let mut full = desired();
-        full.pods.insert(port.host_interface.clone(), port.clone());
-        let handle = node.spawn(full.clone()).await;
-        assert_eq!(handle.watch().borrow().error, None);
-        let (netlink, nft) = (&node.netlink, Nft::find().unwrap());
-        let (weft, weft0, wf) =
-            (node.index("weft").await, node.index("weft0").await, node.index(&port.host_interface).await);
-        for drift in [
-            "a route",
-            "a bad route",
-            "bridge down",
-            "TUN down",
-            "ruleset",
-            "a rule",
-            "an element",
-            "address",
-            "TUN's address",
-            "port",
-            "port flags",
-            "FDB",
-            "neighbour",
-            "MTU",
-            "MAC",
-            "sysctl",
-            "bridge gone",
-        ] {
-            let repairs = handle.watch().borrow().repairs;
-            match drift {
-                "a route" => {
-                    let route = Route::on_link(Prefix::from(pod_ip(2)), weft);
-                    netlink.delete_route(&route).await.unwrap();
-                }
-                "a bad route" => {
-                    let route = Route::on_link("10.34.0.0/24".parse().unwrap(), weft);
-                    netlink.add_route(&route).await.unwrap();
-                }
-                "bridge down" => netlink.set_up(weft, false).await.unwrap(),
-                "TUN down" => netlink.set_up(weft0, false).await.unwrap(),
-                "ruleset" => nft.run("flush ruleset", |_| {}).await.unwrap(),
-                "a rule" => nft.run("flush chain inet weft postrouting", |_| {}).await.unwrap(),
-                "an element" => nft.run("flush set bridge weft pods4", |_| {}).await.unwrap(),
-                "address" => netlink.delete_address(weft, Prefix::from(gateway())).await.unwrap(),
-                "TUN's address" => netlink.delete_address(weft0, Prefix::from(gateway())).await.unwrap(),
-                "port" => netlink.set_master(wf, None).await.unwrap(),
-                "port flags" => netlink.set_port(wf, Default::default()).await.unwrap(),
-                "FDB" => netlink.delete_fdb(wf, port.mac).await.unwrap(),
-                "neighbour" => netlink.delete_neighbour(weft, pod_ip(2)).await.unwrap(),
-                "MTU" => netlink.set_mtu(weft, 1280).await.unwrap(),
-                "MAC" => netlink.set_mac(weft, Mac([2, 1, 1, 1, 1, 1])).await.unwrap(),
-                "sysctl" => sysctl::write("net/ipv4/conf/weft/forwarding", "0").unwrap(),
-                _ => netlink.delete_link(weft).await.unwrap(),
-            }
-            let begun = Instant::now();
-            while handle.watch().borrow().repairs == repairs || !node.to_do(&full).await.is_empty() {
-                let left = node.to_do(&full).await;
-                assert!(begun.elapsed() < Duration::from_secs(1), "{drift}: still to do after 1 s: {left:?}");
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-            eprintln!("{drift}: repaired in {:?}", begun.elapsed());
-        }
-        assert_eq!(handle.watch().borrow().error, None);
     });
 }
 
@@ -372,7 +222,7 @@ fn tear_down_leaves_nothing_of_ours_and_all_of_others() {
         handle.attach(node.plug(&pod, 2).await).await.unwrap();
         assert_eq!(sysctl::read("net/ipv4/conf/eth0/forwarding").unwrap().as_deref(), Some("1"));
         assert_eq!(sysctl::read("net/ipv4/conf/all/send_redirects").unwrap().as_deref(), Some("0"));
-        let troubles = handle.watch().borrow().troubles.clone();
+        let troubles = handle.watch().borrow().troubles;
         assert!(troubles.iter().any(|text| text.contains("inet theirs forward")), "{troubles:?}");
         handle.teardown().await.unwrap();
         drop(node.tun);
@@ -389,93 +239,6 @@ fn tear_down_leaves_nothing_of_ours_and_all_of_others() {
         assert_eq!(after.sysctls.iter().filter(outliving).collect::<Vec<_>>(), kept);
         assert!(std::fs::read_dir(node.state.path()).unwrap().next().is_none());
         assert_eq!(handle.veths().await, Err(LinksError::Stopped));
-    });
-}
-
-#[test]
-fn packets_leave_the_universe_and_enter_it_with_a_fitting_source() {
-    in_a_node(|| async {
-        let node = Node::new().await;
-        let (pod, outside) = (Namespace::new(), Namespace::new());
-        let pair = VethPair {
-            name: "eth0",
-            mac: None,
-            peer_name: "eth0",
-            peer_mac: None,
-            peer_netns: Some(outside.file.as_fd()),
-            mtu: 1500,
-        };
-        let mut desired = desired();
-        desired.no_masquerade.insert("198.51.100.0/24".parse().unwrap());
-        desired.underlay.insert([192, 0, 2, 1].into());
-        let handle = node.spawn(desired).await;
-        let port = node.plug(&pod, 2).await;
-        handle.attach(port).await.unwrap();
-        // The underlay comes up later than the agent, and must forward all the same.
-        node.netlink.create_veth(&pair).await.unwrap();
-        let eth0 = node.index("eth0").await;
-        node.netlink.set_up(eth0, true).await.unwrap();
-        node.netlink
-            .add_address(eth0, "192.0.2.1/24".parse().unwrap(), AddressFlags::default())
-            .await
-            .unwrap();
-        let theirs = Route { protocol: 4, ..Route::on_link("198.51.100.0/24".parse().unwrap(), eth0) };
-        node.netlink.add_route(&theirs).await.unwrap();
-        outside
-            .asynchronously(|netlink| async move {
-                let eth0 = netlink.link_by_name("eth0").await.unwrap().index;
-                for address in ["192.0.2.2/24", "198.51.100.2/24"] {
-                    let flags = AddressFlags::default();
-                    netlink.add_address(eth0, address.parse().unwrap(), flags).await.unwrap();
-                }
-                netlink.set_up(eth0, true).await.unwrap();
-                let back = Route::via("10.32.0.0/12".parse().unwrap(), [192, 0, 2, 1].into(), eth0);
-                netlink.add_route(&back).await.unwrap();
-            })
-            .await;
-        let begun = Instant::now();
-        while sysctl::read("net/ipv4/conf/eth0/forwarding").unwrap().as_deref() != Some("1") {
-            assert!(begun.elapsed() < Duration::from_secs(1), "the underlay does not forward after 1 s");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        for (to, seen_as) in [([192, 0, 2, 2], [192, 0, 2, 1]), ([198, 51, 100, 2], [10, 32, 0, 2])] {
-            let (to, seen_as) = (IpAddr::from(to), IpAddr::from(seen_as));
-            let echo = outside.run(move || bound(to)).await;
-            let answered = pod.run(move || {
-                let socket = UdpSocket::bind((pod_ip(2), PORT)).unwrap();
-                socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-                socket.send_to(b"hello", (to, PORT)).unwrap();
-                receive(&socket).0
-            });
-            let echoed = async {
-                let (text, from) = tokio::task::spawn_blocking(move || {
-                    let (text, from) = receive(&echo);
-                    echo.send_to(b"hello back", from).unwrap();
-                    (text, from)
-                })
-                .await
-                .unwrap();
-                assert_eq!((text.as_str(), from.ip()), ("hello", seen_as));
-            };
-            let (answer, ()) = tokio::join!(answered, echoed);
-            assert_eq!(answer, "hello back");
-        }
-        let mut conntrack = Conntrack::open().unwrap();
-        assert_eq!(conntrack.forget(pod_ip(2)).unwrap(), 2);
-        assert_eq!(conntrack.forget(pod_ip(2)).unwrap(), 0);
-
-        // Into the universe, the host speaks as its bridge, whatever address a socket has.
-        send([192, 0, 2, 1].into(), [10, 40, 0, 1].into(), "to a remote pod")();
-        let mut packet = [0; 2048];
-        let source = loop {
-            let length = tokio::time::timeout(Duration::from_secs(5), node.tun.recv(&mut packet)).await;
-            let length = length.expect("nothing came to the TUN in 5 s").unwrap();
-            if packet[0] >> 4 == 4 && packet[16..20] == [10, 40, 0, 1] {
-                assert!(packet[..length].ends_with(b"to a remote pod"));
-                break IpAddr::from([packet[12], packet[13], packet[14], packet[15]]);
-            }
-        };
-        assert_eq!(source, gateway());
     });
 }
 

@@ -229,7 +229,7 @@ impl Worker {
                     || route.destination.contains(&universe)
             }
             Event::Firewall { table, base_chain, by } => {
-                *base_chain || (table == super::firewall::NAME && !self.kernel.is_own_nft(*by))
+                (*base_chain || table == super::firewall::NAME) && !self.kernel.is_own_nft(*by)
             }
             Event::Address { .. } | Event::Sysctl | Event::Lost => true,
         }

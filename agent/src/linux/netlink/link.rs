@@ -3,8 +3,8 @@ use crate::types::Mac;
 use rtnetlink::packet_route::{
     AddressFamily, RouteNetlinkMessage,
     link::{
-        BridgeStpState, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth,
-        LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
+        BridgePortState, BridgeStpState, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData,
+        InfoPortKind, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
     },
 };
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -16,6 +16,8 @@ pub struct Link {
     pub name: String,
     pub kind: LinkKind,
     pub up: bool,
+    /// The other end is up too.
+    pub carrier: bool,
     pub mac: Option<Mac>,
     /// Bytes of an IP packet.
     pub mtu: u32,
@@ -30,6 +32,8 @@ pub struct Link {
     pub bridge: Option<BridgeOptions>,
     /// Only of a bridge's port.
     pub port: Option<PortOptions>,
+    /// A bridge's port that lets frames through.
+    pub forwarding: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,7 +84,8 @@ impl Netlink {
         self.query(RouteNetlinkMessage::GetLink(message), true, as_link, || "list the links".into()).await
     }
 
-    /// Fails with [`NetlinkError::is_gone`] if there is none.
+    /// Fails with [`NetlinkError::is_gone`] if there is none. Since Linux 6.7, looking at one link also makes a carrier
+    /// that just came up count at once; else the kernel takes up to a second.
     pub async fn link_by_name(&self, name: &str) -> Result<Link, NetlinkError> {
         let mut message = LinkMessage::default();
         message.attributes = vec![LinkAttribute::IfName(name.into())];
@@ -269,6 +274,7 @@ pub(super) fn link_of(message: LinkMessage) -> Option<Link> {
         name: String::new(),
         kind: LinkKind::Other,
         up: message.header.flags.contains(LinkFlags::Up),
+        carrier: message.header.flags.contains(LinkFlags::LowerUp),
         mac: None,
         mtu: 0,
         master: None,
@@ -277,6 +283,7 @@ pub(super) fn link_of(message: LinkMessage) -> Option<Link> {
         peer_netns: None,
         bridge: None,
         port: None,
+        forwarding: false,
     };
     for attribute in message.attributes {
         match attribute {
@@ -320,6 +327,7 @@ fn read_info(link: &mut Link, info: LinkInfo) {
             let mut options = PortOptions::default();
             for item in data {
                 match item {
+                    InfoBridgePort::State(state) => link.forwarding = state == BridgePortState::Forwarding,
                     InfoBridgePort::Isolated(on) => options.isolated = on,
                     InfoBridgePort::Learning(on) => options.learning = on,
                     InfoBridgePort::HairpinMode(on) => options.hairpin = on,
