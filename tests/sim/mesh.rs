@@ -29,7 +29,8 @@ fn settled(seed: u64, n: usize) -> Mesh {
 }
 
 fn running<A: App>(sim: &Sim<A>) -> impl Iterator<Item = usize> {
-    (0..sim.nodes.len()).filter(|n| !sim.nodes[*n].left && sim.nodes[*n].fatal.is_none())
+    (0..sim.nodes.len())
+        .filter(|n| !sim.nodes[*n].left && !sim.nodes[*n].dead && sim.nodes[*n].fatal.is_none())
 }
 
 /// Each running agent knows every other, and its record as it is now.
@@ -201,7 +202,6 @@ fn half_of_them_die_and_the_rest_hold_together() {
     let mut sim = settled(13, 60);
     for n in (0..60).filter(|n| n % 2 == 1) {
         sim.kill(n);
-        sim.nodes[n].left = true;
     }
     sim.run(SECOND * 20);
     sim.handle(0, Input::Update(Box::new(|record| record.mtu = 1234)));
