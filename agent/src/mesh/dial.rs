@@ -107,20 +107,19 @@ impl Dialer {
         self.choose();
         let mut room = MAX_DIALS.saturating_sub(self.attempts.values().filter(|a| a.dialling).count());
         let mut due = Vec::new();
-        for target in self.targets() {
+        for target in &self.targets {
             if room == 0 {
                 break;
             }
-            let own = &self.own;
-            let attempts = self
-                .attempts
-                .entry(target.clone())
-                .or_insert_with(|| Attempts::first(own, &target, now, rng));
+            if !self.attempts.contains_key(target) {
+                self.attempts.insert(target.clone(), Attempts::first(&self.own, target, now, rng));
+            }
+            let Some(attempts) = self.attempts.get_mut(target) else { continue };
             if !attempts.dialling && attempts.next <= now {
                 attempts.dialling = true;
                 attempts.last = Some(now);
                 room -= 1;
-                due.push(target);
+                due.push(target.clone());
             }
         }
         due
