@@ -105,6 +105,9 @@ impl Dialer {
     /// The targets to call now. Each is answered with [`Dialer::failed`] or [`Dialer::met`].
     pub fn due(&mut self, now: Instant, rng: &mut ChaCha8Rng) -> Vec<Target> {
         self.choose();
+        if self.targets.is_empty() {
+            return Vec::new();
+        }
         let mut room = MAX_DIALS.saturating_sub(self.attempts.values().filter(|a| a.dialling).count());
         let mut due = Vec::new();
         for target in &self.targets {
@@ -206,7 +209,8 @@ impl Dialer {
 
     /// When to ask for [`Dialer::due`] again, if nothing else happens.
     pub fn next_wake(&self) -> Option<Instant> {
-        if self.attempts.values().filter(|attempts| attempts.dialling).count() >= MAX_DIALS {
+        let dialling = || self.attempts.values().filter(|attempts| attempts.dialling).count();
+        if self.targets.is_empty() || dialling() >= MAX_DIALS {
             return None;
         }
         let next = |target: &Target| self.attempts.get(target).filter(|a| !a.dialling).map(|a| a.next);
