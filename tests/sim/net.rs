@@ -64,6 +64,7 @@ pub struct Node<A> {
     pub joined: Option<Instant>,
     pub fatal: Option<String>,
     pub left: bool,
+    pub dead: bool,
     /// Frames are read no faster than one in that time.
     pub slowness: Duration,
     wakes_at: Option<Instant>,
@@ -150,7 +151,7 @@ impl<A: App> Sim<A> {
         let n = self.nodes.len();
         let address = SocketAddr::new(Ipv4Addr::from(0x0a00_0000 + n as u32).into(), 6783);
         let name: PeerName = name.parse().expect("a name");
-        let mesh = self.mesh(&name, address, bootstrap, Vec::new(), &app);
+        let mesh = self.mesh(&name, address, bootstrap, Vec::new(), app.gossipers());
         self.nodes.push(Node {
             name,
             address,
@@ -159,6 +160,7 @@ impl<A: App> Sim<A> {
             joined: None,
             fatal: None,
             left: false,
+            dead: false,
             slowness: Duration::ZERO,
             wakes_at: None,
             life: 0,
@@ -172,17 +174,20 @@ impl<A: App> Sim<A> {
         self.kill(n);
         let items = self.nodes[n].mesh.items().cloned().collect();
         let node = &self.nodes[n];
-        let mesh = self.mesh(&node.name, node.address, bootstrap, items, &node.app);
+        let (name, address, gossipers) = (node.name.clone(), node.address, node.app.gossipers());
+        let mesh = self.mesh(&name, address, bootstrap, items, gossipers);
         let node = &mut self.nodes[n];
-        (node.mesh, node.joined, node.wakes_at) = (mesh, None, None);
+        (node.mesh, node.joined, node.wakes_at, node.dead) = (mesh, None, None, false);
         self.handle(n, Input::Wake);
     }
 
     /// Ends an agent without a word.
     pub fn kill(&mut self, n: usize) {
         self.nodes[n].life += 1;
-        let pipes = self.ends.range((n, LinkId(0))..=(n, LinkId(u64::MAX))).map(|(_, pipe)| *pipe);
-        for pipe in pipes.collect::<Vec<_>>() {
+        self.nodes[n].dead = true;
+        let ends = self.ends.range((n, LinkId(0))..=(n, LinkId(u64::MAX))).map(|(end, pipe)| (*end, *pipe));
+        for (end, pipe) in ends.collect::<Vec<_>>() {
+            self.ends.remove(&end);
             self.break_pipe(pipe);
         }
     }
@@ -193,7 +198,7 @@ impl<A: App> Sim<A> {
         address: SocketAddr,
         bootstrap: &[usize],
         items: Vec<Item>,
-        app: &A,
+        gossipers: Vec<Box<dyn Gossiper>>,
     ) -> Mesh {
         let incarnation = Incarnation((self.now - self.start).as_micros() as u64 + 1);
         let mut record = PeerRecord::new(name.clone(), incarnation);
@@ -206,7 +211,7 @@ impl<A: App> Sim<A> {
             bootstrap: bootstrap.iter().map(address).collect(),
             max_links: self.max_links,
             items,
-            gossipers: app.gossipers(),
+            gossipers,
             seed: self.rng.random(),
         };
         Mesh::new(config, self.now)
@@ -320,6 +325,7 @@ impl<A: App> Sim<A> {
                 let Some(ends) = self.pipes.get(&pipe).map(|pipe| pipe.ends) else { return };
                 let ((to, link), (from, back)) = (ends[towards], ends[1 - towards]);
                 if !self.reaches(from, to) {
+                    self.at(self.now + KEEP_ALIVE, to, Event::Broken { pipe });
                     return;
                 }
                 self.handle(from, Input::Sent { link: back, frames: 1 });
@@ -333,7 +339,7 @@ impl<A: App> Sim<A> {
     fn dial(&mut self, n: usize, target: Target, addresses: &[PeerAddress]) {
         let answers = |other: &usize| {
             let node = &self.nodes[*other];
-            let ended = node.left || node.fatal.is_some();
+            let ended = node.left || node.dead || node.fatal.is_some();
             let there = addresses.iter().any(|a| a.host == node.address.ip().to_string());
             there && !ended && *other != n && self.reaches(n, *other)
         };

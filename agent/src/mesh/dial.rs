@@ -59,6 +59,8 @@ pub struct Dialer {
     attempts: BTreeMap<Target, Attempts>,
     linked: BTreeSet<PeerName>,
     wanted: BTreeSet<PeerName>,
+    /// Whom to call, of those wanted.
+    targets: Vec<Target>,
     stale: bool,
 }
 
@@ -87,6 +89,7 @@ impl Dialer {
             attempts: BTreeMap::new(),
             linked: BTreeSet::new(),
             wanted: BTreeSet::new(),
+            targets: Vec::new(),
             stale: true,
         }
     }
@@ -113,22 +116,24 @@ impl Dialer {
     /// The targets to call now. Each is answered with [`Dialer::failed`] or [`Dialer::met`].
     pub fn due(&mut self, now: Instant, rng: &mut ChaCha8Rng) -> Vec<Target> {
         self.choose();
+        if self.targets.is_empty() {
+            return Vec::new();
+        }
         let mut room = MAX_DIALS.saturating_sub(self.attempts.values().filter(|a| a.dialling).count());
         let mut due = Vec::new();
-        for target in self.targets() {
+        for target in &self.targets {
             if room == 0 {
                 break;
             }
-            let own = &self.own;
-            let attempts = self
-                .attempts
-                .entry(target.clone())
-                .or_insert_with(|| Attempts::first(own, &target, now, rng));
+            if !self.attempts.contains_key(target) {
+                self.attempts.insert(target.clone(), Attempts::first(&self.own, target, now, rng));
+            }
+            let Some(attempts) = self.attempts.get_mut(target) else { continue };
             if !attempts.dialling && attempts.next <= now {
                 attempts.dialling = true;
                 attempts.last = Some(now);
                 room -= 1;
-                due.push(target);
+                due.push(target.clone());
             }
         }
         due
@@ -160,13 +165,14 @@ impl Dialer {
         {
             bootstrap.tried = true;
             bootstrap.met = Some(name.clone());
+            self.stale = true;
         }
     }
 
     /// The first link with a peer is up.
     pub fn up(&mut self, name: &PeerName) {
         self.linked.insert(name.clone());
-        self.stale |= self.unreachable(name);
+        self.stale = true;
     }
 
     /// The last link with a peer is down, after `lived`.
@@ -190,9 +196,7 @@ impl Dialer {
         self.choose();
         let failed =
             |target: &Target| self.attempts.get(target).is_some_and(|a| !a.dialling && a.failures > 0);
-        self.linked.is_empty()
-            && self.bootstrap.values().all(|b| b.tried)
-            && self.targets().iter().all(failed)
+        self.linked.is_empty() && self.bootstrap.values().all(|b| b.tried) && self.targets.iter().all(failed)
     }
 
     /// Whether a link with this peer is one that both ends want.
@@ -216,44 +220,41 @@ impl Dialer {
 
     /// When to ask for [`Dialer::due`] again, if nothing else happens.
     pub fn next_wake(&self) -> Option<Instant> {
-        if self.attempts.values().filter(|attempts| attempts.dialling).count() >= MAX_DIALS {
+        let dialling = || self.attempts.values().filter(|attempts| attempts.dialling).count();
+        if self.targets.is_empty() || dialling() >= MAX_DIALS {
             return None;
         }
         let next = |target: &Target| self.attempts.get(target).filter(|a| !a.dialling).map(|a| a.next);
-        self.targets().iter().filter_map(next).min()
+        self.targets.iter().filter_map(next).min()
     }
 
     pub fn troubles(&self) -> Vec<Trouble> {
-        let wanted = self.targets();
-        let trouble = |target: Target| {
-            let attempts = self.attempts.get(&target).filter(|attempts| !attempts.reason.is_empty())?;
+        let trouble = |target: &Target| {
+            let attempts = self.attempts.get(target).filter(|attempts| !attempts.reason.is_empty())?;
             let (failures, reason, next_attempt) =
                 (attempts.failures, attempts.reason.clone(), attempts.next);
-            Some(Trouble { target, failures, reason, next_attempt })
+            Some(Trouble { target: target.clone(), failures, reason, next_attempt })
         };
-        wanted.into_iter().filter_map(trouble).collect()
+        self.targets.iter().filter_map(trouble).collect()
     }
 
-    /// Peers that we want and have no link with; addresses whose peers we do not know, and all of them when alone.
-    fn targets(&self) -> Vec<Target> {
-        let unknown = |(_, b): &(&PeerAddress, &Bootstrap)| match &b.met {
-            Some(name) => self.linked.is_empty() || !self.ring.contains(&place(name)),
-            None => true,
-        };
-        let addresses =
-            self.bootstrap.iter().filter(unknown).map(|(address, _)| Target::Bootstrap(address.clone()));
-        addresses.chain(self.wanted.difference(&self.linked).cloned().map(Target::Peer)).collect()
-    }
-
-    /// Chooses whom to link with: by the ring of everyone, and by the ring of those who answer.
+    /// Chooses whom to link with, by the ring of everyone and by the ring of those who answer; and whom to call for it:
+    /// those we have no link with, addresses whose peers we do not know, and all addresses when alone.
     fn choose(&mut self) {
         if !std::mem::take(&mut self.stale) {
             return;
         }
         let everyone: Vec<_> = self.ring.iter().map(|(_, name)| name).collect();
         let mut wanted = neighbours(&everyone, &self.own, self.limit());
-        let answering: Vec<_> = everyone.iter().copied().filter(|name| !self.unreachable(name)).collect();
-        if answering.len() < everyone.len() {
+        let lost = |(target, attempts): (&'_ Target, &Attempts)| match target {
+            Target::Peer(name) if attempts.failures >= UNREACHABLE && !self.linked.contains(name) => {
+                Some(name.clone())
+            }
+            _ => None,
+        };
+        let lost: BTreeSet<PeerName> = self.attempts.iter().filter_map(lost).collect();
+        if !lost.is_empty() {
+            let answering: Vec<_> = everyone.iter().copied().filter(|name| !lost.contains(name)).collect();
             wanted.extend(neighbours(&answering, &self.own, self.limit()));
         }
         self.wanted = wanted.into_iter().cloned().collect();
@@ -262,11 +263,14 @@ impl Dialer {
             Target::Peer(name) => attempts.dialling || attempts.failures > 0 || wanted.contains(name),
             Target::Bootstrap(_) | Target::Twin => true,
         });
-    }
-
-    fn unreachable(&self, name: &PeerName) -> bool {
-        let failures = self.attempts.get(&Target::Peer(name.clone())).map_or(0, |attempts| attempts.failures);
-        failures >= UNREACHABLE && !self.linked.contains(name)
+        let unknown = |(_, bootstrap): &(&PeerAddress, &Bootstrap)| match &bootstrap.met {
+            Some(name) => self.linked.is_empty() || !self.ring.contains(&place(name)),
+            None => true,
+        };
+        let addresses =
+            self.bootstrap.iter().filter(unknown).map(|(address, _)| Target::Bootstrap(address.clone()));
+        let peers = self.wanted.difference(&self.linked).cloned().map(Target::Peer);
+        self.targets = addresses.chain(peers).collect();
     }
 
     /// Half a second, then twice as long each time. The longest wait is as many seconds as there are targets that fail,

@@ -33,19 +33,16 @@ impl Mesh {
             self.own_item(item, from, now);
             return;
         }
-        let record = || (item.channel == peers::CHANNEL).then(|| PeerRecord::from_item(&item).ok()).flatten();
-        let record = record();
         match self.replica.merge(item) {
             Ok(Merged::New(key)) => {
                 self.counters.items_merged += 1;
                 self.fresh_until = now + FRESH;
                 self.spread(&key, from);
-                match record {
-                    Some(record) => self.peer_changed(record, now),
-                    None if from.is_some() && self.replica.knows(&key.channel) => {
-                        self.news.entry(key.channel.to_string()).or_default().add(&key);
-                    }
-                    None => {}
+                if *key.channel == *peers::CHANNEL {
+                    let record = self.replica.get(&key).map(PeerRecord::from_item);
+                    self.peer_changed(record.expect("it is there").expect("it was checked"), now);
+                } else if from.is_some() && self.replica.knows(&key.channel) {
+                    self.news.entry(key.channel.to_string()).or_default().add(&key);
                 }
             }
             Ok(Merged::Same(key)) => self.with_link(from, |link| link.buffer.remove(&key)),

@@ -161,22 +161,23 @@ impl Replica {
             let here = ours.map_or(&none, |held| &held.buckets);
             let there = hashes.get(name).copied().unwrap_or(&none.0);
             let differ = |bucket: &usize| here.0[*bucket] != there[*bucket];
+            let mut entries = vec![Vec::new(); BUCKETS];
+            for (key, entry) in
+                ours.iter().flat_map(|held| &held.items).filter(|(_, entry)| differ(&entry.bucket))
+            {
+                let (key, rank, hash) = (key.to_vec(), entry.item.rank.clone(), entry.hash);
+                entries[entry.bucket].push(wire::summary::Entry { key, rank, hash });
+            }
             let mut summary = wire::summary::Channel { channel: name.into(), ..Default::default() };
             for bucket in (first..first + BUCKETS).map(|bucket| bucket % BUCKETS).filter(differ) {
                 if room == 0 {
                     break;
                 }
+                let bytes: usize =
+                    entries[bucket].iter().map(|entry| entry.key.len() + entry.rank.len() + 16).sum();
+                room = room.saturating_sub(bytes);
                 summary.buckets.push(bucket as u32);
-                for (key, entry) in
-                    ours.iter().flat_map(|held| &held.items).filter(|(_, e)| e.bucket == bucket)
-                {
-                    room = room.saturating_sub(key.len() + entry.item.rank.len() + 16);
-                    summary.entries.push(wire::summary::Entry {
-                        key: key.to_vec(),
-                        rank: entry.item.rank.clone(),
-                        hash: entry.hash,
-                    });
-                }
+                summary.entries.append(&mut entries[bucket]);
             }
             if !summary.buckets.is_empty() {
                 channels.push(summary);
