@@ -43,16 +43,18 @@ impl Binaries {
         Ok(Self { weft: path("weft")?, weft_cni: path("weft-cni")? })
     }
 
-    /// One call for both, so that what they share is compiled once; the linker drops what the shim does not use.
+    /// One call for all, so that what they share is compiled once and with the same features as for `cargo lab`; the
+    /// linker drops what the shim does not use.
     fn build() -> anyhow::Result<Self> {
         fs::create_dir_all(claim::base()).context("create the labs' directory")?;
         let _one_at_a_time = claim::lock(&claim::base().join("build"))?;
         let mut cargo = cargo();
-        cargo.args(["build", "--release", "--package", "weft", "--package", "weft-cni", "--bins"]);
+        cargo.args(["build", "--release", "--bins"]);
+        cargo.args(["--package", "weft", "--package", "weft-cni", "--package", "weft-lab"]);
         cargo.arg("--message-format=json-render-diagnostics").stdin(Stdio::null()).stderr(Stdio::inherit());
         let output = cargo.output().context("run cargo (set WEFT_BIN_DIR to use binaries that exist)")?;
         if !output.status.success() {
-            bail!("cargo build --release --package weft --package weft-cni failed: see above");
+            bail!("building weft and weft-cni failed: see above");
         }
         let artifacts = String::from_utf8_lossy(&output.stdout);
         Ok(Self { weft: executable(&artifacts, "weft")?, weft_cni: executable(&artifacts, "weft-cni")? })

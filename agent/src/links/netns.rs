@@ -222,7 +222,7 @@ fn tear_down_leaves_nothing_of_ours_and_all_of_others() {
         handle.attach(node.plug(&pod, 2).await).await.unwrap();
         assert_eq!(sysctl::read("net/ipv4/conf/eth0/forwarding").unwrap().as_deref(), Some("1"));
         assert_eq!(sysctl::read("net/ipv4/conf/all/send_redirects").unwrap().as_deref(), Some("0"));
-        let troubles = handle.watch().borrow().troubles;
+        let troubles = handle.watch().borrow().troubles.clone();
         assert!(troubles.iter().any(|text| text.contains("inet theirs forward")), "{troubles:?}");
         handle.teardown().await.unwrap();
         drop(node.tun);
