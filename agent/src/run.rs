@@ -82,6 +82,8 @@ pub struct Running {
     datapath: datapath::task::Datapath,
     /// Each ends by itself only when the agent cannot or need not go on.
     tasks: JoinSet<anyhow::Result<()>>,
+    /// End, with their last answers given, when told to.
+    servers: JoinSet<anyhow::Result<()>>,
     stopping: watch::Sender<bool>,
 }
 
@@ -150,7 +152,7 @@ pub async fn build(config: Config) -> anyhow::Result<Running> {
     let (readiness, starting) = Readiness::new();
     let heartbeats = Heartbeats::new(started);
     let (stopping, stopped) = watch::channel(false);
-    let mut tasks = JoinSet::new();
+    let (mut tasks, mut servers) = (JoinSet::new(), JoinSet::new());
     let (leave, leaving) = mpsc::channel(1);
     let board =
         switchboard::Switchboard { mesh: mesh.clone(), ipam: ipam.clone(), incoming, outgoing, leaving };
@@ -190,20 +192,20 @@ pub async fn build(config: Config) -> anyhow::Result<Running> {
     cni.metrics().register(metrics.registry());
     let pages = Pages { readiness, heartbeats, metrics: Arc::new(metrics), observer: observer.clone() };
     let mut stop_http = stopped.clone();
-    tasks.spawn(async move {
+    servers.spawn(async move {
         let until = async move { drop(stop_http.wait_for(|stop| *stop).await) };
         Ok(http.serve(pages, until).await?)
     });
     let routes =
         Routes::new(CniServer::new(cni)).add_service(AdminService::new(observer, leave).into_server());
     let mut stop_local = stopped;
-    tasks.spawn(async move {
+    servers.spawn(async move {
         let until = async move { drop(stop_local.wait_for(|stop| *stop).await) };
         Ok(local.serve(routes, until).await?)
     });
     drop(starting);
     info!(name = %config.name, ?incarnation, universe = %config.universe, endpoints = ?config.endpoints, "started");
-    Ok(Running { mesh, datapath, tasks, stopping })
+    Ok(Running { mesh, datapath, tasks, servers, stopping })
 }
 
 impl Running {
@@ -211,22 +213,19 @@ impl Running {
     pub async fn ended(&mut self) -> anyhow::Result<()> {
         tokio::select! {
             why = self.datapath.failed() => Err(anyhow!(why)),
-            ended = self.tasks.join_next() => match ended {
-                Some(Ok(outcome)) => outcome,
-                Some(Err(panic)) => Err(anyhow!(panic).context("a task panicked")),
-                None => bail!("no task is left"),
-            },
+            Some(ended) = self.tasks.join_next() => ended.context("a task panicked")?,
+            Some(ended) = self.servers.join_next() => ended.context("a server panicked")?,
         }
     }
 
     /// Ends the agent; pods, links and routes stay as they are.
     pub async fn stop(mut self) {
         self.stopping.send_replace(true);
-        self.mesh.stop().await;
-        let answered = timeout(GRACE, async { while self.tasks.join_next().await.is_some() {} }).await;
-        if answered.is_err() {
-            self.tasks.shutdown().await;
+        if timeout(GRACE, async { while self.servers.join_next().await.is_some() {} }).await.is_err() {
+            warn!("calls under way were not answered in time");
         }
+        self.mesh.stop().await;
+        self.tasks.shutdown().await;
         self.datapath.stop();
         info!("stopped; pods, links and routes stay");
     }

@@ -13,6 +13,7 @@ use crate::{
     binaries::Binaries,
     capacity::{self, Slot},
     claim::{Claim, Taken},
+    fault,
     leaks::{Host, Leak},
     node::{Common, Node},
     pod::Pod,
@@ -39,6 +40,7 @@ pub struct Builder {
     universe: Option<String>,
     verbosity: String,
     arguments: Vec<String>,
+    cables: Vec<(String, u32)>,
     name: Option<String>,
     progress: Progress,
 }
@@ -53,6 +55,7 @@ impl Lab {
             universe: None,
             verbosity: "info".into(),
             arguments: Vec::new(),
+            cables: Vec::new(),
             name: None,
             progress: Progress::Quiet,
         }
@@ -206,6 +209,12 @@ impl Builder {
         self
     }
 
+    /// The MTU of one node's cable, in bytes, before its agent starts.
+    pub fn underlay_mtu(mut self, node: &str, mtu: u32) -> Self {
+        self.cables.push((node.into(), mtu));
+        self
+    }
+
     /// The agents' `--log` filter; `info` if this is not called.
     pub fn verbosity(self, verbosity: &str) -> Self {
         Self { verbosity: verbosity.into(), ..self }
@@ -278,6 +287,9 @@ impl Builder {
                 settings.seed = Some(names.join(","));
                 settings.peers = others.map(|other| other.address().to_string()).collect();
             });
+        }
+        for (name, mtu) in &self.cables {
+            fault::underlay_mtu(lab.underlay(), &*lab.node(name)?, *mtu)?;
         }
         if self.agents {
             progress.step("agents start");
