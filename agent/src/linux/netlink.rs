@@ -10,12 +10,20 @@
 //! what is gone with [`NetlinkError::is_gone`].
 
 mod address;
+#[cfg(feature = "agent")]
+mod conntrack;
 mod link;
+#[cfg(feature = "agent")]
+mod monitor;
 mod neighbour;
 mod route;
 
 pub use address::{Address, AddressFlags};
+#[cfg(feature = "agent")]
+pub use conntrack::Conntrack;
 pub use link::{BridgeOptions, Link, LinkKind, PortOptions, VethPair};
+#[cfg(feature = "agent")]
+pub use monitor::{Event, Monitor};
 pub use neighbour::{FdbEntry, Neighbour};
 pub use route::{Family, RTPROT_WEFT, Route, RouteKind, RouteScope};
 
@@ -38,10 +46,10 @@ pub struct Netlink {
 
 /// What failed, on which object, and the kernel's errno.
 #[derive(Debug, thiserror::Error)]
-#[error("{action}: {source}")]
+#[error("{action}: {errno}")]
 pub struct NetlinkError {
     action: String,
-    source: io::Error,
+    errno: io::Error,
 }
 
 impl Netlink {
@@ -52,7 +60,7 @@ impl Netlink {
     /// The kernel has no route netlink, or descriptors ran out.
     pub fn open() -> Result<Self, NetlinkError> {
         let (connection, handle, _) = rtnetlink::new_connection()
-            .map_err(|source| NetlinkError { action: "open a route netlink socket".into(), source })?;
+            .map_err(|errno| NetlinkError { action: "open a route netlink socket".into(), errno })?;
         tokio::spawn(connection);
         Ok(Self { handle })
     }
@@ -66,7 +74,7 @@ impl Netlink {
     ) -> Result<(), NetlinkError> {
         let mut message = NetlinkMessage::from(message);
         message.header.flags = NLM_F_REQUEST | NLM_F_ACK | mode.flags();
-        self.exchange(message, |_| {}).await.map_err(|source| NetlinkError { action: action(), source })
+        self.exchange(message, |_| {}).await.map_err(|errno| NetlinkError { action: action(), errno })
     }
 
     /// Asks for one object or, with `dump`, for all of them.
@@ -82,7 +90,7 @@ impl Netlink {
         let mut found = Vec::new();
         self.exchange(message, |answer| found.extend(take(answer)))
             .await
-            .map_err(|source| NetlinkError { action: action(), source })?;
+            .map_err(|errno| NetlinkError { action: action(), errno })?;
         Ok(found)
     }
 
@@ -91,37 +99,41 @@ impl Netlink {
         message: NetlinkMessage<RouteNetlinkMessage>,
         mut each: impl FnMut(RouteNetlinkMessage),
     ) -> io::Result<()> {
-        let closed = || io::Error::new(io::ErrorKind::BrokenPipe, "the netlink socket is closed");
-        let mut answers = self.handle.clone().request(message).map_err(|_| closed())?;
+        let mut answers = self
+            .handle
+            .clone()
+            .request(message)
+            .map_err(|_| io::Error::new(io::ErrorKind::BrokenPipe, "the netlink socket is closed"))?;
         while let Some(answer) = answers.next().await {
             match answer.payload {
                 NetlinkPayload::InnerMessage(inner) => each(inner),
                 NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
-                NetlinkPayload::Error(_) | NetlinkPayload::Done(_) => return Ok(()),
                 NetlinkPayload::Overrun(_) => return Err(io::Error::from_raw_os_error(libc::ENOBUFS)),
                 _ => {}
             }
         }
-        Err(closed())
+        // The acknowledgement, or the end of the list, closes the stream.
+        Ok(())
     }
 }
 
 impl NetlinkError {
     /// What should be made is there already.
     pub fn is_exists(&self) -> bool {
-        self.source.raw_os_error() == Some(libc::EEXIST)
+        self.errno.raw_os_error() == Some(libc::EEXIST)
     }
 
     /// What was to be removed, changed or looked at is not there (any more).
     pub fn is_gone(&self) -> bool {
         matches!(
-            self.source.raw_os_error(),
+            self.errno.raw_os_error(),
             Some(libc::ENODEV | libc::ENOENT | libc::ESRCH | libc::EADDRNOTAVAIL | libc::ENXIO)
         )
     }
 
-    pub fn source_error(&self) -> &io::Error {
-        &self.source
+    /// Why, without what.
+    pub fn errno(&self) -> &io::Error {
+        &self.errno
     }
 }
 

@@ -5,12 +5,12 @@
 use std::{fs, io, path::Path};
 
 #[derive(Debug, thiserror::Error)]
-#[error("{action} sysctl {key}: {source}{hint}")]
+#[error("{action} sysctl {key}: {errno}{hint}")]
 pub struct SysctlError {
     action: &'static str,
     key: String,
     hint: &'static str,
-    source: io::Error,
+    errno: io::Error,
 }
 
 /// Reads a value, without its line end; none where this kernel or namespace has no such sysctl.
@@ -21,7 +21,7 @@ pub fn read(key: &str) -> Result<Option<String>, SysctlError> {
     match fs::read_to_string(Path::new(ROOT).join(key)) {
         Ok(text) => Ok(Some(text.trim_end().to_string())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(SysctlError { action: "read", key: key.into(), hint: "", source }),
+        Err(errno) => Err(SysctlError { action: "read", key: key.into(), hint: "", errno }),
     }
 }
 
@@ -30,12 +30,12 @@ pub fn read(key: &str) -> Result<Option<String>, SysctlError> {
 /// # Errors
 /// There is no such sysctl, the kernel refuses the value, or `/proc/sys` is mounted read-only.
 pub fn write(key: &str, value: &str) -> Result<(), SysctlError> {
-    fs::write(Path::new(ROOT).join(key), value).map_err(|source| {
-        let hint = match source.kind() {
+    fs::write(Path::new(ROOT).join(key), value).map_err(|errno| {
+        let hint = match errno.kind() {
             io::ErrorKind::ReadOnlyFilesystem => " (mount the host's /proc/sys/net writable)",
             _ => "",
         };
-        SysctlError { action: "write", key: key.into(), hint, source }
+        SysctlError { action: "write", key: key.into(), hint, errno }
     })
 }
 

@@ -3,8 +3,8 @@ use crate::types::Mac;
 use rtnetlink::packet_route::{
     AddressFamily, RouteNetlinkMessage,
     link::{
-        BridgeStpState, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth,
-        LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
+        BridgePortState, BridgeStpState, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData,
+        InfoPortKind, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
     },
 };
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -16,6 +16,8 @@ pub struct Link {
     pub name: String,
     pub kind: LinkKind,
     pub up: bool,
+    /// The other end is up too.
+    pub carrier: bool,
     pub mac: Option<Mac>,
     /// Bytes of an IP packet.
     pub mtu: u32,
@@ -30,6 +32,8 @@ pub struct Link {
     pub bridge: Option<BridgeOptions>,
     /// Only of a bridge's port.
     pub port: Option<PortOptions>,
+    /// A bridge's port that lets frames through.
+    pub forwarding: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +41,6 @@ pub enum LinkKind {
     Veth,
     Bridge,
     Tun,
-    Dummy,
     /// Any other, also hardware.
     Other,
 }
@@ -81,7 +84,8 @@ impl Netlink {
         self.query(RouteNetlinkMessage::GetLink(message), true, as_link, || "list the links".into()).await
     }
 
-    /// Fails with [`NetlinkError::is_gone`] if there is none.
+    /// Fails with [`NetlinkError::is_gone`] if there is none. Since Linux 6.7, looking at one link also makes a carrier
+    /// that just came up count at once; else the kernel takes up to a second.
     pub async fn link_by_name(&self, name: &str) -> Result<Link, NetlinkError> {
         let mut message = LinkMessage::default();
         message.attributes = vec![LinkAttribute::IfName(name.into())];
@@ -101,7 +105,7 @@ impl Netlink {
         let found = self.query(RouteNetlinkMessage::GetLink(message), false, as_link, &action).await?;
         found.into_iter().next().ok_or_else(|| NetlinkError {
             action: action(),
-            source: std::io::Error::from_raw_os_error(libc::ENODEV),
+            errno: std::io::Error::from_raw_os_error(libc::ENODEV),
         })
     }
 
@@ -135,23 +139,14 @@ impl Netlink {
         let mut message = LinkMessage::default();
         message.attributes = vec![
             LinkAttribute::IfName(name.into()),
-            LinkAttribute::Mtu(mtu),
+            // Only an MTU that is changed later stays; else the bridge takes over the least of its ports'.
+            LinkAttribute::Mtu(mtu - 1),
             LinkAttribute::Address(mac.0.to_vec()),
-            bridge_info(options),
+            bridge_info(BridgeOptions::default(), options),
         ];
         self.request(RouteNetlinkMessage::NewLink(message), Mode::Create, || format!("create bridge {name}"))
-            .await
-    }
-
-    /// A link that drops what it is given; stands for hardware in tests.
-    pub async fn create_dummy(&self, name: &str) -> Result<(), NetlinkError> {
-        let mut message = LinkMessage::default();
-        message.attributes = vec![
-            LinkAttribute::IfName(name.into()),
-            LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Dummy)]),
-        ];
-        self.request(RouteNetlinkMessage::NewLink(message), Mode::Create, || format!("create dummy {name}"))
-            .await
+            .await?;
+        self.set_mtu(self.link_by_name(name).await?.index, mtu).await
     }
 
     /// Also takes the other end of a veth away.
@@ -199,8 +194,9 @@ impl Netlink {
     }
 
     pub async fn set_bridge(&self, index: u32, options: BridgeOptions) -> Result<(), NetlinkError> {
+        let now = self.link_by_index(index).await?.bridge.unwrap_or_default();
         let mut message = by_index(index);
-        message.attributes.push(bridge_info(options));
+        message.attributes.push(bridge_info(now, options));
         // RTM_SETLINK ignores a bridge's own settings; RTM_NEWLINK without NLM_F_CREATE takes them.
         self.request(RouteNetlinkMessage::NewLink(message), Mode::Existing, || {
             format!("set bridge number {index} to {options:?}")
@@ -254,16 +250,14 @@ fn by_index(index: u32) -> LinkMessage {
     message
 }
 
-fn bridge_info(options: BridgeOptions) -> LinkAttribute {
+/// VLAN filtering is only spoken of where it changes: kernels built without it refuse even to switch it off.
+fn bridge_info(now: BridgeOptions, options: BridgeOptions) -> LinkAttribute {
     let stp = if options.stp { BridgeStpState::KernelStp } else { BridgeStpState::Disabled };
-    LinkAttribute::LinkInfo(vec![
-        LinkInfo::Kind(InfoKind::Bridge),
-        LinkInfo::Data(InfoData::Bridge(vec![
-            InfoBridge::StpState(stp),
-            InfoBridge::MulticastSnooping(options.multicast_snooping),
-            InfoBridge::VlanFiltering(options.vlan_filtering),
-        ])),
-    ])
+    let mut data = vec![InfoBridge::StpState(stp), InfoBridge::MulticastSnooping(options.multicast_snooping)];
+    if now.vlan_filtering != options.vlan_filtering {
+        data.push(InfoBridge::VlanFiltering(options.vlan_filtering));
+    }
+    LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge), LinkInfo::Data(InfoData::Bridge(data))])
 }
 
 fn as_link(message: RouteNetlinkMessage) -> Option<Link> {
@@ -280,6 +274,7 @@ pub(super) fn link_of(message: LinkMessage) -> Option<Link> {
         name: String::new(),
         kind: LinkKind::Other,
         up: message.header.flags.contains(LinkFlags::Up),
+        carrier: message.header.flags.contains(LinkFlags::LowerUp),
         mac: None,
         mtu: 0,
         master: None,
@@ -288,6 +283,7 @@ pub(super) fn link_of(message: LinkMessage) -> Option<Link> {
         peer_netns: None,
         bridge: None,
         port: None,
+        forwarding: false,
     };
     for attribute in message.attributes {
         match attribute {
@@ -312,7 +308,6 @@ fn read_info(link: &mut Link, info: LinkInfo) {
                 InfoKind::Veth => LinkKind::Veth,
                 InfoKind::Bridge => LinkKind::Bridge,
                 InfoKind::Tun => LinkKind::Tun,
-                InfoKind::Dummy => LinkKind::Dummy,
                 _ => LinkKind::Other,
             }
         }
@@ -332,6 +327,7 @@ fn read_info(link: &mut Link, info: LinkInfo) {
             let mut options = PortOptions::default();
             for item in data {
                 match item {
+                    InfoBridgePort::State(state) => link.forwarding = state == BridgePortState::Forwarding,
                     InfoBridgePort::Isolated(on) => options.isolated = on,
                     InfoBridgePort::Learning(on) => options.learning = on,
                     InfoBridgePort::HairpinMode(on) => options.hairpin = on,

@@ -17,13 +17,13 @@ pub enum Family {
     V6,
 }
 
-/// A route of the main table.
+/// A route of the main table. `L` names the link: the kernel's index, or a name where that reads better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Route {
+pub struct Route<L = u32> {
     pub destination: Prefix,
     pub kind: RouteKind,
-    /// Index of the link it leads to; none for an unreachable route.
-    pub link: Option<u32>,
+    /// The link it leads to; none for an unreachable route.
+    pub link: Option<L>,
     pub gateway: Option<IpAddr>,
     /// The address that the host's own packets leave with.
     pub source: Option<IpAddr>,
@@ -53,36 +53,37 @@ pub enum RouteScope {
     Other(u8),
 }
 
-impl Route {
+impl<L> Route<L> {
     /// A route that leads onto a link itself.
-    pub fn on_link(destination: Prefix, link: u32) -> Self {
+    pub fn on_link(destination: Prefix, link: L) -> Self {
         let scope = if destination.addr().is_ipv4() { RouteScope::Link } else { RouteScope::Universe };
-        Self {
-            destination: destination.trunc(),
-            kind: RouteKind::Unicast,
-            link: Some(link),
-            gateway: None,
-            source: None,
-            mtu: None,
-            protocol: RTPROT_WEFT,
-            scope,
-            metric: 0,
-        }
+        Self { link: Some(link), kind: RouteKind::Unicast, scope, ..Self::unreachable(destination) }
     }
 
     /// A route through a gateway, for which there must be an on-link route.
-    pub fn via(destination: Prefix, gateway: IpAddr, link: u32) -> Self {
+    pub fn via(destination: Prefix, gateway: IpAddr, link: L) -> Self {
         Self { gateway: Some(gateway), scope: RouteScope::Universe, ..Self::on_link(destination, link) }
     }
 
     /// A route that answers with "host unreachable".
     pub fn unreachable(destination: Prefix) -> Self {
         Self {
+            destination: destination.trunc(),
             kind: RouteKind::Unreachable,
             link: None,
+            gateway: None,
+            source: None,
+            mtu: None,
+            protocol: RTPROT_WEFT,
             scope: RouteScope::Universe,
-            ..Self::on_link(destination, 0)
+            metric: 0,
         }
+    }
+
+    /// The same route with another word for its link.
+    pub fn with_link<M>(&self, link: Option<M>) -> Route<M> {
+        let Self { destination, kind, gateway, source, mtu, protocol, scope, metric, .. } = *self;
+        Route { destination, kind, link, gateway, source, mtu, protocol, scope, metric }
     }
 
     pub fn is_default(&self) -> bool {
@@ -123,14 +124,14 @@ impl Netlink {
     }
 }
 
-impl fmt::Display for Route {
+impl<L: fmt::Display> fmt::Display for Route<L> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.kind != RouteKind::Unicast {
-            write!(f, "{:?} ", self.kind)?;
+        if self.kind == RouteKind::Unreachable {
+            write!(f, "unreachable ")?;
         }
         write!(f, "{}", self.destination)?;
         self.gateway.map_or(Ok(()), |gateway| write!(f, " via {gateway}"))?;
-        self.link.map_or(Ok(()), |link| write!(f, " on link number {link}"))?;
+        self.link.as_ref().map_or(Ok(()), |link| write!(f, " dev {link}"))?;
         self.source.map_or(Ok(()), |source| write!(f, " src {source}"))?;
         self.mtu.map_or(Ok(()), |mtu| write!(f, " mtu {mtu}"))?;
         write!(f, " proto {}", self.protocol)
