@@ -2,11 +2,11 @@
 
 use crate::{
     agent::{bridge_mac, gateway},
-    harness::{Harness, MTU, Pod, inside},
+    harness::{Harness, MTU, Pod, cable, inside},
 };
 use serde_json::json;
 use weft::{
-    linux::netlink::{Address, Family, Neighbour, VethPair},
+    linux::netlink::{Address, Family, Neighbour},
     types::{Mac, Prefix},
 };
 
@@ -121,17 +121,7 @@ fn what_a_killed_shim_left_on_the_host_gives_way() {
     let h = Harness::start();
     let pod = Pod::new("c1");
     let name = pod.key().host_interface();
-    inside(h.node(), async |netlink| {
-        let pair = VethPair {
-            name: &name,
-            mac: None,
-            peer_name: "left",
-            peer_mac: None,
-            peer_netns: None,
-            mtu: 1400,
-        };
-        netlink.create_veth(&pair).await.unwrap();
-    });
+    cable(h.node(), &name);
     h.add(&pod, &h.conf()).result();
     assert_eq!(h.veths().len(), 1);
     h.del(&pod, &h.conf()).silence();

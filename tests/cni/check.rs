@@ -83,7 +83,7 @@ fn check_verifies_that_the_veths_peer_is_on_our_bridge() {
     let swapped = async |netlink: Netlink, link| {
         let mac = netlink.link_by_index(link).await.unwrap().mac.unwrap();
         netlink.rename(link, "old0").await.unwrap();
-        netlink.create_dummy("eth0").await.unwrap();
+        netlink.create_veth(&crate::harness::local("eth0")).await.unwrap();
         let eth0 = netlink.link_by_name("eth0").await.unwrap().index;
         netlink.set_mac(eth0, mac).await.unwrap();
     };

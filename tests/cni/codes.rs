@@ -220,7 +220,7 @@ fn code_101_is_an_address_or_a_range_that_is_used_up() {
 fn code_102_is_an_interface_that_exists() {
     let h = Harness::start();
     let pod = Pod::new("c1");
-    inside(&pod.netns, async |netlink| netlink.create_dummy("eth0").await.unwrap());
+    pod.occupy("eth0");
     assert!(h.add(&pod, &h.conf()).fails_with(102).contains("eth0"));
     h.is_clean();
 }

@@ -78,7 +78,7 @@ fn gc_leaves_alone_what_is_younger_than_a_minute() {
 #[test]
 fn gc_leaves_others_interfaces_alone() {
     let (h, _pods) = three();
-    crate::harness::inside(h.node(), async |netlink| netlink.create_dummy("wfother").await.unwrap());
+    crate::harness::cable(h.node(), "wfother");
     h.gc(json!({"cni.dev/valid-attachments": []})).silence();
     let names: Vec<_> = h.veths().into_iter().map(|link| link.name).collect();
     assert_eq!(names, ["wfother"]);

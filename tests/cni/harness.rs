@@ -18,7 +18,7 @@ use tempfile::TempDir;
 use weft::{
     cni::{Node, Readiness},
     linux::{
-        netlink::{AddressFlags, BridgeOptions, Link, Netlink},
+        netlink::{AddressFlags, BridgeOptions, Link, Netlink, VethPair},
         netns::Netns,
     },
     types::{AttachmentKey, Prefix},
@@ -186,6 +186,11 @@ impl Pod {
         AttachmentKey::new(&self.id, "eth0").unwrap()
     }
 
+    /// Makes an interface that is not ours.
+    pub fn occupy(&self, name: &str) {
+        cable(&self.netns, name);
+    }
+
     pub fn link(&self, name: &str) -> Option<Link> {
         let links = inside(&self.netns, async |netlink: Netlink| netlink.links().await.unwrap());
         links.into_iter().find(|link| link.name == name)
@@ -203,6 +208,16 @@ pub fn inside<T: Send, F: Future<Output = T>>(netns: &Netns, work: impl FnOnce(N
         runtime.block_on(async { work(Netlink::open().unwrap()).await })
     };
     netns.enter(run).expect("enter a namespace")
+}
+
+/// Makes a link of that name that is nobody's.
+pub fn cable(netns: &Netns, name: &str) {
+    inside(netns, async |netlink| netlink.create_veth(&local(name)).await.unwrap());
+}
+
+/// A veth with both ends in one namespace.
+pub fn local(name: &str) -> VethPair<'_> {
+    VethPair { name, mac: None, peer_name: "other", peer_mac: None, peer_netns: None, mtu: MTU.into() }
 }
 
 /// Waits until something holds, five seconds at most.
