@@ -141,6 +141,21 @@ fn a_failure_after_the_reservation_is_undone() {
 }
 
 #[test]
+fn a_refusal_does_not_touch_what_the_same_attachment_has() {
+    let h = Harness::start();
+    let pod = Pod::new("c1");
+    let added = h.add(&pod, &h.conf());
+    let mut conf = h.conf();
+    conf["runtimeConfig"] = json!({"ips": ["10.32.0.300"]});
+    let elsewhere = Pod::new("c1");
+    h.add(&elsewhere, &conf).fails_with(2);
+    let node = h.agent().node.send_replace(None);
+    h.add(&elsewhere, &h.conf()).fails_with(11);
+    h.agent().node.send_replace(node);
+    h.check(&pod, &h.conf(), added.result()).silence();
+}
+
+#[test]
 fn the_results_version_is_the_requests_and_its_fields_are_that_versions() {
     let h = Harness::start();
     for (n, version) in ["0.3.1", "0.4.0", "1.0.0", "1.1.0"].iter().enumerate() {
