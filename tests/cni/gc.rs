@@ -24,7 +24,8 @@ fn attachments(pods: &[&Pod]) -> Value {
 fn left(h: &Harness) -> Vec<String> {
     let mut links: Vec<_> = h.veths().into_iter().map(|link| link.name).collect();
     let mut expected: Vec<_> = h.state().allocations.keys().map(|key| key.host_interface()).collect();
-    (links.sort(), expected.sort());
+    links.sort();
+    expected.sort();
     assert_eq!(links, expected, "allocations and interfaces go together");
     h.state().allocations.keys().map(|key| key.container_id().to_string()).collect()
 }
