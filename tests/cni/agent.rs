@@ -165,6 +165,10 @@ impl Addresses for Book {
         Ok(allocation)
     }
 
+    async fn activated(&self, key: &AttachmentKey) -> Result<bool, AddressError> {
+        Ok(self.state().allocations.contains_key(key))
+    }
+
     async fn release(&self, key: &AttachmentKey) -> Result<(), AddressError> {
         self.state().allocations.remove(key);
         Ok(())
