@@ -172,7 +172,7 @@ pub async fn build(config: Config) -> anyhow::Result<Running> {
         conf_dir: config.cni_conf_dir.clone(),
     };
     let addresses = attach::IpamAddresses(ipam.clone());
-    let ports = attach::LinksPorts { links: links.clone(), ipam: ipam.clone(), steered: steered.clone() };
+    let ports = attach::LinksPorts { links: links.clone(), steered: steered.clone() };
     let cni = cni::Service::new(cni_config, addresses, ports, node, cni_readiness)?;
     tasks.spawn(cni.clone().run());
 

@@ -276,4 +276,25 @@ mod tests {
         assert!(valid_attachments(&json!({"cni.dev/attachments": [{"containerID": "c"}]})).is_err());
         assert!(valid_attachments(&json!({"cni.dev/attachments": {}})).is_err());
     }
+
+    proptest::proptest! {
+        #[test]
+        fn no_configuration_makes_it_panic(
+            key in proptest::sample::select(vec!["name", "mtu", "ips", "mac", "ipRanges", "prevResult",
+                "cni.dev/attachments", "socket", "ipam", "cniVersion"]),
+            text in "[0-9a-f:./\\[\\]{}\"a-z,-]{0,40}",
+            number in proptest::num::i64::ANY,
+        ) {
+            let values = [json!(text), json!(number), json!([[{"subnet": text, "rangeEnd": text}]]), json!([text]),
+                json!({"ips": [{"address": text, "interface": number}]}), serde_json::from_str(&text).unwrap_or_default()];
+            for value in values {
+                let document = json!({"cniVersion": "1.1.0", "name": "weft", key: value.clone(),
+                    "runtimeConfig": {key: value.clone()}, "args": {"cni": {key: value}}});
+                let _ = version(&document);
+                for command in [Command::Add, Command::Check, Command::Del, Command::Gc] {
+                    let _ = Config::parse(&document, command, &Args::default());
+                }
+            }
+        }
+    }
 }

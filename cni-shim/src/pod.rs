@@ -133,9 +133,11 @@ impl<'a> Pod<'a> {
         expect(link.mtu == mtu, &|| format!("{ifname} has MTU {}, not {mtu}", link.mtu));
         expect(link.mac == Some(mac), &|| format!("{ifname} has MAC {}, not {mac}", shown(link.mac)));
         let host = self.host_end(reservation).await?;
-        expect(host.is_some() && link.peer == host, &|| {
-            format!("the other end of {ifname} is not {}", reservation.host_interface)
+        // Both ways, as a link of the pod's own may have the same number as the host's end.
+        let joined = host.is_some_and(|host| {
+            link.peer == Some(host.index) && host.peer == Some(link.index) && link.peer_netns.is_some()
         });
+        expect(joined, &|| format!("the other end of {ifname} is not {}", reservation.host_interface));
         let addresses = self.inside.addresses().await?;
         let ours = reservation.addresses.iter().map(|(address, _)| *address);
         let theirs = prev.map(|(place, _)| prev_result.addresses(place)).unwrap_or_default();
@@ -156,9 +158,9 @@ impl<'a> Pod<'a> {
         Ok(wrong)
     }
 
-    async fn host_end(&self, reservation: &Reservation) -> Result<Option<u32>, NetlinkError> {
+    async fn host_end(&self, reservation: &Reservation) -> Result<Option<Link>, NetlinkError> {
         match self.outside.link_by_name(&reservation.host_interface).await {
-            Ok(link) => Ok(Some(link.index)),
+            Ok(link) => Ok(Some(link)),
             Err(error) if error.is_gone() => Ok(None),
             Err(error) => Err(error),
         }

@@ -28,13 +28,16 @@ pub fn added(version: Version, reservation: &Reservation, ifname: &str, netns: &
         let everywhere = if gateway.is_ipv4() { "0.0.0.0/0" } else { "::/0" };
         routes.push(json!({ "dst": everywhere, "gw": gateway }));
     }
-    json!({
+    let mut result = json!({
         "cniVersion": version.as_str(),
         "interfaces": interfaces,
         "ips": ips,
         "routes": routes,
-        "dns": {},
-    })
+    });
+    if version.results_have_dns() {
+        result["dns"] = json!({});
+    }
+    result
 }
 
 /// What VERSION prints: the caller's version, whichever it is, and ours.
@@ -68,6 +71,7 @@ mod tests {
             let result = added(version, &reservation, "eth0", Path::new("/run/netns/x"));
             assert_eq!(result["cniVersion"], version.as_str());
             assert_eq!(result["ips"][0].get("version").is_some(), version < Version::V1_0_0);
+            assert_eq!(result.get("dns").is_some(), version < Version::V1_0_0);
             assert_eq!(result["interfaces"][2].get("mtu").is_some(), version >= Version::V1_1_0);
             assert_eq!(result["ips"][1]["address"], "fd00::2/128");
             assert_eq!(result["interfaces"][2]["sandbox"], "/run/netns/x");

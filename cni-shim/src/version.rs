@@ -39,6 +39,11 @@ impl Version {
         self < Self::V1_0_0
     }
 
+    /// `dns`, also where there is nothing to say.
+    pub fn results_have_dns(self) -> bool {
+        self < Self::V1_0_0
+    }
+
     /// `interfaces[].mtu`.
     pub fn interfaces_have_mtu(self) -> bool {
         self >= Self::V1_1_0

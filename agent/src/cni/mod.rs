@@ -31,9 +31,12 @@ use std::{future::Future, net::IpAddr, time::SystemTime};
 
 /// Who hands out addresses.
 pub trait Addresses: Send + Sync + 'static {
-    /// Reserves an address for an attachment and stores it before answering. For an attachment that has one, that
-    /// one is answered, whatever is wished.
+    /// Reserves an address for an attachment and stores it before answering. An attachment that has one
+    /// keeps it.
     fn reserve(&self, wish: Wish) -> impl Future<Output = Result<Allocation, AddressError>> + Send;
+
+    /// The attachment stands: its reservation no longer times out. False where there is none (any more).
+    fn activated(&self, key: &AttachmentKey) -> impl Future<Output = Result<bool, AddressError>> + Send;
 
     /// Frees what an attachment holds; nothing held is success.
     fn release(&self, key: &AttachmentKey) -> impl Future<Output = Result<(), AddressError>> + Send;

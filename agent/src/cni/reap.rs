@@ -101,6 +101,7 @@ pub fn collect(
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a test needs some instant to begin with")]
 mod tests {
     use super::*;
     use crate::types::{Mac, PodRef, VethAlias};

@@ -206,10 +206,12 @@ impl<A: Addresses, P: Ports> Shared<A, P> {
     async fn activate(&self, request: local::ActivateRequest) -> Result<(), Failure> {
         let key = request::attachment(request.attachment)?;
         let _turn = self.turn(&key).await;
-        let Allocation { attachment, pod, addresses, mac, .. } =
-            self.allocation(&key).await?.ok_or_else(|| {
-                Failure::new(Code::UnknownContainer, format!("{key} has no reservation (any more)"))
-            })?;
+        // Before the port: from here on the reservation can't time out under it.
+        let stands = self.addresses.activated(&key).await?;
+        let allocation = self.allocation(&key).await?.filter(|_| stands);
+        let Allocation { attachment, pod, addresses, mac, .. } = allocation.ok_or_else(|| {
+            Failure::new(Code::UnknownContainer, format!("{key} has no reservation (any more)"))
+        })?;
         let host_interface = attachment.host_interface();
         let port = Port { attachment, host_interface, addresses: addresses.clone(), mac };
         self.ports.attach(port).await?;

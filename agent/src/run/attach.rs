@@ -24,6 +24,10 @@ impl Addresses for IpamAddresses {
         Ok(of_pod(&allocation).expect("what is reserved for a pod is a pod's"))
     }
 
+    async fn activated(&self, key: &AttachmentKey) -> Result<bool, AddressError> {
+        Ok(self.0.activated(key.clone()).await?)
+    }
+
     async fn release(&self, key: &AttachmentKey) -> Result<(), AddressError> {
         self.0.release(key.clone()).await?;
         Ok(())
@@ -68,18 +72,12 @@ impl From<IpamError> for AddressError {
 #[derive(Clone, Debug)]
 pub struct LinksPorts {
     pub links: links::Handle,
-    pub ipam: Ipam,
     pub steered: watch::Receiver<Arc<Steered>>,
 }
 
 impl Ports for LinksPorts {
     async fn attach(&self, port: Port) -> Result<(), PortError> {
-        let Port { attachment, host_interface, addresses, mac } = port;
-        // From here on the reservation does not time out; if what follows fails the shim releases it.
-        let reserved = self.ipam.activated(attachment.clone()).await;
-        if !reserved.map_err(|error| PortError::NotReady(error.to_string()))? {
-            return Err(PortError::NotReady(format!("the reservation of {attachment} has timed out")));
-        }
+        let Port { host_interface, addresses, mac, .. } = port;
         let pod = PodPort { host_interface, addresses: addresses.iter().copied().collect(), mac };
         self.links.attach(pod).await?;
         let mut steered = self.steered.clone();

@@ -26,7 +26,7 @@ pub async fn run(version: Version, call: Call, config: Config) -> Result<Value, 
     let pod = Pod::open(&netns, &key)?;
     pod.refuse_existing().await?;
     let mut agent = Agent::connect(&config.socket, deadline(Command::Add)).await?;
-    let mut undo = Undo { key: &key, config: &config, pod: &pod, made: None };
+    let mut undo = Undo { key: &key, config: &config, pod: &pod, refused: false, made: None };
     let request = local::ReserveRequest {
         attachment: Some(attachment(&key)),
         pod: Some(local::Pod {
@@ -39,7 +39,9 @@ pub async fn run(version: Version, call: Call, config: Config) -> Result<Value, 
         mac: config.wish.mac.map(|mac| mac.to_string()).unwrap_or_default(),
     };
     let work = async {
-        let mut reservation = agent.reserve(request).await?;
+        let reserved = agent.reserve(request).await;
+        undo.refused = matches!(&reserved, Err(failure) if failure.code != code::AGENT_UNREACHABLE);
+        let mut reservation = reserved?;
         restrict_mtu(&mut reservation, config.mtu)?;
         pod.create(&reservation).await?;
         undo.made = Some(reservation.clone());
@@ -61,6 +63,8 @@ struct Undo<'a> {
     key: &'a AttachmentKey,
     config: &'a Config,
     pod: &'a Pod<'a>,
+    /// The agent reserved nothing, so there is nothing to release: the key may have an older attachment that lives.
+    refused: bool,
     /// The veth exists.
     made: Option<Reservation>,
 }
@@ -68,6 +72,9 @@ struct Undo<'a> {
 impl Undo<'_> {
     /// Returns the failure, with what could not be taken back in its details.
     async fn run(self, mut failure: Failure) -> Failure {
+        if self.refused {
+            return failure;
+        }
         let mut left = Vec::new();
         if let Some(reservation) = &self.made
             && let Err(error) = self.pod.remove(reservation).await

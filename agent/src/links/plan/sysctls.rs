@@ -27,7 +27,7 @@ pub(in crate::links) fn wanted(desired: &Desired, observed: &Observed) -> BTreeM
         set("ipv4", link, "forwarding", "1");
         set("ipv4", link, "send_redirects", "0");
         set("ipv4", link, "rp_filter", "2");
-        if observed.ipv6 {
+        if observed.ipv6 && desired.bridge.mtu >= IPV6_MIN_MTU {
             set("ipv6", link, "accept_ra", "0");
         }
     }
@@ -55,3 +55,6 @@ fn underlay<'a>(desired: &Desired, observed: &'a Observed) -> BTreeSet<&'a Strin
     let links = endpoints.map(|(link, _)| link).chain(defaults.filter_map(|route| route.link.as_ref()));
     links.filter(ours).filter(|link| observed.links.contains_key(*link)).collect()
 }
+
+/// A link with a smaller MTU has no IPv6, in bytes (RFC 8200, section 5).
+const IPV6_MIN_MTU: u32 = 1280;
