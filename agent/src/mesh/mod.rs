@@ -1,1 +1,27 @@
 //! Who is in the network.
+//!
+//! ```text
+//!             ┌ machine ──────────────────────────────────────────────┐
+//!   subjects ─┤ own: record, name   links, link, greeting: who talks   ├─ task ── tonic streams
+//!             │ exchange: gossip ── replica, buffer   dial: whom to call│
+//!             │ peers: the set      routes: unicasts' next hop          │
+//!             └────────────────────────────────────────────────────────┘
+//! ```
+//! `gossip` is what other subjects see of it: [`gossip::Item`], [`gossip::Gossiper`], [`gossip::Rejected`].
+
+pub mod buffer;
+pub mod dial;
+mod exchange;
+pub mod gossip;
+pub mod greeting;
+pub mod link;
+mod links;
+pub mod machine;
+mod own;
+pub mod peers;
+pub mod replica;
+pub mod routes;
+pub mod task;
+mod transport;
+
+pub use weft_proto::mesh as wire;

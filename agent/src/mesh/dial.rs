@@ -1,0 +1,506 @@
+//! Whom to call, and when to call again.
+//!
+//! ```text
+//!   names in the order of their hashes, a ring      . . c a f [me] d b e g h . .
+//!   linked: everyone, up to 16 nodes;                 ◀────4──◀2◀1 1▶2▶──4────▶
+//!   then those 1, 2, 4, 8 … places away on either side
+//! ```
+//! Who is 4 places away from me has me 4 places away, so both ends want the same links without talking about it; the ring
+//! keeps the graph in one piece and the long links keep it shallow (as in Chord: Stoica et al., 2001, §4.3). Peers that
+//! do not answer are stepped over, so the living close the ring among themselves, and are called again less and less
+//! often.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+use super::gossip;
+use crate::types::{PeerAddress, PeerName};
+use rand::RngExt;
+use rand_chacha::ChaCha8Rng;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
+
+/// Somebody to call.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Target {
+    /// An address from the command line, whose peer we have not met.
+    Bootstrap(PeerAddress),
+    Peer(PeerName),
+    /// Another agent that may run under our own name.
+    Twin,
+}
+
+/// How it goes with a target that we want to reach and do not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    pub target: Target,
+    pub failures: u32,
+    pub reason: String,
+    pub next_attempt: Instant,
+}
+
+pub struct Dialer {
+    own: PeerName,
+    max_links: usize,
+    /// Everyone who has not left, this agent too, by the hash of the name.
+    ring: BTreeSet<(u64, PeerName)>,
+    bootstrap: BTreeMap<PeerAddress, Bootstrap>,
+    attempts: BTreeMap<Target, Attempts>,
+    linked: BTreeSet<PeerName>,
+    wanted: BTreeSet<PeerName>,
+    /// Whom to call, of those wanted.
+    targets: Vec<Target>,
+    /// Somebody on the ring does not answer.
+    stepped_over: bool,
+    stale: bool,
+}
+
+#[derive(Default)]
+struct Bootstrap {
+    tried: bool,
+    /// Who answered there last.
+    met: Option<PeerName>,
+}
+
+struct Attempts {
+    /// Calls in a row of which no lasting link came.
+    failures: u32,
+    /// Calls in a row that nobody answered.
+    unanswered: u32,
+    dialling: bool,
+    last: Option<Instant>,
+    next: Instant,
+    reason: String,
+}
+
+impl Dialer {
+    pub fn new(own: PeerName, bootstrap: Vec<PeerAddress>, max_links: usize) -> Self {
+        Self {
+            ring: BTreeSet::from([place(&own)]),
+            own,
+            max_links: max_links.max(MIN_LINKS),
+            bootstrap: bootstrap.into_iter().map(|address| (address, Bootstrap::default())).collect(),
+            attempts: BTreeMap::new(),
+            linked: BTreeSet::new(),
+            wanted: BTreeSet::new(),
+            targets: Vec::new(),
+            stepped_over: false,
+            stale: true,
+        }
+    }
+
+    /// A peer said something new: it may be called at once.
+    pub fn heard(&mut self, name: &PeerName, now: Instant, rng: &mut ChaCha8Rng) {
+        self.stale |= self.ring.insert(place(name));
+        if let Some(attempts) = self.attempts.get_mut(&Target::Peer(name.clone()))
+            && attempts.failures > 0
+        {
+            let earliest = attempts.last.map_or(now, |last| last + FIRST_DELAY);
+            attempts.failures = 1;
+            attempts.next =
+                attempts.next.min(earliest.max(now) + FIRST_DELAY.mul_f64(rng.random::<f64>() / 4.0));
+        }
+    }
+
+    /// A peer left, or was forgotten.
+    pub fn gone(&mut self, name: &PeerName) {
+        self.stale |= self.ring.remove(&place(name));
+        self.attempts.remove(&Target::Peer(name.clone()));
+    }
+
+    /// The targets to call now. Each is answered with [`Dialer::failed`] or [`Dialer::met`].
+    pub fn due(&mut self, now: Instant, rng: &mut ChaCha8Rng) -> Vec<Target> {
+        self.choose();
+        if self.targets.is_empty() {
+            return Vec::new();
+        }
+        let mut room = MAX_DIALS.saturating_sub(self.attempts.values().filter(|a| a.dialling).count());
+        let mut due = Vec::new();
+        for target in &self.targets {
+            if room == 0 {
+                break;
+            }
+            if !self.attempts.contains_key(target) {
+                self.attempts.insert(target.clone(), Attempts::first(&self.own, target, now, rng));
+            }
+            let Some(attempts) = self.attempts.get_mut(target) else { continue };
+            if !attempts.dialling && attempts.next <= now {
+                attempts.dialling = true;
+                attempts.last = Some(now);
+                room -= 1;
+                due.push(target.clone());
+            }
+        }
+        due
+    }
+
+    pub fn failed(&mut self, target: &Target, reason: &str, now: Instant, rng: &mut ChaCha8Rng) {
+        if let Target::Bootstrap(address) = target
+            && let Some(bootstrap) = self.bootstrap.get_mut(address)
+        {
+            bootstrap.tried = true;
+        }
+        if let Some(attempts) = self.attempts.get_mut(target) {
+            attempts.dialling = false;
+            attempts.failures += 1;
+            attempts.unanswered += 1;
+            attempts.reason = reason.chars().take(MAX_REASON).collect();
+            self.stale |= matches!(target, Target::Peer(_)) && attempts.unanswered == UNREACHABLE;
+            self.back_off(target, now, rng);
+        }
+    }
+
+    /// A target answered as `name`. Its failures are forgiven only once its link has lasted.
+    pub fn met(&mut self, target: &Target, name: &PeerName) {
+        if let Some(attempts) = self.attempts.get_mut(target) {
+            attempts.dialling = false;
+            attempts.reason.clear();
+        }
+        if let Target::Bootstrap(address) = target
+            && let Some(bootstrap) = self.bootstrap.get_mut(address)
+        {
+            bootstrap.tried = true;
+            bootstrap.met = Some(name.clone());
+            self.stale = true;
+        }
+    }
+
+    /// The first link with a peer is up.
+    pub fn up(&mut self, name: &PeerName) {
+        self.linked.insert(name.clone());
+        self.stale = true;
+    }
+
+    /// The last link with a peer is down, after `lived`.
+    pub fn down(&mut self, name: &PeerName, lived: Duration, now: Instant, rng: &mut ChaCha8Rng) {
+        self.linked.remove(name);
+        let target = Target::Peer(name.clone());
+        let fresh = || Attempts::first(&self.own, &target, now, rng);
+        let attempts = self.attempts.entry(target.clone()).or_insert_with(fresh);
+        attempts.dialling = false;
+        attempts.unanswered = 0;
+        if lived >= LASTING {
+            *attempts = Attempts::first(&self.own, &target, now, rng);
+        } else {
+            attempts.failures += 1;
+            self.back_off(&target, now, rng);
+        }
+        self.stale = true;
+    }
+
+    /// Nobody is left to try: each known address and peer has failed once at least.
+    pub fn hopeless(&mut self) -> bool {
+        self.choose();
+        let failed =
+            |target: &Target| self.attempts.get(target).is_some_and(|a| !a.dialling && a.failures > 0);
+        self.linked.is_empty() && self.bootstrap.values().all(|b| b.tried) && self.targets.iter().all(failed)
+    }
+
+    /// Whether a link with this peer is one that both ends want.
+    pub fn wants(&self, name: &PeerName) -> bool {
+        self.wanted.contains(name)
+    }
+
+    /// Links beyond this number are surplus, if nobody wants them. Where peers are lost it is twice as many: each agent
+    /// steps over those that it has called itself, so the ends do not agree about what they want.
+    pub fn keep(&self) -> usize {
+        let places = self.ring.len().max(1).ilog2() as usize;
+        let links = if self.stepped_over { 4 * places } else { 2 * places + 4 };
+        links.max(MESHED - 1).min(self.limit())
+    }
+
+    pub fn max_links(&self) -> usize {
+        self.max_links
+    }
+
+    pub fn linked(&self) -> &BTreeSet<PeerName> {
+        &self.linked
+    }
+
+    /// When to ask for [`Dialer::due`] again, if nothing else happens.
+    pub fn next_wake(&self) -> Option<Instant> {
+        let dialling = || self.attempts.values().filter(|attempts| attempts.dialling).count();
+        if self.targets.is_empty() || dialling() >= MAX_DIALS {
+            return None;
+        }
+        let next = |target: &Target| self.attempts.get(target).filter(|a| !a.dialling).map(|a| a.next);
+        self.targets.iter().filter_map(next).min()
+    }
+
+    pub fn troubles(&self) -> Vec<Trouble> {
+        let trouble = |target: &Target| {
+            let attempts = self.attempts.get(target).filter(|attempts| !attempts.reason.is_empty())?;
+            let (failures, reason, next_attempt) =
+                (attempts.failures, attempts.reason.clone(), attempts.next);
+            Some(Trouble { target: target.clone(), failures, reason, next_attempt })
+        };
+        self.targets.iter().filter_map(trouble).collect()
+    }
+
+    /// Chooses whom to link with, by the ring of everyone and by the ring of those who answer; and whom to call for it:
+    /// those we have no link with, addresses whose peers we do not know, and all addresses when alone.
+    fn choose(&mut self) {
+        if !std::mem::take(&mut self.stale) {
+            return;
+        }
+        let everyone: Vec<_> = self.ring.iter().map(|(_, name)| name).collect();
+        let mut wanted = neighbours(&everyone, &self.own, self.limit());
+        let lost = |(target, attempts): (&'_ Target, &Attempts)| match target {
+            Target::Peer(name) if attempts.unanswered >= UNREACHABLE && !self.linked.contains(name) => {
+                Some(name.clone())
+            }
+            _ => None,
+        };
+        let lost: BTreeSet<PeerName> = self.attempts.iter().filter_map(lost).collect();
+        self.stepped_over = !lost.is_empty();
+        if self.stepped_over {
+            let answering: Vec<_> = everyone.iter().copied().filter(|name| !lost.contains(name)).collect();
+            wanted.extend(neighbours(&answering, &self.own, self.limit()));
+        }
+        self.wanted = wanted.into_iter().cloned().collect();
+        let wanted = &self.wanted;
+        self.attempts.retain(|target, attempts| match target {
+            Target::Peer(name) => attempts.dialling || attempts.failures > 0 || wanted.contains(name),
+            Target::Bootstrap(_) | Target::Twin => true,
+        });
+        let unknown = |(_, bootstrap): &(&PeerAddress, &Bootstrap)| match &bootstrap.met {
+            Some(name) => self.linked.is_empty() || !self.ring.contains(&place(name)),
+            None => true,
+        };
+        let addresses =
+            self.bootstrap.iter().filter(unknown).map(|(address, _)| Target::Bootstrap(address.clone()));
+        let peers = self.wanted.difference(&self.linked).cloned().map(Target::Peer);
+        self.targets = addresses.chain(peers).collect();
+    }
+
+    /// Half a second, then twice as long each time. The longest wait is as many seconds as there are targets that fail,
+    /// up to half a minute: an agent calls once a second in all, so few that are lost are found again soon after a
+    /// partition heals, and many (of whom the first to be found tells news of the rest) cost no more.
+    fn back_off(&mut self, target: &Target, now: Instant, rng: &mut ChaCha8Rng) {
+        let failing = self.attempts.values().filter(|attempts| attempts.failures > 0).count() as u32;
+        let ceiling = Duration::from_secs(failing.into()).clamp(MIN_CEILING, MAX_DELAY);
+        if let Some(attempts) = self.attempts.get_mut(target) {
+            let doubled = FIRST_DELAY.saturating_mul(1 << (attempts.failures.max(1) - 1).min(16));
+            attempts.next = now + doubled.min(ceiling).mul_f64(rng.random_range(0.5..1.0));
+        }
+    }
+
+    /// Links that both ends may want, less a few places for those who join.
+    fn limit(&self) -> usize {
+        self.max_links - (self.max_links / 8).max(1)
+    }
+}
+
+impl Attempts {
+    /// Of two that want each other the one with the smaller name calls, and the other only if no call came.
+    fn first(own: &PeerName, target: &Target, now: Instant, rng: &mut ChaCha8Rng) -> Self {
+        let waits = matches!(target, Target::Peer(name) if own > name);
+        let delay = if waits { YIELD.mul_f64(rng.random_range(1.0..1.5)) } else { Duration::ZERO };
+        Self {
+            failures: 0,
+            unanswered: 0,
+            dialling: false,
+            last: None,
+            next: now + delay,
+            reason: String::new(),
+        }
+    }
+}
+
+/// Those 1, 2, 4 … places away on a ring of names; everyone on a small one; never more than `limit`.
+fn neighbours<'a>(ring: &[&'a PeerName], own: &PeerName, limit: usize) -> BTreeSet<&'a PeerName> {
+    let n = ring.len();
+    let Some(at) = ring.iter().position(|name| *name == own) else { return BTreeSet::new() };
+    if n <= MESHED.min(limit + 1) {
+        return ring.iter().copied().filter(|name| *name != own).collect();
+    }
+    let strides = n.ilog2() as usize;
+    let usable = strides.min(limit / 2).max(1);
+    // Spread evenly where not all strides may be used, the next neighbours always among them.
+    let stride = |k: usize| 1 << (k * strides / usable);
+    let both = |stride: usize| [(at + stride) % n, (at + n - stride) % n];
+    (0..usable).flat_map(|k| both(stride(k))).map(|at| ring[at]).collect()
+}
+
+fn place(name: &PeerName) -> (u64, PeerName) {
+    (gossip::hash(name.as_str().as_bytes()), name.clone())
+}
+
+/// Nodes up to which everyone is linked with everyone.
+const MESHED: usize = 16;
+/// With fewer links than these the ring would break where a node fails.
+const MIN_LINKS: usize = 4;
+/// Calls at a time.
+const MAX_DIALS: usize = 16;
+/// Unanswered calls after which a peer's place on the ring is stepped over.
+const UNREACHABLE: u32 = 2;
+const FIRST_DELAY: Duration = Duration::from_millis(500);
+const MAX_DELAY: Duration = Duration::from_secs(30);
+const MIN_CEILING: Duration = Duration::from_secs(1);
+/// How long the peer with the greater name waits for the other's call.
+const YIELD: Duration = Duration::from_millis(250);
+/// A link that lived that long was a good one.
+const LASTING: Duration = Duration::from_secs(5);
+/// Characters of a reason that are kept.
+const MAX_REASON: usize = 300;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::SeedableRng;
+
+    fn names(n: usize) -> Vec<PeerName> {
+        (0..n).map(|i| format!("node-{i}").parse().unwrap()).collect()
+    }
+
+    fn ring(names: &[PeerName]) -> Vec<PeerName> {
+        names.iter().map(place).collect::<BTreeSet<_>>().into_iter().map(|(_, name)| name).collect()
+    }
+
+    #[test]
+    fn both_ends_want_the_same_links_and_the_graph_is_shallow() {
+        for (n, limit) in [(2, 56), (5, 56), (16, 56), (17, 56), (100, 56), (100, 6), (1000, 56), (1000, 3)] {
+            let names = ring(&names(n));
+            let refs: Vec<_> = names.iter().collect();
+            let links: BTreeMap<_, _> =
+                refs.iter().map(|name| (*name, neighbours(&refs, name, limit))).collect();
+            for (name, linked) in &links {
+                assert!(linked.iter().all(|other| links[other].contains(name)), "symmetric");
+                assert!(linked.len() <= limit.max(2) && linked.len() <= 15.max(2 * n.ilog2() as usize));
+                assert!(!linked.contains(name));
+            }
+            let mut reached = BTreeSet::from([refs[0]]);
+            let mut hops = 0;
+            while reached.len() < n {
+                reached =
+                    reached.iter().flat_map(|name| links[name].iter().copied().chain([*name])).collect();
+                hops += 1;
+                assert!(hops <= n, "connected");
+            }
+            if limit == 56 {
+                assert!(hops <= n.ilog2() as usize, "{n}: {hops} hops");
+            }
+        }
+    }
+
+    struct Bench(Dialer, ChaCha8Rng, Instant);
+
+    impl Bench {
+        #[expect(clippy::disallowed_methods, reason = "an instant to count from has no other origin")]
+        fn new(own: &str, bootstrap: &[&str]) -> Self {
+            let bootstrap = bootstrap.iter().map(|text| text.parse().unwrap()).collect();
+            Self(
+                Dialer::new(own.parse().unwrap(), bootstrap, 64),
+                ChaCha8Rng::seed_from_u64(1),
+                Instant::now(),
+            )
+        }
+
+        /// Waits until something is due and returns it with the time waited.
+        fn wait(&mut self) -> (Vec<Target>, Duration) {
+            let start = self.2;
+            loop {
+                let due = self.0.due(self.2, &mut self.1);
+                if !due.is_empty() {
+                    return (due, self.2 - start);
+                }
+                self.2 = self.0.next_wake().expect("something is to be tried");
+            }
+        }
+
+        fn fail(&mut self, targets: &[Target]) {
+            targets.iter().for_each(|target| self.0.failed(target, "refused", self.2, &mut self.1));
+        }
+    }
+
+    #[test]
+    fn waits_grow_and_news_end_them() {
+        let addresses: Vec<_> = (0..40).map(|n| format!("seed-{n}")).collect();
+        let mut bench = Bench::new("a", &addresses.iter().map(String::as_str).collect::<Vec<_>>());
+        let b: PeerName = "b".parse().unwrap();
+        bench.0.heard(&b, bench.2, &mut bench.1);
+        let wait_for_b = |bench: &mut Bench| {
+            let start = bench.2;
+            while bench.2 < start + Duration::from_secs(60) {
+                let (due, _) = bench.wait();
+                bench.fail(&due);
+                if due.contains(&Target::Peer(b.clone())) {
+                    break;
+                }
+            }
+            (bench.2 - start).as_secs_f64()
+        };
+        let waits: Vec<_> = (0..9).map(|_| wait_for_b(&mut bench)).collect();
+        assert!(waits[0] == 0.0 && (0.25..=0.5).contains(&waits[1]), "{waits:?}");
+        assert!((2.0..=4.0).contains(&waits[4]) && (15.0..=30.0).contains(&waits[8]), "{waits:?}");
+        bench.0.heard(&b, bench.2, &mut bench.1);
+        assert!(wait_for_b(&mut bench) <= 0.7);
+    }
+
+    #[test]
+    fn the_only_lost_peer_is_called_every_second() {
+        let mut bench = Bench::new("a", &[]);
+        bench.0.heard(&"b".parse().unwrap(), bench.2, &mut bench.1);
+        for _ in 0..10 {
+            let (due, waited) = bench.wait();
+            assert!(waited <= Duration::from_secs(1), "{waited:?}");
+            bench.fail(&due);
+        }
+        assert_eq!(bench.0.troubles()[0].reason, "refused");
+    }
+
+    #[test]
+    fn the_smaller_name_calls_first() {
+        let mut bench = Bench::new("b", &[]);
+        bench.0.heard(&"c".parse().unwrap(), bench.2, &mut bench.1);
+        assert_eq!(bench.wait().1, Duration::ZERO);
+        let mut bench = Bench::new("b", &[]);
+        bench.0.heard(&"a".parse().unwrap(), bench.2, &mut bench.1);
+        assert!(bench.wait().1 >= YIELD);
+    }
+
+    #[test]
+    fn an_address_is_tried_until_its_peer_is_known() {
+        let mut bench = Bench::new("a", &["seed"]);
+        assert!(!bench.0.hopeless());
+        let (due, _) = bench.wait();
+        assert_eq!(due, [Target::Bootstrap("seed".parse().unwrap())]);
+        bench.fail(&due);
+        assert!(bench.0.hopeless());
+        let (due, _) = bench.wait();
+        let b: PeerName = "b".parse().unwrap();
+        bench.0.met(&due[0], &b);
+        bench.0.up(&b);
+        bench.0.heard(&b, bench.2, &mut bench.1);
+        assert_eq!(bench.0.due(bench.2, &mut bench.1), []);
+        assert_eq!(bench.0.next_wake(), None);
+        bench.0.down(&b, Duration::from_secs(60), bench.2, &mut bench.1);
+        assert_eq!(bench.wait().0, [Target::Bootstrap("seed".parse().unwrap()), Target::Peer(b)]);
+    }
+
+    #[test]
+    fn the_dead_are_stepped_over_and_still_called() {
+        let all = names(40);
+        let mut bench = Bench::new("node-0", &[]);
+        all[1..].iter().for_each(|name| bench.0.heard(name, bench.2, &mut bench.1));
+        let mut linked = BTreeSet::new();
+        for _ in 0..200 {
+            let (due, _) = bench.wait();
+            for target in &due {
+                let Target::Peer(name) = target else { panic!("{target:?}") };
+                match name.as_str()[5..].parse::<usize>().unwrap() % 2 {
+                    0 => {
+                        bench.0.met(target, name);
+                        bench.0.up(name);
+                        linked.insert(name.clone());
+                    }
+                    _ => bench.fail(std::slice::from_ref(target)),
+                }
+            }
+        }
+        let living = ring(&all.iter().step_by(2).cloned().collect::<Vec<_>>());
+        let refs: Vec<_> = living.iter().collect();
+        assert!(neighbours(&refs, &all[0], 56).into_iter().all(|name| linked.contains(name)));
+        assert!(!bench.0.troubles().is_empty());
+    }
+}

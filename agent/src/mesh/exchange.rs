@@ -1,0 +1,196 @@
+//! Gossip and unicasts over the links.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+use super::{
+    gossip::{Item, MAX_BODY, MAX_CHANNEL, Rejected},
+    link::{Link, LinkId},
+    machine::{FRESH, Mesh, Output},
+    peers::{self, PeerRecord},
+    replica::{BUCKETS, ItemKey, Merged},
+    routes::{HOP_LIMIT, Routes},
+};
+use crate::types::PeerName;
+use rand::RngExt;
+use std::time::Instant;
+use weft_proto::mesh::{Digest, Items, Summary, Unicast, frame::Body};
+
+impl Mesh {
+    pub(super) fn items_frame(&mut self, id: LinkId, frame: Items, now: Instant) {
+        for item in frame.items {
+            self.counters.items_in += 1;
+            self.merge(item.into(), Some(id), now);
+        }
+        if frame.complete
+            && let Some(link) = self.links.get_mut(&id)
+        {
+            link.synced = true;
+        }
+    }
+
+    /// Takes an item in, from a link or from a subject of this agent, and tells those who don't have it.
+    pub(super) fn merge(&mut self, item: Item, from: Option<LinkId>, now: Instant) {
+        if self.is_own(&item) {
+            self.own_item(item, from, now);
+            return;
+        }
+        match self.replica.merge(item) {
+            Ok(Merged::New(key)) => {
+                self.counters.items_merged += 1;
+                self.fresh_until = now + FRESH;
+                self.spread(&key, from);
+                if *key.channel == *peers::CHANNEL {
+                    let record = self.replica.get(&key).map(PeerRecord::from_item);
+                    self.peer_changed(record.expect("it is there").expect("it was checked"), now);
+                } else if from.is_some() && self.replica.knows(&key.channel) {
+                    self.news.entry(key.channel.to_string()).or_default().add(&key);
+                }
+            }
+            Ok(Merged::Same(key)) => self.with_link(from, |link| link.buffer.remove(&key)),
+            Ok(Merged::Older(key)) => self.with_link(from, |link| link.buffer.add(&key)),
+            Err(rejected) => self.reject(rejected),
+        }
+    }
+
+    /// Everyone is to be told of a key but the one who told it.
+    pub(super) fn spread(&mut self, key: &ItemKey, from: Option<LinkId>) {
+        for (id, link) in self.links.iter_mut().filter(|(_, link)| link.peer.is_some()) {
+            match from == Some(*id) {
+                true => link.buffer.remove(key),
+                false => link.buffer.add(key),
+            }
+        }
+    }
+
+    pub(super) fn reject(&mut self, rejected: Rejected) {
+        *self.counters.items_rejected.entry(rejected.reason()).or_default() += 1;
+    }
+
+    pub(super) fn with_link(&mut self, id: Option<LinkId>, change: impl FnOnce(&mut Link)) {
+        if let Some(link) = id.and_then(|id| self.links.get_mut(&id)) {
+            change(link);
+        }
+    }
+
+    /// Sends a digest to a random neighbour.
+    pub(super) fn compare(&mut self) {
+        let calm: Vec<_> = self.links.iter().filter(|(_, link)| link.is_calm()).map(|(id, _)| *id).collect();
+        if !calm.is_empty() {
+            let id = calm[self.rng.random_range(0..calm.len())];
+            let digest = self.replica.digest();
+            self.send_calmly(id, Body::Digest(digest));
+        }
+    }
+
+    pub(super) fn digest_frame(
+        &mut self,
+        id: LinkId,
+        digest: &Digest,
+        now: Instant,
+    ) -> Result<(), &'static str> {
+        if !self.links.get_mut(&id).is_some_and(|link| link.may_compare(now)) {
+            *self.counters.frames_dropped.entry("too_often").or_default() += 1;
+            return Ok(());
+        }
+        let first = self.rng.random_range(0..BUCKETS);
+        let answer = match self.replica.summarize(digest, first).map_err(|garbage| garbage.0)? {
+            Some(summary) => {
+                self.fresh_until = now + FRESH;
+                Body::Summary(summary)
+            }
+            None => {
+                self.with_link(Some(id), |link| link.synced = true);
+                Body::Items(Items { items: Vec::new(), complete: true })
+            }
+        };
+        self.send_calmly(id, answer);
+        Ok(())
+    }
+
+    pub(super) fn summary_frame(
+        &mut self,
+        id: LinkId,
+        summary: &Summary,
+        now: Instant,
+    ) -> Result<(), &'static str> {
+        let difference = self.replica.compare(summary).map_err(|garbage| garbage.0)?;
+        self.fresh_until = now + FRESH;
+        self.with_link(Some(id), |link| difference.send.iter().for_each(|key| link.buffer.add(key)));
+        if let Some(ask) = difference.ask {
+            self.send_calmly(id, Body::Summary(ask));
+        }
+        Ok(())
+    }
+
+    /// A unicast from this agent.
+    pub(super) fn unicast(&mut self, to: PeerName, channel: String, body: Vec<u8>) {
+        let source = self.greeting.name.to_string();
+        if channel.len() > MAX_CHANNEL || body.len() > MAX_BODY {
+            self.drop_unicast("too_long");
+            return;
+        }
+        self.forward(
+            &to,
+            Unicast { source, destination: to.to_string(), hop_limit: HOP_LIMIT, channel, body },
+            None,
+        );
+    }
+
+    pub(super) fn unicast_frame(&mut self, unicast: Unicast, via: &PeerName) -> Result<(), &'static str> {
+        let (Ok(_), Ok(destination)) = (unicast.source.parse::<PeerName>(), unicast.destination.parse())
+        else {
+            return Err("a unicast without names");
+        };
+        if unicast.channel.len() > MAX_CHANNEL || unicast.body.len() > MAX_BODY {
+            self.drop_unicast("too_long");
+            return Ok(());
+        }
+        let hop_limit = unicast.hop_limit.min(HOP_LIMIT);
+        if hop_limit == 0 {
+            self.drop_unicast("hop_limit");
+            return Ok(());
+        }
+        self.forward(&destination, Unicast { hop_limit, ..unicast }, Some(via));
+        Ok(())
+    }
+
+    fn forward(&mut self, to: &PeerName, mut unicast: Unicast, via: Option<&PeerName>) {
+        if *to == self.greeting.name {
+            if let Ok(from) = unicast.source.parse() {
+                self.counters.unicasts_delivered += 1;
+                self.output(Output::Unicast { from, channel: unicast.channel, body: unicast.body });
+            }
+            return;
+        }
+        unicast.hop_limit -= 1;
+        if self.routes.is_none() {
+            self.routes = Some(Routes::new(&self.peers, self.dialer.linked()));
+        }
+        let next = self.routes.as_ref().and_then(|routes| routes.next_hop(to));
+        let link = next.filter(|next| Some(*next) != via).and_then(|next| {
+            let is_next = |(_, link): &(&LinkId, &Link)| link.name() == Some(next);
+            self.links.iter().rev().find(is_next).map(|(id, _)| *id)
+        });
+        match link {
+            None => self.drop_unicast("no_route"),
+            Some(id) => match self.send(id, Body::Unicast(unicast)) {
+                true if via.is_some() => self.counters.unicasts_relayed += 1,
+                true => {}
+                false => self.drop_unicast("no_room"),
+            },
+        }
+    }
+
+    fn drop_unicast(&mut self, reason: &'static str) {
+        *self.counters.unicasts_dropped.entry(reason).or_default() += 1;
+    }
+
+    fn peer_changed(&mut self, record: PeerRecord, now: Instant) {
+        match record.left {
+            true => self.dialer.gone(&record.name),
+            false => self.dialer.heard(&record.name, now, &mut self.rng),
+        }
+        self.peers.insert(record);
+        self.routes = None;
+        self.output(Output::PeersChanged);
+    }
+}

@@ -1,0 +1,164 @@
+//! The first frame of a link: who speaks, and whether we have to do with each other.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+use crate::types::{Incarnation, PeerName, Universe};
+use weft_proto::mesh::{Hello, Refusal, refusal::Code};
+
+/// Who we are to those who call or are called.
+#[derive(Clone, Debug)]
+pub struct Greeting {
+    pub name: PeerName,
+    /// When this agent was born. The own record's incarnation may be raised beyond it.
+    pub incarnation: Incarnation,
+    pub software: String,
+    pub universe: Universe,
+    /// SHA-256 of the sorted seed list, empty where there is none.
+    pub seed_hash: Vec<u8>,
+}
+
+/// What follows from another's hello.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Welcome {
+        name: PeerName,
+        incarnation: Incarnation,
+    },
+    /// We have called ourselves.
+    Myself,
+    /// Another agent runs under our name, and was there before us.
+    ElderTwin,
+    /// Another agent runs under our name, and came after us.
+    YoungerTwin(Refusal),
+    Refused(Refusal),
+    Garbage(&'static str),
+}
+
+impl Greeting {
+    pub fn hello(&self) -> Hello {
+        Hello {
+            protocol: PROTOCOL,
+            name: self.name.to_string(),
+            incarnation: self.incarnation.0,
+            software: self.software.clone(),
+            universe: self.universe.to_string(),
+            seed_hash: self.seed_hash.clone(),
+        }
+    }
+
+    /// Judges the other side. Refusals are worded for the operator of the refused agent.
+    pub fn judge(&self, theirs: &Hello) -> Verdict {
+        let refuse = |code: Code, reason: String| Refusal { code: code.into(), reason };
+        let own = &self.name;
+        if theirs.protocol != PROTOCOL {
+            let reason = format!(
+                "agent {own} ({}) speaks protocol {PROTOCOL} and not {}; upgrade the older of the two",
+                self.software, theirs.protocol
+            );
+            return Verdict::Refused(refuse(Code::Protocol, reason));
+        }
+        let Ok(name) = theirs.name.parse::<PeerName>() else {
+            return Verdict::Garbage("a hello without a name");
+        };
+        let Ok(universe) = theirs.universe.parse::<Universe>() else {
+            return Verdict::Garbage("a hello without a universe");
+        };
+        if theirs.seed_hash.len() > MAX_SEED_HASH {
+            return Verdict::Garbage("a hello with an endless seed hash");
+        }
+        let incarnation = Incarnation(theirs.incarnation);
+        if name == *own {
+            return match incarnation.cmp(&self.incarnation) {
+                std::cmp::Ordering::Equal => Verdict::Myself,
+                std::cmp::Ordering::Less => Verdict::ElderTwin,
+                std::cmp::Ordering::Greater => {
+                    let reason = format!(
+                        "the name {own} is taken by an agent that was started before; use another --name"
+                    );
+                    Verdict::YoungerTwin(refuse(Code::NameTaken, reason))
+                }
+            };
+        }
+        if universe != self.universe {
+            let reason = format!(
+                "agent {own} has --universe {}, not {universe}; all agents need the same one",
+                self.universe
+            );
+            return Verdict::Refused(refuse(Code::UniverseDiffers, reason));
+        }
+        if !self.seed_hash.is_empty() && !theirs.seed_hash.is_empty() && self.seed_hash != theirs.seed_hash {
+            let reason =
+                format!("agent {own} has another --ipam-seed; all agents that have one need the same list");
+            return Verdict::Refused(refuse(Code::SeedDiffers, reason));
+        }
+        Verdict::Welcome { name, incarnation }
+    }
+}
+
+/// Version of the exchange on links.
+pub const PROTOCOL: u32 = 1;
+const MAX_SEED_HASH: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn greeting(name: &str, incarnation: u64) -> Greeting {
+        Greeting {
+            name: name.parse().unwrap(),
+            incarnation: Incarnation(incarnation),
+            software: "weft 0.1.0".into(),
+            universe: "10.32.0.0/12".parse().unwrap(),
+            seed_hash: vec![1; 32],
+        }
+    }
+
+    fn refused(verdict: Verdict) -> (Code, String) {
+        match verdict {
+            Verdict::Refused(refusal) | Verdict::YoungerTwin(refusal) => (refusal.code(), refusal.reason),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn agents_of_one_network_welcome_each_other() {
+        let hello = greeting("b", 7).hello();
+        let welcome = Verdict::Welcome { name: "b".parse().unwrap(), incarnation: Incarnation(7) };
+        assert_eq!(greeting("a", 1).judge(&hello), welcome);
+        assert_eq!(greeting("a", 1).judge(&Hello { seed_hash: Vec::new(), ..hello.clone() }), welcome);
+    }
+
+    #[test]
+    fn differences_are_refused_with_a_reason_that_names_the_flag() {
+        let (a, hello) = (greeting("a", 1), greeting("b", 7).hello());
+        let (code, reason) = refused(a.judge(&Hello { universe: "10.0.0.0/8".into(), ..hello.clone() }));
+        assert_eq!(code, Code::UniverseDiffers);
+        assert_eq!(
+            reason,
+            "agent a has --universe 10.32.0.0/12, not 10.0.0.0/8; all agents need the same one"
+        );
+        let (code, reason) = refused(a.judge(&Hello { seed_hash: vec![2], ..hello.clone() }));
+        assert!(code == Code::SeedDiffers && reason.contains("--ipam-seed"), "{reason}");
+        let (code, reason) = refused(a.judge(&Hello { protocol: 2, ..hello }));
+        assert!(code == Code::Protocol && reason.contains("not 2"), "{reason}");
+    }
+
+    #[test]
+    fn of_two_with_one_name_the_elder_is_known_to_both() {
+        let (elder, younger) = (greeting("a", 1), greeting("a", 2));
+        assert_eq!(elder.judge(&elder.hello()), Verdict::Myself);
+        assert_eq!(younger.judge(&elder.hello()), Verdict::ElderTwin);
+        assert_eq!(refused(elder.judge(&younger.hello())).0, Code::NameTaken);
+    }
+
+    #[test]
+    fn a_hello_of_nobody_is_garbage() {
+        let a = greeting("a", 1);
+        for hello in [
+            Hello { name: "-".into(), ..a.hello() },
+            Hello { universe: "10.32.0.1/12".into(), ..greeting("b", 1).hello() },
+            Hello { seed_hash: vec![0; 65], ..greeting("b", 1).hello() },
+        ] {
+            assert!(matches!(a.judge(&hello), Verdict::Garbage(_)), "{hello:?}");
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! One control link: what it still has to be told, and how much of it may be on the way.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+use super::{buffer::SendBuffer, dial::Target, replica::Replica};
+use crate::types::{Incarnation, PeerName};
+use std::{
+    fmt,
+    time::{Duration, Instant},
+};
+use weft_proto::mesh::Items;
+
+/// Names a link of this agent; the task that owns the sockets draws them, each once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LinkId(pub u64);
+
+#[derive(Debug)]
+pub struct Link {
+    /// Whom we called; `None` if they called us.
+    pub dialled: Option<Target>,
+    /// The other end's address, for display.
+    pub remote: String,
+    pub opened: Instant,
+    /// Who the other end is, once it said hello.
+    pub peer: Option<(PeerName, Incarnation)>,
+    pub buffer: SendBuffer,
+    /// The other side has told all that it has.
+    pub synced: bool,
+    first: FirstExchange,
+    in_flight: usize,
+    flush_at: Instant,
+    compared: Option<Instant>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum FirstExchange {
+    Waiting,
+    Sending,
+    Done,
+}
+
+impl Link {
+    pub fn new(dialled: Option<Target>, remote: String, now: Instant) -> Self {
+        Self {
+            dialled,
+            remote,
+            opened: now,
+            peer: None,
+            buffer: SendBuffer::default(),
+            synced: false,
+            first: FirstExchange::Waiting,
+            in_flight: 0,
+            flush_at: now,
+            compared: None,
+        }
+    }
+
+    /// The other end is welcome: tell it everything.
+    pub fn welcome(&mut self, name: PeerName, incarnation: Incarnation, replica: &Replica) {
+        self.peer = Some((name, incarnation));
+        self.first = FirstExchange::Sending;
+        replica.keys().for_each(|key| self.buffer.add(&key));
+    }
+
+    pub fn name(&self) -> Option<&PeerName> {
+        self.peer.as_ref().map(|(name, _)| name)
+    }
+
+    /// Both sides have told each other all they had.
+    pub fn exchanged(&self) -> bool {
+        self.synced && self.first == FirstExchange::Done
+    }
+
+    /// The next frame of items, if there is something to tell and room on the way.
+    pub fn flush(&mut self, replica: &Replica, now: Instant) -> Option<Items> {
+        if !self.wants_flush() || now < self.flush_at {
+            return None;
+        }
+        let items = self.buffer.take(replica, FRAME_BYTES).into_iter().map(Into::into).collect();
+        let complete = self.first == FirstExchange::Sending && self.buffer.is_empty();
+        if complete {
+            self.first = FirstExchange::Done;
+        }
+        if self.buffer.is_empty() {
+            self.flush_at = now + MERGE;
+        }
+        Some(Items { items, complete })
+    }
+
+    /// When to flush again, if not right after a frame has left.
+    pub fn next_wake(&self) -> Option<Instant> {
+        match self.peer {
+            None => Some(self.opened + GREETING),
+            Some(_) => self.wants_flush().then_some(self.flush_at),
+        }
+    }
+
+    /// The other end has said nothing for too long.
+    pub fn silent(&self, now: Instant) -> bool {
+        self.peer.is_none() && now >= self.opened + GREETING
+    }
+
+    pub fn sent(&mut self) {
+        self.in_flight += 1;
+    }
+
+    pub fn left(&mut self, frames: usize) {
+        self.in_flight = self.in_flight.saturating_sub(frames);
+    }
+
+    /// Whether one more unicast may be sent; else it is dropped, and repeated by who needs it.
+    pub fn has_room(&self) -> bool {
+        self.in_flight < QUEUE_FRAMES - 2
+    }
+
+    /// Whether it is a time to compare replicas: not while there is much on the way.
+    pub fn is_calm(&self) -> bool {
+        self.peer.is_some() && self.in_flight < WINDOW
+    }
+
+    /// Nothing is left to tell, and all has left.
+    pub fn idle(&self) -> bool {
+        self.peer.is_none() || self.buffer.is_empty() && self.in_flight == 0
+    }
+
+    /// Whether a digest of the other end is to be answered: comparing takes work, so not too often.
+    pub fn may_compare(&mut self, now: Instant) -> bool {
+        let may = self.compared.is_none_or(|at| now >= at + COMPARE_PAUSE);
+        if may {
+            self.compared = Some(now);
+        }
+        may
+    }
+
+    fn wants_flush(&self) -> bool {
+        let something = !self.buffer.is_empty() || self.first == FirstExchange::Sending;
+        self.peer.is_some() && something && self.in_flight < WINDOW
+    }
+}
+
+impl fmt::Display for LinkId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Frames of a link that may wait for the network: [`WINDOW`] of items, the rest short ones. The last two places are
+/// for the hello and the refusal.
+pub const QUEUE_FRAMES: usize = 32;
+/// Frames of items on the way at a time; with more, a slow reader would be told old news.
+const WINDOW: usize = 4;
+/// Bytes of items in one frame, but for a single larger item.
+const FRAME_BYTES: usize = 128 << 10;
+/// News within this time of the last are told together.
+const MERGE: Duration = Duration::from_millis(10);
+/// How long the other end may take to say hello.
+const GREETING: Duration = Duration::from_secs(2);
+/// Digests of one link are answered no more often.
+const COMPARE_PAUSE: Duration = Duration::from_millis(100);

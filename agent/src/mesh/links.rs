@@ -1,0 +1,267 @@
+//! Links come and go: greetings, doubles, surplus.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+use super::{
+    dial::Target,
+    greeting::Verdict,
+    link::{Link, LinkId},
+    machine::{FRESH, Mesh, Output},
+};
+use crate::types::{Incarnation, PeerName};
+use std::time::{Duration, Instant};
+use tracing::{debug, info, warn};
+use weft_proto::mesh::{Frame, Hello, Refusal, frame::Body, refusal::Code};
+
+impl Mesh {
+    pub(super) fn opened(&mut self, id: LinkId, dialled: Option<Target>, remote: String, now: Instant) {
+        self.counters.links_opened += 1;
+        if dialled.is_none() && self.links.len() >= self.dialer.max_links() + STRANGERS {
+            self.count_refused(Code::Surplus);
+            self.output(Output::Close { link: id });
+            return;
+        }
+        self.links.insert(id, Link::new(dialled, remote, now));
+        let hello = self.greeting.hello();
+        self.send_always(id, Body::Hello(hello));
+    }
+
+    pub(super) fn dial_failed(&mut self, target: &Target, reason: &str, now: Instant) {
+        debug!(?target, reason, "no link");
+        self.dialer.failed(target, reason, now, &mut self.rng);
+        if *target == Target::Twin {
+            self.no_twin();
+        }
+    }
+
+    pub(super) fn frame(&mut self, id: LinkId, frame: Frame, now: Instant) {
+        let Some(link) = self.links.get(&id) else { return };
+        let peer = link.peer.clone();
+        self.counters.frame_in(&frame);
+        let result = match (frame.body, peer) {
+            (Some(Body::Refusal(refusal)), _) => {
+                self.refused(id, &refusal, now);
+                Ok(())
+            }
+            (Some(Body::Hello(hello)), None) => self.hello(id, &hello, now),
+            (Some(Body::Items(items)), Some(_)) => {
+                self.items_frame(id, items, now);
+                Ok(())
+            }
+            (Some(Body::Digest(digest)), Some(_)) => self.digest_frame(id, &digest, now),
+            (Some(Body::Summary(summary)), Some(_)) => self.summary_frame(id, &summary, now),
+            (Some(Body::Unicast(unicast)), Some((from, _))) => self.unicast_frame(unicast, &from),
+            (Some(Body::Hello(_)), Some(_)) => Err("a second hello"),
+            (Some(_), None) => Err("a frame before the hello"),
+            (None, _) => Err("a frame of no known kind"),
+        };
+        if let Err(what) = result {
+            let remote = self.links.get(&id).map(|link| link.remote.clone()).unwrap_or_default();
+            warn!(remote, what, "link closed: the other end does not speak our protocol");
+            self.counters.links_garbage += 1;
+            self.close(id, Code::Protocol, &format!("agent {} got {what}", self.greeting.name), now);
+        }
+    }
+
+    pub(super) fn closed(&mut self, id: LinkId, reason: &str, now: Instant) {
+        let Some(link) = self.links.remove(&id) else { return };
+        self.routes = None;
+        let Some((name, _)) = &link.peer else {
+            if let Some(target) = &link.dialled {
+                self.dial_failed(target, reason, now);
+            }
+            return;
+        };
+        if self.links.values().any(|other| other.name() == Some(name)) {
+            return;
+        }
+        info!(peer = %name, remote = link.remote, reason, "link down");
+        let lived = now.saturating_duration_since(link.opened);
+        self.dialer.down(name, lived, now, &mut self.rng);
+        self.neighbours_changed(now);
+    }
+
+    /// Closes links whose other end has not said hello in time.
+    pub(super) fn close_silent(&mut self, now: Instant) {
+        let silent: Vec<_> =
+            self.links.iter().filter(|(_, link)| link.silent(now)).map(|(id, _)| *id).collect();
+        for id in silent {
+            self.close(id, Code::Protocol, "no hello came in time", now);
+        }
+    }
+
+    /// Closes half of the surplus links, the youngest first, never one that both ends want.
+    pub(super) fn prune(&mut self, now: Instant) {
+        let surplus = self.dialer.linked().len().saturating_sub(self.dialer.keep());
+        let unwanted = |(_, link): &(&LinkId, &Link)| {
+            let old = now.saturating_duration_since(link.opened) >= GRACE;
+            old && link.exchanged() && link.name().is_some_and(|name| !self.dialer.wants(name))
+        };
+        let unwanted: Vec<_> = self.links.iter().filter(unwanted).map(|(id, _)| *id).collect();
+        for id in unwanted.into_iter().rev().take(surplus.div_ceil(2)) {
+            self.close(id, Code::Surplus, "there are links enough", now);
+        }
+    }
+
+    /// Ends a link; the other end is told why.
+    pub(super) fn close(&mut self, id: LinkId, code: Code, reason: &str, now: Instant) {
+        self.send_always(id, Body::Refusal(Refusal { code: code.into(), reason: reason.into() }));
+        self.output(Output::Close { link: id });
+        self.closed(id, reason, now);
+    }
+
+    fn hello(&mut self, id: LinkId, hello: &Hello, now: Instant) -> Result<(), &'static str> {
+        let Some(link) = self.links.get(&id) else { return Ok(()) };
+        let (dialled, remote) = (link.dialled.clone(), link.remote.clone());
+        match self.greeting.judge(hello) {
+            Verdict::Welcome { name, incarnation } => self.welcome(id, dialled, name, incarnation, now),
+            Verdict::Myself => self.close(id, Code::Surplus, "this agent itself", now),
+            Verdict::ElderTwin => {
+                let name = &self.greeting.name;
+                let reason = format!(
+                    "the name {name} is taken: an agent that was started before answers at {remote}; \
+                     stop it or use another --name"
+                );
+                self.end(Output::Fatal(reason));
+            }
+            Verdict::YoungerTwin(refusal) => {
+                warn!(remote, name = %self.greeting.name, "another agent was started under our name; it is refused");
+                self.count_refused(refusal.code());
+                self.close(id, refusal.code(), &refusal.reason, now);
+                self.no_twin();
+            }
+            Verdict::Refused(refusal) => {
+                warn!(remote, peer = hello.name, reason = refusal.reason, "link refused");
+                self.count_refused(refusal.code());
+                self.close(id, refusal.code(), &refusal.reason, now);
+            }
+            Verdict::Garbage(what) => return Err(what),
+        }
+        Ok(())
+    }
+
+    fn welcome(
+        &mut self,
+        id: LinkId,
+        dialled: Option<Target>,
+        name: PeerName,
+        incarnation: Incarnation,
+        now: Instant,
+    ) {
+        match &dialled {
+            Some(target @ Target::Peer(expected)) if *expected != name => {
+                let reason = format!("peer {name} answers at the address of {expected}");
+                self.dialer.failed(target, &reason, now, &mut self.rng);
+            }
+            Some(Target::Twin) => self.no_twin(),
+            Some(target) => self.dialer.met(target, &name),
+            None => {}
+        }
+        let mut loser = None;
+        for (other, link) in &self.links {
+            if *other != id && link.peer.as_ref() == Some(&(name.clone(), incarnation)) {
+                let ours_stays = self.greeting.name < name;
+                match (dialled.is_some(), link.dialled.is_some()) {
+                    // Who called twice decides, and keeps the older.
+                    (true, true) => loser = Some(id),
+                    (false, false) => {}
+                    (new, _) if new == ours_stays => loser = Some(*other),
+                    _ => loser = Some(id),
+                }
+            }
+        }
+        if loser == Some(id) {
+            self.close(id, Code::Surplus, "a double of another link", now);
+            return;
+        }
+        if loser.is_none() && !self.make_room(dialled.is_some() && self.dialer.wants(&name), now) {
+            self.count_refused(Code::Surplus);
+            self.close(id, Code::Surplus, &format!("agent {} has links enough", self.greeting.name), now);
+            return;
+        }
+        let Some(link) = self.links.get_mut(&id) else { return };
+        info!(peer = %name, remote = link.remote, dialled = link.dialled.is_some(), "link up");
+        link.welcome(name.clone(), incarnation, &self.replica);
+        self.dialer.up(&name);
+        self.routes = None;
+        self.fresh_until = now + FRESH;
+        self.neighbours_changed(now);
+        if let Some(loser) = loser {
+            self.close(loser, Code::Surplus, "a double of another link", now);
+        }
+    }
+
+    /// Makes room for one more link where there is none: a link that nobody wants ends, the oldest first, once both sides
+    /// have told each other everything. That turns an overrun bootstrap node into a turnstile.
+    fn make_room(&mut self, ours: bool, now: Instant) -> bool {
+        if self.links.values().filter(|link| link.peer.is_some()).count() < self.dialer.max_links() {
+            return true;
+        }
+        let unwanted = |link: &Link| link.name().is_some_and(|name| !self.dialer.wants(name));
+        let victim =
+            self.links.iter().find(|(_, link)| link.exchanged() && unwanted(link)).map(|(id, _)| *id);
+        match victim.or_else(|| self.links.iter().find(|(_, link)| ours && unwanted(link)).map(|(id, _)| *id))
+        {
+            Some(id) => {
+                self.close(id, Code::Surplus, "there are links enough", now);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// The other end has ended the link, and says why.
+    fn refused(&mut self, id: LinkId, refusal: &Refusal, now: Instant) {
+        let remote = self.links.get(&id).map(|link| link.remote.clone()).unwrap_or_default();
+        let reason: String = refusal.reason.chars().filter(|c| !c.is_control()).take(300).collect();
+        match refusal.code() {
+            Code::Surplus | Code::Leaving => debug!(remote, reason, "the other end closed the link"),
+            _ => warn!(remote, reason, "the other end refused the link"),
+        }
+        self.output(Output::Close { link: id });
+        self.closed(id, &reason, now);
+    }
+
+    /// Sends a frame if the link has room for it.
+    pub(super) fn send(&mut self, id: LinkId, body: Body) -> bool {
+        if !self.links.get(&id).is_some_and(Link::has_room) {
+            *self.counters.frames_dropped.entry("no_room").or_default() += 1;
+            return false;
+        }
+        self.send_always(id, body);
+        true
+    }
+
+    /// Sends a frame of the comparison of replicas, or leaves it to the next one.
+    pub(super) fn send_calmly(&mut self, id: LinkId, body: Body) {
+        match self.links.get(&id).is_some_and(Link::is_calm) {
+            true => self.send_always(id, body),
+            false => *self.counters.frames_dropped.entry("no_room").or_default() += 1,
+        }
+    }
+
+    fn send_always(&mut self, id: LinkId, body: Body) {
+        if let Some(link) = self.links.get_mut(&id) {
+            link.sent();
+            let frame = Frame { body: Some(body) };
+            self.counters.frame_out(&frame);
+            self.output(Output::Send { link: id, frame });
+        }
+    }
+
+    fn count_refused(&mut self, code: Code) {
+        let reason = match code {
+            Code::Unspecified | Code::Protocol => "protocol",
+            Code::NameTaken => "name_taken",
+            Code::UniverseDiffers => "universe_differs",
+            Code::SeedDiffers => "seed_differs",
+            Code::Surplus => "surplus",
+            Code::Leaving => "leaving",
+        };
+        *self.counters.links_refused.entry(reason).or_default() += 1;
+    }
+}
+
+/// Links beyond the bound that may be waiting for their hello.
+pub const STRANGERS: usize = 16;
+/// A link younger than that is not surplus: who called may have come to join.
+const GRACE: Duration = Duration::from_secs(1);

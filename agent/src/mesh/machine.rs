@@ -1,0 +1,489 @@
+//! The mesh as one machine: links, gossip, unicasts and the own name, without sockets or clock.
+//!
+//! ```text
+//!             Joining ──synced, or nobody there──▶ Joined ──Leave──▶ Leaving ──told──▶ Ended
+//!                └──our name is known elsewhere──▶ Checking ──nobody answers──▶ Joined
+//!                                                     └──an elder answers──▶ Ended (fatal)
+//! ```
+//! Feed it with [`Mesh::handle`], then do what [`Mesh::poll_output`] says until it says nothing, deliver what
+//! [`Mesh::next_news`] gives as fast as its readers take it, and come back at [`Mesh::next_wake`] with [`Input::Wake`].
+//! Links are in `links.rs`, gossip in `exchange.rs`, the own record and name in `own.rs`.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+use super::{
+    buffer::SendBuffer,
+    dial::{Dialer, Target, Trouble},
+    gossip::{Gossiper, Item},
+    greeting::Greeting,
+    link::{Link, LinkId},
+    own::Naming,
+    peers::{PeerGossip, PeerRecord, PeerSet},
+    replica::Replica,
+    routes::Routes,
+};
+use crate::types::{Incarnation, PeerAddress, PeerName, Universe};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::{Duration, Instant},
+};
+use weft_proto::mesh::{Frame, frame::Body};
+
+pub struct Config {
+    /// The own record as it is at the start.
+    pub record: PeerRecord,
+    pub universe: Universe,
+    /// SHA-256 of the sorted seed list, empty where there is none.
+    pub seed_hash: Vec<u8>,
+    pub bootstrap: Vec<PeerAddress>,
+    /// Control links at a time.
+    pub max_links: usize,
+    /// What was known before the restart.
+    pub items: Vec<Item>,
+    /// The subjects whose channels are known.
+    pub gossipers: Vec<Box<dyn Gossiper>>,
+    /// Of the random numbers.
+    pub seed: u64,
+}
+
+pub enum Input {
+    /// Time has passed.
+    Wake,
+    /// A link is there; `dialled` tells which [`Output::Dial`] it answers.
+    Opened {
+        link: LinkId,
+        dialled: Option<Target>,
+        remote: String,
+    },
+    /// No link came of an [`Output::Dial`].
+    DialFailed {
+        target: Target,
+        reason: String,
+    },
+    Frame {
+        link: LinkId,
+        frame: Frame,
+    },
+    /// So many frames of this link have left for the network.
+    Sent {
+        link: LinkId,
+        frames: usize,
+    },
+    Closed {
+        link: LinkId,
+        reason: String,
+    },
+    /// A subject's items are newer than what it published before.
+    Publish(Vec<Item>),
+    Unicast {
+        to: PeerName,
+        channel: String,
+        body: Vec<u8>,
+    },
+    /// Changes the own record; its name, rank, neighbours' names and `left` stay as they are.
+    Update(Box<dyn FnOnce(&mut PeerRecord) + Send>),
+    /// Other news of a peer than gossip, such as a probe's answer: it may be called at once.
+    Heard(PeerName),
+    Leave,
+}
+
+#[derive(Debug, PartialEq)]
+pub enum Output {
+    /// Open a link to the first of these addresses that answers; names are to be resolved each time.
+    Dial {
+        target: Target,
+        addresses: Vec<PeerAddress>,
+    },
+    Send {
+        link: LinkId,
+        frame: Frame,
+    },
+    /// End the link once what was sent has left.
+    Close {
+        link: LinkId,
+    },
+    /// A unicast for this agent.
+    Unicast {
+        from: PeerName,
+        channel: String,
+        body: Vec<u8>,
+    },
+    /// [`Mesh::peers`] is another.
+    PeersChanged,
+    /// The first exchange is done, or there is nobody to have one with; the own record is published.
+    Joined,
+    /// All peers that could be told know that this agent has left.
+    Left,
+    /// This agent must not run.
+    Fatal(String),
+}
+
+pub struct Mesh {
+    pub(super) greeting: Greeting,
+    pub(super) own: PeerRecord,
+    pub(super) naming: Naming,
+    pub(super) phase: Phase,
+    pub(super) replica: Replica,
+    pub(super) peers: PeerSet,
+    pub(super) links: BTreeMap<LinkId, Link>,
+    pub(super) dialer: Dialer,
+    pub(super) routes: Option<Routes>,
+    pub(super) news: BTreeMap<String, SendBuffer>,
+    pub(super) counters: Counters,
+    pub(super) rng: ChaCha8Rng,
+    pub(super) compare_at: Instant,
+    pub(super) fresh_until: Instant,
+    pub(super) neighbours_at: Option<Instant>,
+    outputs: VecDeque<Output>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    Joining { patience: Instant },
+    Checking,
+    Joined,
+    Leaving { by: Instant },
+    Ended,
+}
+
+/// Sums since the start.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    pub frames_in: u64,
+    pub frames_out: u64,
+    pub bytes_in: u64,
+    pub bytes_out: u64,
+    pub items_in: u64,
+    /// Items that were new.
+    pub items_merged: u64,
+    pub items_rejected: BTreeMap<&'static str, u64>,
+    pub links_opened: u64,
+    pub links_garbage: u64,
+    pub links_refused: BTreeMap<&'static str, u64>,
+    pub unicasts_delivered: u64,
+    pub unicasts_relayed: u64,
+    pub unicasts_dropped: BTreeMap<&'static str, u64>,
+    /// Frames that a link had no room for, or that came too often.
+    pub frames_dropped: BTreeMap<&'static str, u64>,
+}
+
+/// One link, for display.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinkInfo {
+    pub id: LinkId,
+    /// `None`: it has not said hello.
+    pub peer: Option<(PeerName, Incarnation)>,
+    /// We called it.
+    pub dialled: bool,
+    pub remote: String,
+    pub since: Instant,
+    /// Keys that it has yet to be told.
+    pub waiting: usize,
+}
+
+impl Mesh {
+    pub fn new(config: Config, now: Instant) -> Self {
+        let Config { record, universe, seed_hash, bootstrap, max_links, items, mut gossipers, seed } = config;
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        gossipers.push(Box::new(PeerGossip));
+        let (name, incarnation, software) =
+            (record.name.clone(), record.incarnation, record.software.clone());
+        let mut mesh = Self {
+            naming: Naming::new(incarnation),
+            dialer: Dialer::new(name.clone(), bootstrap, max_links),
+            greeting: Greeting { name, incarnation, software, universe, seed_hash },
+            peers: PeerSet::new(record.clone()),
+            own: record,
+            phase: Phase::Joining { patience: now + PATIENCE },
+            replica: Replica::new(gossipers),
+            links: BTreeMap::new(),
+            routes: None,
+            news: BTreeMap::new(),
+            counters: Counters::default(),
+            compare_at: now + FRESH_COMPARE.mul_f64(rng.random_range(0.5..1.5)),
+            fresh_until: now + FRESH,
+            neighbours_at: None,
+            outputs: VecDeque::new(),
+            rng,
+        };
+        for item in items {
+            if !mesh.is_own(&item) {
+                mesh.merge(item, None, now);
+            }
+        }
+        mesh.news.clear();
+        mesh.output(Output::PeersChanged);
+        mesh
+    }
+
+    pub fn handle(&mut self, input: Input, now: Instant) {
+        if self.phase == Phase::Ended {
+            if let Input::Opened { link, .. } = input {
+                self.output(Output::Close { link });
+            }
+            return;
+        }
+        match input {
+            Input::Wake => {}
+            Input::Opened { link, dialled, remote } => self.opened(link, dialled, remote, now),
+            Input::DialFailed { target, reason } => self.dial_failed(&target, &reason, now),
+            Input::Frame { link, frame } => self.frame(link, frame, now),
+            Input::Sent { link, frames } => {
+                if let Some(link) = self.links.get_mut(&link) {
+                    link.left(frames);
+                }
+            }
+            Input::Closed { link, reason } => self.closed(link, &reason, now),
+            Input::Publish(items) => {
+                for item in items {
+                    self.merge(item, None, now);
+                }
+            }
+            Input::Unicast { to, channel, body } => self.unicast(to, channel, body),
+            Input::Update(change) => self.update(change),
+            Input::Heard(name) => self.dialer.heard(&name, now, &mut self.rng),
+            Input::Leave => self.leave(now),
+        }
+        self.drive(now);
+    }
+
+    /// What is to be done next; `None` until the next input.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// Items that are news to the subject of a channel, in their newest state: a slow subject is told less often, not
+    /// later.
+    pub fn next_news(&mut self) -> Option<(String, Vec<Item>)> {
+        let (channel, buffer) = self.news.iter_mut().find(|(_, buffer)| !buffer.is_empty())?;
+        Some((channel.clone(), buffer.take(&self.replica, NEWS_BYTES)))
+    }
+
+    pub fn has_news(&self) -> bool {
+        self.news.values().any(|buffer| !buffer.is_empty())
+    }
+
+    /// When to come back with [`Input::Wake`], if nothing else happens before.
+    pub fn next_wake(&self) -> Option<Instant> {
+        let phase = match self.phase {
+            Phase::Ended => return None,
+            Phase::Joining { patience } => Some(patience),
+            Phase::Leaving { by } => Some(by),
+            Phase::Checking | Phase::Joined => None,
+        };
+        let own = [
+            phase,
+            Some(self.compare_at),
+            self.neighbours_at,
+            self.naming.next_wake(),
+            self.dialer.next_wake(),
+        ];
+        own.into_iter().flatten().chain(self.links.values().filter_map(Link::next_wake)).min()
+    }
+
+    pub fn peers(&self) -> &PeerSet {
+        &self.peers
+    }
+
+    pub fn items(&self) -> impl Iterator<Item = &Item> {
+        self.replica.items()
+    }
+
+    pub fn joined(&self) -> bool {
+        self.phase == Phase::Joined
+    }
+
+    pub fn links(&self) -> Vec<LinkInfo> {
+        let info = |(id, link): (&LinkId, &Link)| LinkInfo {
+            id: *id,
+            peer: link.peer.clone(),
+            dialled: link.dialled.is_some(),
+            remote: link.remote.clone(),
+            since: link.opened,
+            waiting: link.buffer.len(),
+        };
+        self.links.iter().map(info).collect()
+    }
+
+    /// Targets that could not be reached, or refused us, and why.
+    pub fn troubles(&self) -> Vec<Trouble> {
+        self.dialer.troubles()
+    }
+
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Does what time and the last input made due.
+    fn drive(&mut self, now: Instant) {
+        self.close_silent(now);
+        self.try_join(now);
+        self.drive_name(now);
+        if self.neighbours_at.is_some_and(|at| at <= now) {
+            self.neighbours_at = None;
+            self.tell_neighbours();
+        }
+        if self.compare_at <= now {
+            let pause = if now < self.fresh_until { FRESH_COMPARE } else { COMPARE };
+            self.compare_at = now + pause.mul_f64(self.rng.random_range(0.75..1.25));
+            self.compare();
+            self.prune(now);
+        }
+        if !matches!(self.phase, Phase::Leaving { .. } | Phase::Ended) {
+            for target in self.dialer.due(now, &mut self.rng) {
+                self.dial(target);
+            }
+        }
+        self.flush(now);
+        self.try_leave(now);
+    }
+
+    fn dial(&mut self, target: Target) {
+        let addresses = match &target {
+            Target::Bootstrap(address) => vec![address.clone()],
+            Target::Peer(name) => self.peers.get(name).map(|record| addresses(record)).unwrap_or_default(),
+            Target::Twin => return,
+        };
+        self.output(Output::Dial { target, addresses });
+    }
+
+    /// Tells every link what it lacks, as far as there is room.
+    fn flush(&mut self, now: Instant) {
+        for (id, link) in &mut self.links {
+            while let Some(items) = link.flush(&self.replica, now) {
+                link.sent();
+                let frame = Frame { body: Some(Body::Items(items)) };
+                self.counters.frame_out(&frame);
+                self.outputs.push_back(Output::Send { link: *id, frame });
+            }
+        }
+    }
+
+    pub(super) fn output(&mut self, output: Output) {
+        if output == Output::PeersChanged && self.outputs.back() == Some(&output) {
+            return;
+        }
+        self.outputs.push_back(output);
+    }
+}
+
+impl Counters {
+    pub(super) fn frame_out(&mut self, frame: &Frame) {
+        self.frames_out += 1;
+        self.bytes_out += prost::Message::encoded_len(frame) as u64;
+    }
+
+    pub(super) fn frame_in(&mut self, frame: &Frame) {
+        self.frames_in += 1;
+        self.bytes_in += prost::Message::encoded_len(frame) as u64;
+    }
+}
+
+pub(super) fn addresses(record: &PeerRecord) -> Vec<PeerAddress> {
+    let address = |e: &crate::types::Endpoint| PeerAddress { host: e.0.ip().to_string(), port: e.0.port() };
+    record.endpoints.iter().map(address).collect()
+}
+
+/// How long to look for somebody to sync with before going on alone: a few attempts at each address.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// How often replicas are compared with a random neighbour's.
+const COMPARE: Duration = Duration::from_secs(2);
+/// The same while things change.
+const FRESH_COMPARE: Duration = Duration::from_millis(500);
+/// How long after the last change things still count as changing.
+pub(super) const FRESH: Duration = Duration::from_secs(3);
+/// Bytes of items that a subject is told at once.
+const NEWS_BYTES: usize = 256 << 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::{collection::vec, prelude::*};
+    use prost::Message;
+
+    fn mesh(name: &str, now: Instant) -> Mesh {
+        let config = Config {
+            record: PeerRecord::new(name.parse().unwrap(), Incarnation(1)),
+            universe: "10.32.0.0/12".parse().unwrap(),
+            seed_hash: Vec::new(),
+            bootstrap: Vec::new(),
+            max_links: 8,
+            items: Vec::new(),
+            gossipers: Vec::new(),
+            seed: 1,
+        };
+        Mesh::new(config, now)
+    }
+
+    fn open(mesh: &mut Mesh, link: u64, from: &str, now: Instant) {
+        let hello = Greeting { name: from.parse().unwrap(), ..mesh.greeting.clone() }.hello();
+        mesh.handle(Input::Opened { link: LinkId(link), dialled: None, remote: from.into() }, now);
+        let frame = Frame { body: Some(Body::Hello(hello)) };
+        mesh.handle(Input::Frame { link: LinkId(link), frame }, now);
+    }
+
+    fn outputs(mesh: &mut Mesh) -> Vec<Output> {
+        std::iter::from_fn(|| mesh.poll_output()).collect()
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "an instant to count from has no other origin")]
+    fn start() -> Instant {
+        Instant::now()
+    }
+
+    #[test]
+    fn who_has_nobody_to_join_joins_at_once() {
+        let mut mesh = mesh("a", start());
+        mesh.handle(Input::Wake, start());
+        assert!(outputs(&mut mesh).contains(&Output::Joined));
+    }
+
+    #[test]
+    fn links_are_bounded_and_so_are_those_that_never_say_hello() {
+        let now = start();
+        let mut mesh = mesh("a", now);
+        for n in 0..200 {
+            open(&mut mesh, n, &format!("n{n}"), now);
+        }
+        assert_eq!(mesh.links().len(), 8);
+        for n in 200..400 {
+            mesh.handle(Input::Opened { link: LinkId(n), dialled: None, remote: String::new() }, now);
+        }
+        assert!(mesh.links().len() <= 8 + super::super::links::STRANGERS);
+        mesh.handle(Input::Wake, now + Duration::from_secs(3));
+        assert_eq!(mesh.links().len(), 8);
+    }
+
+    #[test]
+    fn only_a_real_change_of_the_record_raises_its_version() {
+        let mut mesh = mesh("a", start());
+        mesh.handle(Input::Wake, start());
+        for (mtu, version) in [(0, 1), (1400, 2), (1400, 2), (1300, 3)] {
+            mesh.handle(
+                Input::Update(Box::new(move |record| (record.mtu, record.left) = (mtu, true))),
+                start(),
+            );
+            assert_eq!((mesh.peers().own().version, mesh.peers().own().left), (version, false));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_frame_makes_it_panic(kind in 1..7u8, frames in vec(vec(any::<u8>(), 0..100), 1..20)) {
+            let now = start();
+            let mut mesh = mesh("a", now);
+            for (link, bytes) in frames.iter().enumerate() {
+                open(&mut mesh, link as u64, "b", now);
+                let framed = [&[kind << 3 | 2, bytes.len() as u8], bytes.as_slice()].concat();
+                for bytes in [&framed, bytes] {
+                    if let Ok(frame) = Frame::decode(bytes.as_slice()) {
+                        mesh.handle(Input::Frame { link: LinkId(link as u64), frame }, now);
+                        prop_assert!(outputs(&mut mesh).len() < 100);
+                    }
+                }
+            }
+            prop_assert!(mesh.items().count() < 100);
+        }
+    }
+}

@@ -1,0 +1,287 @@
+//! Peer records: what each agent says about itself, and the set of those we know.
+//!
+//! A record is raised by its owner only: `incarnation` grows with each start, `version` with each change. Anyone passes
+//! anyone's records on.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+use super::gossip::{Gossiper, Item, Rejected};
+use crate::types::{DataId, Endpoint, Incarnation, PeerName};
+use prost::Message;
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
+use weft_proto::mesh as wire;
+
+/// What an agent says about itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerRecord {
+    pub name: PeerName,
+    pub incarnation: Incarnation,
+    pub version: u64,
+    /// Underlay endpoints, best first.
+    pub endpoints: Vec<Endpoint>,
+    pub public_key: Vec<u8>,
+    pub data_id: DataId,
+    /// The pods' MTU on that node, in bytes.
+    pub mtu: u16,
+    pub software: String,
+    pub ranges_digest: u64,
+    pub neighbours: Vec<Neighbour>,
+    /// Addresses that it serves though the ring gives them to another.
+    pub held: Vec<IpAddr>,
+    /// It has left for good and owns nothing.
+    pub left: bool,
+}
+
+/// A peer to which the record's owner has a control link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Neighbour {
+    pub name: PeerName,
+    /// `None`: not measured yet. Kept in µs on the wire.
+    pub rtt: Option<Duration>,
+}
+
+/// The peers as one snapshot, the own record among them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerSet {
+    own: PeerName,
+    records: BTreeMap<PeerName, Arc<PeerRecord>>,
+}
+
+/// Checks the items of channel [`CHANNEL`].
+#[derive(Clone, Copy, Debug)]
+pub struct PeerGossip;
+
+impl PeerRecord {
+    /// A record with nothing but its owner.
+    pub fn new(name: PeerName, incarnation: Incarnation) -> Self {
+        Self {
+            name,
+            incarnation,
+            version: 1,
+            endpoints: Vec::new(),
+            public_key: Vec::new(),
+            data_id: DataId::default(),
+            mtu: 0,
+            software: String::new(),
+            ranges_digest: 0,
+            neighbours: Vec::new(),
+            held: Vec::new(),
+            left: false,
+        }
+    }
+
+    /// Orders the records of one name.
+    pub fn rank(&self) -> (Incarnation, u64) {
+        (self.incarnation, self.version)
+    }
+
+    /// Raises the rank above another record's of the same name: its incarnation, so that nobody takes the two for one.
+    pub(super) fn outbid(&mut self, foreign: &PeerRecord) {
+        if foreign.rank() >= self.rank() {
+            self.incarnation = Incarnation(foreign.incarnation.0.saturating_add(1).min(MAX_COUNT));
+            self.version = if self.incarnation == foreign.incarnation { foreign.version + 1 } else { 1 };
+        }
+    }
+
+    /// The record as it is gossiped; lists are cut to their bounds.
+    pub fn to_item(&self) -> Item {
+        let micros =
+            |rtt: Option<Duration>| rtt.map_or(0, |rtt| rtt.as_micros().clamp(1, u32::MAX as u128) as u32);
+        let neighbour = |n: &Neighbour| wire::Neighbour { name: n.name.to_string(), rtt_us: micros(n.rtt) };
+        let body = wire::PeerRecord {
+            name: self.name.to_string(),
+            incarnation: self.incarnation.0,
+            version: self.version,
+            endpoints: self.endpoints.iter().take(MAX_ENDPOINTS).map(Endpoint::to_string).collect(),
+            public_key: self.public_key.clone(),
+            data_id: self.data_id.0,
+            mtu: self.mtu.into(),
+            software: self.software.chars().take(MAX_SOFTWARE / 4).collect(),
+            ranges_digest: self.ranges_digest,
+            neighbours: self.neighbours.iter().take(MAX_NEIGHBOURS).map(neighbour).collect(),
+            held: self.held.iter().take(MAX_HELD).map(IpAddr::to_string).collect(),
+            left: self.left,
+        };
+        Item {
+            channel: CHANNEL.into(),
+            key: self.name.as_str().into(),
+            rank: rank(self.incarnation, self.version),
+            body: body.encode_to_vec(),
+            signature: Vec::new(),
+        }
+    }
+
+    /// # Errors
+    /// The body does not decode, or key and rank do not agree with it.
+    pub fn from_item(item: &Item) -> Result<Self, Rejected> {
+        let body = wire::PeerRecord::decode(item.body.as_slice()).map_err(|_| Rejected::Undecodable)?;
+        if body.endpoints.len() > MAX_ENDPOINTS
+            || body.neighbours.len() > MAX_NEIGHBOURS
+            || body.held.len() > MAX_HELD
+            || body.software.len() > MAX_SOFTWARE
+            || body.public_key.len() > MAX_PUBLIC_KEY
+        {
+            return Err(Rejected::TooLong);
+        }
+        let neighbour = |n: wire::Neighbour| {
+            let rtt = (n.rtt_us != 0).then(|| Duration::from_micros(n.rtt_us.into()));
+            Some(Neighbour { name: n.name.parse().ok()?, rtt })
+        };
+        let decode = || {
+            Some(Self {
+                name: body.name.parse().ok()?,
+                incarnation: Incarnation(body.incarnation),
+                version: body.version,
+                endpoints: body.endpoints.iter().map(|text| text.parse().ok()).collect::<Option<_>>()?,
+                public_key: body.public_key,
+                data_id: DataId(body.data_id),
+                mtu: body.mtu.try_into().ok()?,
+                software: body.software,
+                ranges_digest: body.ranges_digest,
+                neighbours: body.neighbours.into_iter().map(neighbour).collect::<Option<_>>()?,
+                held: body.held.iter().map(|text| text.parse().ok()).collect::<Option<_>>()?,
+                left: body.left,
+            })
+        };
+        let record = decode().ok_or(Rejected::Undecodable)?;
+        let agrees = item.key == record.name.as_str().as_bytes()
+            && item.rank == rank(record.incarnation, record.version)
+            && record.incarnation.0 <= MAX_COUNT
+            && record.version <= MAX_COUNT;
+        agrees.then_some(record).ok_or(Rejected::Disagrees)
+    }
+}
+
+impl PeerSet {
+    pub fn new(own: PeerRecord) -> Self {
+        Self { own: own.name.clone(), records: BTreeMap::from([(own.name.clone(), Arc::new(own))]) }
+    }
+
+    pub fn own(&self) -> &Arc<PeerRecord> {
+        &self.records[&self.own]
+    }
+
+    pub fn get(&self, name: &PeerName) -> Option<&Arc<PeerRecord>> {
+        self.records.get(name)
+    }
+
+    /// All records by name, the own one and those of peers that left included.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<PeerRecord>> {
+        self.records.values()
+    }
+
+    /// The peers that are in the network: neither this agent nor those that left.
+    pub fn others(&self) -> impl Iterator<Item = &Arc<PeerRecord>> {
+        self.iter().filter(|record| record.name != self.own && !record.left)
+    }
+
+    pub(super) fn insert(&mut self, record: PeerRecord) {
+        self.records.insert(record.name.clone(), Arc::new(record));
+    }
+}
+
+impl Gossiper for PeerGossip {
+    fn channel(&self) -> &'static str {
+        CHANNEL
+    }
+
+    fn check(&self, item: &Item) -> Result<(), Rejected> {
+        PeerRecord::from_item(item).map(drop)
+    }
+}
+
+fn rank(incarnation: Incarnation, version: u64) -> Vec<u8> {
+    [incarnation.0.to_be_bytes(), version.to_be_bytes()].concat()
+}
+
+/// The channel of peer records.
+pub const CHANNEL: &str = "peers";
+/// Incarnations and versions stay below, so that an owner can always outbid.
+const MAX_COUNT: u64 = u64::MAX / 2;
+const MAX_ENDPOINTS: usize = 16;
+/// As many links as an agent may have.
+pub(super) const MAX_NEIGHBOURS: usize = 64;
+/// A node's pods, all of them held.
+const MAX_HELD: usize = 1024;
+const MAX_SOFTWARE: usize = 256;
+const MAX_PUBLIC_KEY: usize = 4 << 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::{collection::vec, prelude::*};
+
+    fn record(name: &str) -> PeerRecord {
+        PeerRecord {
+            endpoints: vec!["192.0.2.1:6783".parse().unwrap(), "[2001:db8::1]:6783".parse().unwrap()],
+            mtu: 1440,
+            data_id: DataId(7),
+            neighbours: vec![
+                Neighbour { name: "b".parse().unwrap(), rtt: Some(Duration::from_micros(150)) },
+                Neighbour { name: "c".parse().unwrap(), rtt: None },
+            ],
+            held: vec!["10.32.0.9".parse().unwrap()],
+            ..PeerRecord::new(name.parse().unwrap(), Incarnation(9))
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_record_reads_back(incarnation in 0..=MAX_COUNT, version in 0..=MAX_COUNT, mtu: u16, rtt in 1u32.., left: bool) {
+            let mut record = PeerRecord { incarnation: Incarnation(incarnation), version, mtu, left, ..record("a") };
+            record.neighbours[0].rtt = Some(Duration::from_micros(rtt.into()));
+            prop_assert_eq!(PeerRecord::from_item(&record.to_item()), Ok(record));
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(body in vec(any::<u8>(), 0..100)) {
+            let _ = PeerGossip.check(&Item { body, ..record("a").to_item() });
+        }
+
+        #[test]
+        fn a_changed_byte_never_passes_as_another_peers(at in 0..60usize, bit in 0..8u8) {
+            let mut item = record("a").to_item();
+            let len = item.body.len();
+            item.body[at % len] ^= 1 << bit;
+            if let Ok(read) = PeerRecord::from_item(&item) {
+                prop_assert_eq!(read.name.as_str(), "a");
+                prop_assert_eq!(read.rank(), (Incarnation(9), 1));
+            }
+        }
+    }
+
+    #[test]
+    fn key_and_rank_must_agree_with_the_body() {
+        let item = record("a").to_item();
+        assert_eq!(PeerGossip.check(&item), Ok(()));
+        assert_eq!(PeerGossip.check(&Item { key: b"b".into(), ..item.clone() }), Err(Rejected::Disagrees));
+        assert_eq!(PeerGossip.check(&Item { rank: vec![0; 16], ..item.clone() }), Err(Rejected::Disagrees));
+        let endless = PeerRecord { version: u64::MAX, ..record("a") };
+        assert_eq!(PeerGossip.check(&endless.to_item()), Err(Rejected::Disagrees));
+    }
+
+    #[test]
+    fn an_owner_outbids_a_foreign_record_of_its_name() {
+        for foreign in [(8, 5), (9, 1), (9, 7), (30, 7), (MAX_COUNT, 7)] {
+            let foreign =
+                PeerRecord { incarnation: Incarnation(foreign.0), version: foreign.1, ..record("a") };
+            let mut own = record("a");
+            own.outbid(&foreign);
+            assert!(own.rank() > foreign.rank(), "{:?}", foreign.rank());
+            assert!(own.to_item().beats(&foreign.to_item()));
+            assert!(PeerGossip.check(&own.to_item()).is_ok());
+        }
+    }
+
+    #[test]
+    fn the_largest_record_fits_an_item() {
+        let long: PeerName = "x".repeat(253).parse().unwrap();
+        let mut record = record(long.as_str());
+        record.endpoints = vec!["[ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff]:65535".parse().unwrap(); 99];
+        record.neighbours = vec![Neighbour { name: long, rtt: Some(Duration::MAX) }; 9999];
+        record.held = vec!["ffff:ffff:ffff:ffff:ffff:ffff:ffff:fff0".parse().unwrap(); 9999];
+        record.software = "\u{10ffff}".repeat(999);
+        record.public_key = vec![0; MAX_PUBLIC_KEY];
+        assert_eq!(record.to_item().check_bounds(), Ok(()));
+        assert_eq!(PeerGossip.check(&record.to_item()), Ok(()));
+    }
+}

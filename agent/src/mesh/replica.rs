@@ -1,0 +1,438 @@
+//! The replicated map: merge, and the comparison of two replicas by digests.
+//!
+//! ```text
+//!   a ──Digest: 64 bucket hashes per channel──▶ b
+//!   a ◀──Summary: (key, rank, hash) of b's items in the buckets that differ── b
+//!   a ──Items: what is newer here, Summary: keys wanted──▶ b
+//!   a ◀──Items: what was wanted── b
+//! ```
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+use super::gossip::{self, Gossiper, Item, Rejected};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+use weft_proto::mesh as wire;
+
+/// Everything gossiped, as far as this agent knows it.
+pub struct Replica {
+    gossipers: BTreeMap<&'static str, Box<dyn Gossiper>>,
+    channels: BTreeMap<Arc<str>, Channel>,
+}
+
+/// Names an item; cheap to clone.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ItemKey {
+    pub channel: Arc<str>,
+    pub key: Arc<[u8]>,
+}
+
+/// What became of an item that is not rejected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Merged {
+    /// It is the newest now.
+    New(ItemKey),
+    /// It was here already.
+    Same(ItemKey),
+    /// What is here beats it.
+    Older(ItemKey),
+}
+
+/// What a summary told: which items the other side lacks, and which it should send.
+#[derive(Debug, Default, PartialEq)]
+pub struct Difference {
+    pub send: Vec<ItemKey>,
+    pub ask: Option<wire::Summary>,
+}
+
+/// A frame that no agent of any version sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Garbage(pub &'static str);
+
+#[derive(Default)]
+struct Channel {
+    items: BTreeMap<Arc<[u8]>, Entry>,
+    buckets: Buckets,
+    bytes: usize,
+}
+
+struct Entry {
+    item: Item,
+    hash: u64,
+    bucket: usize,
+}
+
+struct Buckets([u64; BUCKETS]);
+
+impl Replica {
+    pub fn new(gossipers: Vec<Box<dyn Gossiper>>) -> Self {
+        Self {
+            gossipers: gossipers.into_iter().map(|gossiper| (gossiper.channel(), gossiper)).collect(),
+            channels: BTreeMap::new(),
+        }
+    }
+
+    /// Takes an item in if it is newer than what is here.
+    ///
+    /// # Errors
+    /// The item is malformed, or there is no room for it.
+    pub fn merge(&mut self, item: Item) -> Result<Merged, Rejected> {
+        item.check_bounds()?;
+        let known = self.gossipers.get(item.channel.as_str());
+        if let Some((channel, held)) = self.channels.get_key_value(item.channel.as_str())
+            && let Some((key, entry)) = held.items.get_key_value(item.key.as_slice())
+        {
+            let name = ItemKey { channel: channel.clone(), key: key.clone() };
+            if entry.item == item {
+                return Ok(Merged::Same(name));
+            }
+            if entry.item.beats(&item) {
+                return Ok(Merged::Older(name));
+            }
+            if let Some(gossiper) = known {
+                gossiper.check(&item)?;
+            }
+            self.room_for(&item, entry.item.size(), false)?;
+            self.channels.get_mut(&name.channel).expect("it was looked up").put(name.key.clone(), item);
+            return Ok(Merged::New(name));
+        }
+        if let Some(gossiper) = known {
+            gossiper.check(&item)?;
+        }
+        self.room_for(&item, 0, true)?;
+        let channel: Arc<str> = item.channel.as_str().into();
+        let key: Arc<[u8]> = item.key.as_slice().into();
+        self.channels.entry(channel.clone()).or_default().put(key.clone(), item);
+        Ok(Merged::New(ItemKey { channel, key }))
+    }
+
+    pub fn get(&self, key: &ItemKey) -> Option<&Item> {
+        Some(&self.channels.get(&key.channel)?.items.get(&key.key)?.item)
+    }
+
+    /// Whether a subject of this agent checks the items of a channel.
+    pub fn knows(&self, channel: &str) -> bool {
+        self.gossipers.contains_key(channel)
+    }
+
+    pub fn keys(&self) -> impl Iterator<Item = ItemKey> + '_ {
+        self.channels.iter().flat_map(|(channel, held)| {
+            held.items.keys().map(|key| ItemKey { channel: channel.clone(), key: key.clone() })
+        })
+    }
+
+    pub fn items(&self) -> impl Iterator<Item = &Item> + '_ {
+        self.channels.values().flat_map(|held| held.items.values().map(|entry| &entry.item))
+    }
+
+    /// One hash for each bucket of keys of each channel.
+    pub fn digest(&self) -> wire::Digest {
+        let channel = |(name, held): (&Arc<str>, &Channel)| wire::digest::Channel {
+            channel: name.to_string(),
+            buckets: held.buckets.0.to_vec(),
+        };
+        wire::Digest { channels: self.channels.iter().map(channel).collect() }
+    }
+
+    /// Answers a digest with what is here in the buckets that differ, about [`MAX_SUMMARY`] bytes of them, beginning
+    /// with bucket `first`; `None` if nothing differs.
+    ///
+    /// # Errors
+    /// The digest is not one of this protocol.
+    pub fn summarize(&self, theirs: &wire::Digest, first: usize) -> Result<Option<wire::Summary>, Garbage> {
+        if theirs.channels.len() > MAX_CHANNELS {
+            return Err(Garbage("a digest of too many channels"));
+        }
+        let mut hashes = BTreeMap::new();
+        for channel in &theirs.channels {
+            if channel.buckets.len() != BUCKETS || channel.channel.len() > gossip::MAX_CHANNEL {
+                return Err(Garbage("a digest of another shape"));
+            }
+            hashes.insert(channel.channel.as_str(), channel.buckets.as_slice());
+        }
+        let (none, mut room) = (Buckets::default(), MAX_SUMMARY);
+        let names: BTreeSet<&str> =
+            self.channels.keys().map(|name| &**name).chain(hashes.keys().copied()).collect();
+        let mut channels = Vec::new();
+        for name in names {
+            let ours = self.channels.get(name);
+            let here = ours.map_or(&none, |held| &held.buckets);
+            let there = hashes.get(name).copied().unwrap_or(&none.0);
+            let differ = |bucket: &usize| here.0[*bucket] != there[*bucket];
+            let mut entries = vec![Vec::new(); BUCKETS];
+            for (key, entry) in
+                ours.iter().flat_map(|held| &held.items).filter(|(_, entry)| differ(&entry.bucket))
+            {
+                let (key, rank, hash) = (key.to_vec(), entry.item.rank.clone(), entry.hash);
+                entries[entry.bucket].push(wire::summary::Entry { key, rank, hash });
+            }
+            let mut summary = wire::summary::Channel { channel: name.into(), ..Default::default() };
+            for bucket in (first..first + BUCKETS).map(|bucket| bucket % BUCKETS).filter(differ) {
+                if room == 0 {
+                    break;
+                }
+                let bytes: usize =
+                    entries[bucket].iter().map(|entry| entry.key.len() + entry.rank.len() + 16).sum();
+                room = room.saturating_sub(bytes);
+                summary.buckets.push(bucket as u32);
+                summary.entries.append(&mut entries[bucket]);
+            }
+            if !summary.buckets.is_empty() {
+                channels.push(summary);
+            }
+        }
+        Ok((!channels.is_empty()).then_some(wire::Summary { channels }))
+    }
+
+    /// Compares a summary with what is here.
+    ///
+    /// # Errors
+    /// The summary is not one of this protocol.
+    pub fn compare(&self, theirs: &wire::Summary) -> Result<Difference, Garbage> {
+        if theirs.channels.len() > MAX_CHANNELS {
+            return Err(Garbage("a summary of too many channels"));
+        }
+        let mut difference = Difference::default();
+        let mut ask = Vec::new();
+        for channel in &theirs.channels {
+            if channel.channel.len() > gossip::MAX_CHANNEL
+                || channel.buckets.iter().any(|b| *b >= BUCKETS as u32)
+            {
+                return Err(Garbage("a summary of another shape"));
+            }
+            let ours = self.channels.get_key_value(channel.channel.as_str());
+            let lookup = |key: &[u8]| ours.and_then(|(_, held)| held.items.get_key_value(key));
+            let name = |key: &Arc<[u8]>| ItemKey {
+                channel: ours.expect("it has items").0.clone(),
+                key: key.clone(),
+            };
+            let mut wanted = Vec::new();
+            let mut told = BTreeSet::new();
+            for entry in &channel.entries {
+                told.insert(entry.key.as_slice());
+                match lookup(&entry.key) {
+                    Some((_, here)) if here.hash == entry.hash => {}
+                    Some((key, here)) => {
+                        if here.item.rank >= entry.rank {
+                            difference.send.push(name(key));
+                        }
+                        if here.item.rank <= entry.rank {
+                            wanted.push(entry.key.clone());
+                        }
+                    }
+                    None => wanted.push(entry.key.clone()),
+                }
+            }
+            let buckets: BTreeSet<_> = channel.buckets.iter().map(|bucket| *bucket as usize).collect();
+            for (key, entry) in ours.iter().flat_map(|(_, held)| &held.items) {
+                if buckets.contains(&entry.bucket) && !told.contains(&**key) {
+                    difference.send.push(name(key));
+                }
+            }
+            difference
+                .send
+                .extend(channel.wanted.iter().filter_map(|key| lookup(key)).map(|(key, _)| name(key)));
+            if !wanted.is_empty() {
+                ask.push(wire::summary::Channel {
+                    channel: channel.channel.clone(),
+                    wanted,
+                    ..Default::default()
+                });
+            }
+        }
+        difference.ask = (!ask.is_empty()).then_some(wire::Summary { channels: ask });
+        Ok(difference)
+    }
+
+    /// Known channels have a bound each, the unknown ones have one together.
+    fn room_for(&self, item: &Item, replaced: usize, added: bool) -> Result<(), Rejected> {
+        let known = self.gossipers.contains_key(item.channel.as_str());
+        let here = self.channels.get(item.channel.as_str());
+        let alike = self.channels.iter().filter(|(name, _)| match known {
+            true => ***name == *item.channel,
+            false => !self.gossipers.contains_key(&***name),
+        });
+        let (items, bytes) = alike.fold((0, 0), |(n, b), (_, held)| (n + held.items.len(), b + held.bytes));
+        let (max_items, max_bytes) = match known {
+            true => (MAX_ITEMS, MAX_BYTES),
+            false => (MAX_UNKNOWN_ITEMS, MAX_UNKNOWN_BYTES),
+        };
+        let fits = items + usize::from(added) <= max_items
+            && bytes + item.size() - replaced.min(bytes) <= max_bytes
+            && (known || here.is_some() || self.channels.len() < MAX_CHANNELS - self.gossipers.len());
+        fits.then_some(()).ok_or(Rejected::Full)
+    }
+}
+
+impl Channel {
+    fn put(&mut self, key: Arc<[u8]>, item: Item) {
+        let bucket = (gossip::hash(&key) % BUCKETS as u64) as usize;
+        let hash = item.fingerprint();
+        self.bytes += item.size();
+        self.buckets.0[bucket] ^= hash;
+        if let Some(old) = self.items.insert(key, Entry { item, hash, bucket }) {
+            self.bytes -= old.item.size();
+            self.buckets.0[bucket] ^= old.hash;
+        }
+    }
+}
+
+impl Default for Buckets {
+    fn default() -> Self {
+        Self([0; BUCKETS])
+    }
+}
+
+/// Buckets of keys of a channel in a digest.
+pub const BUCKETS: usize = 64;
+/// Channels, known and unknown together.
+const MAX_CHANNELS: usize = 64;
+/// Items of a known channel: some times the peers and ranges of the largest network.
+const MAX_ITEMS: usize = 1 << 16;
+/// Bytes of a known channel's items.
+const MAX_BYTES: usize = 64 << 20;
+/// Items of all unknown channels together.
+const MAX_UNKNOWN_ITEMS: usize = 4096;
+/// Bytes of all unknown channels' items together.
+const MAX_UNKNOWN_BYTES: usize = 8 << 20;
+/// Bytes of keys and ranks in one summary, not counting the end of its last bucket; what differs beyond is compared in
+/// the next round.
+const MAX_SUMMARY: usize = 256 << 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::{collection::vec, prelude::*};
+    use prost::Message;
+
+    struct Even;
+
+    impl Gossiper for Even {
+        fn channel(&self) -> &'static str {
+            "even"
+        }
+
+        fn check(&self, item: &Item) -> Result<(), Rejected> {
+            item.body.len().is_multiple_of(2).then_some(()).ok_or(Rejected::Undecodable)
+        }
+    }
+
+    fn replica(items: &[Item]) -> Replica {
+        let mut replica = Replica::new(vec![Box::new(Even)]);
+        for item in items {
+            let _ = replica.merge(item.clone());
+        }
+        replica
+    }
+
+    fn contents(replica: &Replica) -> Vec<Item> {
+        replica.items().cloned().collect()
+    }
+
+    /// Runs the exchange that `from` begins with a digest; returns whether anything differed.
+    fn exchange(from: &mut Replica, to: &mut Replica, first: usize) -> bool {
+        let Some(summary) = to.summarize(&from.digest(), first).unwrap() else { return false };
+        let there = from.compare(&summary).unwrap();
+        let asked = to.compare(&there.ask.unwrap_or_default()).unwrap();
+        assert_eq!(asked.ask, None);
+        let to_send: Vec<_> = there.send.iter().filter_map(|key| from.get(key).cloned()).collect();
+        let to_return: Vec<_> = asked.send.iter().filter_map(|key| to.get(key).cloned()).collect();
+        to_send.into_iter().for_each(|item| drop(to.merge(item)));
+        to_return.into_iter().for_each(|item| drop(from.merge(item)));
+        true
+    }
+
+    fn any_item() -> impl Strategy<Value = Item> {
+        let fields =
+            (0..3usize, vec(0..6u8, 1..3), vec(0..3u8, 0..3), vec(any::<u8>(), 0..4), vec(0..2u8, 0..2));
+        fields.prop_map(|(channel, key, rank, body, signature)| Item {
+            channel: ["even", "peers", "names"][channel].into(),
+            key,
+            rank,
+            body,
+            signature,
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn merge_is_a_join(items in vec(any_item(), 0..40), seed in any::<u64>()) {
+            let once = replica(&items);
+            let mut shuffled = items.clone();
+            let key = |item: &Item| item.fingerprint().wrapping_mul(seed | 1);
+            shuffled.sort_by_key(key);
+            prop_assert_eq!(contents(&once), contents(&replica(&shuffled)), "commutative");
+            shuffled.extend(items.clone());
+            prop_assert_eq!(contents(&once), contents(&replica(&shuffled)), "idempotent");
+            let (left, right) = items.split_at(items.len() / 2);
+            let mut joined = replica(left);
+            contents(&replica(right)).into_iter().for_each(|item| drop(joined.merge(item)));
+            prop_assert_eq!(contents(&once), contents(&joined), "associative");
+        }
+
+        #[test]
+        fn digests_make_any_two_replicas_equal(a in vec(any_item(), 0..40), b in vec(any_item(), 0..40), first in 0..BUCKETS) {
+            let (mut a, mut b) = (replica(&a), replica(&b));
+            exchange(&mut a, &mut b, first);
+            prop_assert_eq!(contents(&a), contents(&b));
+            prop_assert_eq!(a.digest(), b.digest());
+            prop_assert!(!exchange(&mut a, &mut b, first));
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(bytes in vec(any::<u8>(), 0..200), items in vec(any_item(), 0..10)) {
+            let mut replica = replica(&items);
+            if let Ok(frame) = wire::Frame::decode(bytes.as_slice()) {
+                drop(frame);
+            }
+            if let Ok(digest) = wire::Digest::decode(bytes.as_slice()) {
+                let _ = replica.summarize(&digest, 0);
+            }
+            if let Ok(summary) = wire::Summary::decode(bytes.as_slice()) {
+                let _ = replica.compare(&summary);
+            }
+            if let Ok(item) = wire::Item::decode(bytes.as_slice()) {
+                prop_assert_eq!(Item::from(wire::Item::from(Item::from(item.clone()))), Item::from(item.clone()));
+                let _ = replica.merge(item.into());
+            }
+        }
+    }
+
+    #[test]
+    fn what_its_subject_rejects_does_not_enter() {
+        let odd = Item { channel: "even".into(), body: vec![1], ..Item::default() };
+        assert_eq!(replica(&[]).merge(odd), Err(Rejected::Undecodable));
+    }
+
+    #[test]
+    fn unknown_channels_are_bounded_together() {
+        let mut replica = replica(&[]);
+        let item = |channel: u8, n: u32| Item {
+            channel: format!("unknown-{channel}"),
+            key: n.to_be_bytes().into(),
+            ..Item::default()
+        };
+        let taken =
+            (0..MAX_UNKNOWN_ITEMS as u32 + 100).filter(|n| replica.merge(item(*n as u8 % 8, *n)).is_ok());
+        assert_eq!(taken.count(), MAX_UNKNOWN_ITEMS);
+        let newer = Item { rank: vec![1], ..item(0, 0) };
+        assert!(matches!(replica.merge(newer), Ok(Merged::New(_))), "a change of what is here needs no room");
+        let known = Item { channel: "even".into(), ..Item::default() };
+        assert!(replica.merge(known).is_ok());
+
+        let mut channels = super::tests::replica(&[]);
+        let taken = (0..200u8).filter(|n| channels.merge(item(*n, 0)).is_ok());
+        assert_eq!(taken.count(), MAX_CHANNELS - 1);
+        assert_eq!(channels.digest().channels.len(), MAX_CHANNELS - 1);
+    }
+
+    #[test]
+    fn a_digest_of_another_shape_is_garbage() {
+        let channel = wire::digest::Channel { channel: "even".into(), buckets: vec![0; 3] };
+        assert!(replica(&[]).summarize(&wire::Digest { channels: vec![channel] }, 0).is_err());
+        let channel = wire::summary::Channel { buckets: vec![64], ..Default::default() };
+        assert!(replica(&[]).compare(&wire::Summary { channels: vec![channel] }).is_err());
+    }
+}

@@ -1,0 +1,347 @@
+//! Links over gRPC: the server, the caller, and the two halves of a stream.
+//!
+//! Plaintext HTTP/2. [`serve`] and [`endpoint`] are where both sides are set up, so where TLS belongs.
+
+use super::{
+    dial::Target,
+    link::{LinkId, QUEUE_FRAMES},
+    wire::{Frame, mesh_client::MeshClient, mesh_server},
+};
+use crate::types::PeerAddress;
+use anyhow::{Context as _, bail};
+use std::{
+    future::Future,
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc},
+    time::{Sleep, sleep, timeout},
+};
+use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
+use tonic::{
+    Request, Response, Status, Streaming,
+    transport::{Channel, Endpoint, Server, server::Connected},
+};
+
+/// What happens on the wire.
+pub enum Event {
+    Opened(Box<Opened>),
+    DialFailed { target: Target, reason: String },
+    Frame { link: LinkId, frame: Frame },
+    Closed { link: LinkId, reason: String },
+}
+
+/// A new link with both its halves.
+pub struct Opened {
+    pub link: LinkId,
+    pub dialled: Option<Target>,
+    pub remote: SocketAddr,
+    pub frames: Streaming<Frame>,
+    pub outgoing: mpsc::Sender<Frame>,
+    /// Frames that have left since this was last looked at.
+    pub left: Arc<AtomicUsize>,
+    /// Keeps a connection that we made.
+    pub channel: Option<Channel>,
+}
+
+/// What servers and callers share.
+#[derive(Clone)]
+pub struct Wires {
+    pub events: mpsc::Sender<Event>,
+    /// Notified when frames have left.
+    pub progress: Arc<Notify>,
+    pub next_link: Arc<AtomicU64>,
+}
+
+/// The sending half of a link: frames leave as fast as the network takes them.
+pub struct Outgoing {
+    frames: mpsc::Receiver<Frame>,
+    left: Arc<AtomicUsize>,
+    progress: Arc<Notify>,
+}
+
+/// An accepted connection. It ends if no link comes of it in time.
+pub struct Guarded {
+    stream: TcpStream,
+    caller: Caller,
+    deadline: Pin<Box<Sleep>>,
+    _permit: OwnedSemaphorePermit,
+}
+
+#[derive(Clone)]
+pub struct Caller {
+    remote: SocketAddr,
+    linked: Arc<AtomicBool>,
+}
+
+impl Wires {
+    fn link(&self) -> (LinkId, mpsc::Sender<Frame>, Outgoing) {
+        let id = LinkId(self.next_link.fetch_add(1, Ordering::Relaxed));
+        let (tx, frames) = mpsc::channel(QUEUE_FRAMES);
+        (id, tx, Outgoing { frames, left: Arc::default(), progress: self.progress.clone() })
+    }
+}
+
+#[tonic::async_trait]
+impl mesh_server::Mesh for Wires {
+    type LinkStream = Pin<Box<dyn Stream<Item = Result<Frame, Status>> + Send>>;
+
+    async fn link(&self, request: Request<Streaming<Frame>>) -> Result<Response<Self::LinkStream>, Status> {
+        let caller = request.extensions().get::<Caller>().cloned();
+        let caller = caller.ok_or_else(|| Status::internal("the connection is not one of ours"))?;
+        caller.linked.store(true, Ordering::Relaxed);
+        let (link, outgoing, stream) = self.link();
+        let opened = Opened {
+            link,
+            dialled: None,
+            remote: caller.remote,
+            frames: request.into_inner(),
+            outgoing,
+            left: stream.left.clone(),
+            channel: None,
+        };
+        let stopped = |_| Status::unavailable("the agent is stopping");
+        self.events.send(Event::Opened(Box::new(opened))).await.map_err(stopped)?;
+        Ok(Response::new(Box::pin(stream.map(Ok))))
+    }
+}
+
+/// Accepts connections, at most `limit` at a time; more wait in the kernel's queue. The port is free
+/// when the future is dropped.
+pub fn accept(
+    listener: TcpListener,
+    limit: Arc<Semaphore>,
+) -> (impl Future<Output = ()> + Send, ReceiverStream<io::Result<Guarded>>) {
+    let (tx, rx) = mpsc::channel(1);
+    let accept = async move {
+        while let Ok(permit) = limit.clone().acquire_owned().await {
+            match listener.accept().await {
+                Ok((stream, remote)) => {
+                    let _ = stream.set_nodelay(true);
+                    let caller = Caller { remote, linked: Arc::default() };
+                    let deadline = Box::pin(sleep(IDLE));
+                    if tx.send(Ok(Guarded { stream, caller, deadline, _permit: permit })).await.is_err() {
+                        return;
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept control connections; trying again");
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    };
+    (accept, ReceiverStream::new(rx))
+}
+
+/// Serves links on accepted connections until `stop`, then until the links have ended.
+pub async fn serve(
+    wires: Wires,
+    connections: ReceiverStream<io::Result<Guarded>>,
+    stop: impl Future<Output = ()>,
+) -> Result<(), tonic::transport::Error> {
+    let service = mesh_server::MeshServer::new(wires).max_decoding_message_size(MAX_FRAME);
+    Server::builder()
+        .http2_keepalive_interval(Some(KEEP_ALIVE))
+        .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
+        .max_concurrent_streams(STREAMS)
+        .http2_max_header_list_size(MAX_HEADERS)
+        .serve_with_incoming_shutdown(service, connections, stop)
+        .await
+}
+
+/// Opens a link to the first address that answers; our `own` ones are left out.
+///
+/// # Errors
+/// No address answers, for the reasons named.
+pub async fn call(
+    target: Target,
+    addresses: &[PeerAddress],
+    own: &[SocketAddr],
+    wires: &Wires,
+) -> anyhow::Result<Opened> {
+    let mut reasons = Vec::new();
+    let mut tried = 0;
+    for address in addresses {
+        let found =
+            match timeout(RESOLVE, tokio::net::lookup_host((address.host.as_str(), address.port))).await {
+                Ok(Ok(found)) => found,
+                Ok(Err(error)) => {
+                    reasons.push(format!("{address}: {error}"));
+                    continue;
+                }
+                Err(_) => {
+                    reasons.push(format!("{address}: its name is not resolved within {RESOLVE:?}"));
+                    continue;
+                }
+            };
+        let mut found: Vec<_> = found.filter(|found| !own.contains(found)).collect();
+        if found.is_empty() {
+            reasons.push(format!("{address}: that is this agent itself"));
+        }
+        rand::seq::SliceRandom::shuffle(found.as_mut_slice(), &mut rand::rng());
+        for remote in found {
+            tried += 1;
+            if tried > MAX_ADDRESSES {
+                bail!("none of {MAX_ADDRESSES} addresses answers: {}", reasons.join("; "));
+            }
+            match connect(remote, wires).await {
+                Ok(opened) => return Ok(Opened { dialled: Some(target), ..opened }),
+                Err(error) => reasons.push(format!("{remote}: {error:#}")),
+            }
+        }
+    }
+    bail!("{}", if reasons.is_empty() { "it has no address".into() } else { reasons.join("; ") })
+}
+
+async fn connect(remote: SocketAddr, wires: &Wires) -> anyhow::Result<Opened> {
+    let channel = match timeout(CONNECT, endpoint(remote)?.connect()).await {
+        Ok(Ok(channel)) => channel,
+        Ok(Err(error)) => bail!("{}", root_cause(&error)),
+        Err(_) => bail!("no connection within {CONNECT:?}"),
+    };
+    let (link, outgoing, stream) = wires.link();
+    let left = stream.left.clone();
+    let mut client = MeshClient::new(channel.clone()).max_decoding_message_size(MAX_FRAME);
+    let answer = timeout(CONNECT, client.link(stream))
+        .await
+        .with_context(|| format!("no answer within {CONNECT:?}"))?;
+    let frames = answer.map_err(|status| anyhow::anyhow!("{}", describe(&status)))?.into_inner();
+    Ok(Opened { link, dialled: None, remote, frames, outgoing, left, channel: Some(channel) })
+}
+
+fn endpoint(remote: SocketAddr) -> anyhow::Result<Endpoint> {
+    Ok(Endpoint::from_shared(format!("http://{remote}"))?
+        .connect_timeout(CONNECT)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+        .keep_alive_while_idle(true))
+}
+
+/// Passes on what comes in until the link ends. A full queue of events slows the other end down.
+pub async fn read(
+    link: LinkId,
+    mut frames: Streaming<Frame>,
+    channel: Option<Channel>,
+    events: mpsc::Sender<Event>,
+) {
+    let reason = loop {
+        match frames.message().await {
+            Ok(Some(frame)) => {
+                if events.send(Event::Frame { link, frame }).await.is_err() {
+                    return;
+                }
+            }
+            Ok(None) => break "the other end closed it".into(),
+            Err(status) => break describe(&status),
+        }
+    };
+    drop(channel);
+    let _ = events.send(Event::Closed { link, reason }).await;
+}
+
+fn describe(status: &Status) -> String {
+    let code = status.code();
+    match (status.message(), std::error::Error::source(status)) {
+        (_, Some(source)) => root_cause(source),
+        ("", None) => code.to_string(),
+        (message, None) => message.to_owned(),
+    }
+}
+
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}
+
+impl Stream for Outgoing {
+    type Item = Frame;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Frame>> {
+        let next = self.frames.poll_recv(cx);
+        if let Poll::Ready(Some(_)) = next {
+            self.left.fetch_add(1, Ordering::Relaxed);
+            self.progress.notify_one();
+        }
+        next
+    }
+}
+
+impl Connected for Guarded {
+    type ConnectInfo = Caller;
+
+    fn connect_info(&self) -> Caller {
+        self.caller.clone()
+    }
+}
+
+impl AsyncRead for Guarded {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if !self.caller.linked.load(Ordering::Relaxed) && self.deadline.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Guarded {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
+/// Bytes of a frame, decoded: several times what an agent sends.
+const MAX_FRAME: usize = 4 << 20;
+const MAX_HEADERS: u32 = 16 << 10;
+/// Links on one connection: agents make one.
+const STREAMS: u32 = 4;
+/// Silence after which a connection is asked for a sign of life.
+const KEEP_ALIVE: Duration = Duration::from_secs(1);
+/// How long that sign may take.
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(2);
+const CONNECT: Duration = Duration::from_secs(1);
+const RESOLVE: Duration = Duration::from_secs(3);
+/// Addresses of one target that are tried in a row.
+const MAX_ADDRESSES: usize = 4;
+/// How long an accepted connection may go without a link.
+const IDLE: Duration = Duration::from_secs(3);
+/// Rest after a failed accept, which fails again at once where descriptors have run out.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
