@@ -1,0 +1,4 @@
+//! A hundred agents under a virtual clock: the real machines, a made-up network. Replayable: a failure names its seed.
+
+mod mesh;
+mod net;

@@ -1,0 +1,422 @@
+//! A virtual clock and network for N agents, each the real pure machine, replayable from a seed.
+//!
+//! ```text
+//!   Mesh ──poll_output──▶ Node ──frames──▶ Net: delay, loss, partitions ──handle──▶ Mesh
+//!                          │ ▲
+//!                      news▼ │outbox
+//!                           App  (whatever is plugged in beside the mesh)
+//! ```
+//! Links are streams: frames arrive in order. Loss takes frames out of them, which no real stream does: so the gossip is
+//! held to more than it needs. A hello or refusal that is lost comes late instead, as after a retransmission: without it
+//! there is no link that could lose anything. A link across a partition loses everything and breaks after a while, as
+//! keep-alive has it.
+
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet, BinaryHeap},
+    net::{Ipv4Addr, SocketAddr},
+    time::{Duration, Instant},
+};
+use weft::{
+    mesh::{
+        dial::Target,
+        gossip::{Gossiper, Item},
+        link::LinkId,
+        machine::{Config, Input, Mesh, Output},
+        peers::PeerRecord,
+        wire::{Frame, frame::Body},
+    },
+    types::{Endpoint, Incarnation, PeerAddress, PeerName},
+};
+
+/// What runs beside the mesh in an agent. It answers through its outbox.
+pub trait App {
+    /// Its channels.
+    fn gossipers(&self) -> Vec<Box<dyn Gossiper>> {
+        Vec::new()
+    }
+    fn joined(&mut self, _now: Instant, _out: &mut Outbox) {}
+    fn items(&mut self, _channel: &str, _items: Vec<Item>, _now: Instant, _out: &mut Outbox) {}
+    fn unicast(&mut self, _from: PeerName, _channel: &str, _body: Vec<u8>, _now: Instant, _out: &mut Outbox) {
+    }
+    fn wake(&mut self, _now: Instant, _out: &mut Outbox) {}
+    fn next_wake(&self) -> Option<Instant> {
+        None
+    }
+}
+
+/// Nothing beside the mesh.
+impl App for () {}
+
+/// What an app wants of the mesh.
+#[derive(Default)]
+pub struct Outbox {
+    pub inputs: Vec<Input>,
+}
+
+pub struct Node<A> {
+    pub name: PeerName,
+    pub address: SocketAddr,
+    pub mesh: Mesh,
+    pub app: A,
+    pub joined: Option<Instant>,
+    pub fatal: Option<String>,
+    pub left: bool,
+    pub dead: bool,
+    /// Frames are read no faster than one in that time.
+    pub slowness: Duration,
+    wakes_at: Option<Instant>,
+    /// A machine may be told to start anew: events for an earlier one are void.
+    life: u64,
+}
+
+/// How the network behaves; may be changed at any time.
+#[derive(Clone, Debug)]
+pub struct Weather {
+    pub delay: std::ops::Range<Duration>,
+    /// Of a frame to be lost.
+    pub loss: f64,
+    /// Groups of nodes that reach only each other; empty: all do.
+    pub groups: Vec<BTreeSet<usize>>,
+}
+
+pub struct Sim<A: App> {
+    pub now: Instant,
+    pub weather: Weather,
+    pub nodes: Vec<Node<A>>,
+    pub rng: ChaCha8Rng,
+    pub max_links: usize,
+    start: Instant,
+    seed: u64,
+    pipes: BTreeMap<u64, Pipe>,
+    ends: BTreeMap<(usize, LinkId), u64>,
+    next: u64,
+    queue: BinaryHeap<Reverse<(Instant, u64)>>,
+    events: BTreeMap<u64, (usize, u64, Event)>,
+}
+
+/// A stream between two nodes.
+struct Pipe {
+    ends: [(usize, LinkId); 2],
+    /// When the last frame towards each end arrives.
+    arrives: [Instant; 2],
+}
+
+enum Event {
+    Wake,
+    Input(Input),
+    /// A frame arrives, and its sender is told that it has left.
+    Frame {
+        pipe: u64,
+        towards: usize,
+        frame: Frame,
+        lost: bool,
+    },
+    Broken {
+        pipe: u64,
+    },
+    Dial {
+        target: Target,
+        addresses: Vec<PeerAddress>,
+    },
+}
+
+impl<A: App> Sim<A> {
+    pub fn new(seed: u64) -> Self {
+        let now = Instant::now();
+        Self {
+            now,
+            weather: Weather {
+                delay: Duration::from_micros(200)..Duration::from_millis(5),
+                loss: 0.0,
+                groups: Vec::new(),
+            },
+            nodes: Vec::new(),
+            rng: ChaCha8Rng::seed_from_u64(seed),
+            max_links: 64,
+            start: now,
+            seed,
+            pipes: BTreeMap::new(),
+            ends: BTreeMap::new(),
+            next: 0,
+            queue: BinaryHeap::new(),
+            events: BTreeMap::new(),
+        }
+    }
+
+    /// Starts an agent that knows the addresses of some others; returns its number.
+    pub fn start(&mut self, name: &str, bootstrap: &[usize], app: A) -> usize {
+        let n = self.nodes.len();
+        let address = SocketAddr::new(Ipv4Addr::from(0x0a00_0000 + n as u32).into(), 6783);
+        let name: PeerName = name.parse().expect("a name");
+        let mesh = self.mesh(&name, address, bootstrap, Vec::new(), app.gossipers());
+        self.nodes.push(Node {
+            name,
+            address,
+            mesh,
+            app,
+            joined: None,
+            fatal: None,
+            left: false,
+            dead: false,
+            slowness: Duration::ZERO,
+            wakes_at: None,
+            life: 0,
+        });
+        self.handle(n, Input::Wake);
+        n
+    }
+
+    /// Kills an agent and starts it anew with the items that it knew.
+    pub fn restart(&mut self, n: usize, bootstrap: &[usize]) {
+        self.kill(n);
+        let items = self.nodes[n].mesh.items().cloned().collect();
+        let node = &self.nodes[n];
+        let (name, address, gossipers) = (node.name.clone(), node.address, node.app.gossipers());
+        let mesh = self.mesh(&name, address, bootstrap, items, gossipers);
+        let node = &mut self.nodes[n];
+        (node.mesh, node.joined, node.wakes_at, node.dead) = (mesh, None, None, false);
+        self.handle(n, Input::Wake);
+    }
+
+    /// Ends an agent without a word.
+    pub fn kill(&mut self, n: usize) {
+        self.nodes[n].life += 1;
+        self.nodes[n].dead = true;
+        let ends = self.ends.range((n, LinkId(0))..=(n, LinkId(u64::MAX))).map(|(end, pipe)| (*end, *pipe));
+        for (end, pipe) in ends.collect::<Vec<_>>() {
+            self.ends.remove(&end);
+            self.break_pipe(pipe);
+        }
+    }
+
+    fn mesh(
+        &mut self,
+        name: &PeerName,
+        address: SocketAddr,
+        bootstrap: &[usize],
+        items: Vec<Item>,
+        gossipers: Vec<Box<dyn Gossiper>>,
+    ) -> Mesh {
+        let incarnation = Incarnation((self.now - self.start).as_micros() as u64 + 1);
+        let mut record = PeerRecord::new(name.clone(), incarnation);
+        record.endpoints = vec![Endpoint(address)];
+        let address = |n: &usize| PeerAddress { host: self.nodes[*n].address.ip().to_string(), port: 6783 };
+        let config = Config {
+            record,
+            universe: "10.32.0.0/12".parse().expect("a universe"),
+            seed_hash: Vec::new(),
+            bootstrap: bootstrap.iter().map(address).collect(),
+            max_links: self.max_links,
+            items,
+            gossipers,
+            seed: self.rng.random(),
+        };
+        Mesh::new(config, self.now)
+    }
+
+    /// Gives an agent an input now.
+    pub fn handle(&mut self, n: usize, input: Input) {
+        self.nodes[n].mesh.handle(input, self.now);
+        let mut out = Outbox::default();
+        while let Some(output) = self.nodes[n].mesh.poll_output() {
+            let node = &mut self.nodes[n];
+            match output {
+                Output::Dial { target, addresses } => {
+                    let delay = self.delay() * 3;
+                    self.at(self.now + delay, n, Event::Dial { target, addresses });
+                }
+                Output::Send { link, frame } => self.send(n, link, frame),
+                Output::Close { link } => self.close(n, link),
+                Output::Unicast { from, channel, body } => {
+                    node.app.unicast(from, &channel, body, self.now, &mut out)
+                }
+                Output::PeersChanged => {}
+                Output::Joined => {
+                    node.joined = Some(self.now);
+                    deliver(node, self.now, &mut out);
+                    node.app.joined(self.now, &mut out);
+                }
+                Output::Left => node.left = true,
+                Output::Fatal(reason) => node.fatal = Some(reason),
+            }
+        }
+        deliver(&mut self.nodes[n], self.now, &mut out);
+        for input in out.inputs {
+            self.handle(n, input);
+        }
+        let node = &self.nodes[n];
+        let wake = [node.mesh.next_wake(), node.app.next_wake()].into_iter().flatten().min();
+        if let Some(wake) = wake.map(|at| at.max(self.now + TICK))
+            && node.wakes_at.is_none_or(|at| wake < at || at <= self.now)
+        {
+            self.nodes[n].wakes_at = Some(wake);
+            self.at(wake, n, Event::Wake);
+        }
+    }
+
+    /// Runs for some virtual time.
+    pub fn run(&mut self, time: Duration) {
+        self.run_until(time, |_| false);
+    }
+
+    /// Runs until something holds; returns after how long, or `None` if it did not hold in that time. It is looked at
+    /// every 10 ms.
+    pub fn run_until(&mut self, time: Duration, holds: impl Fn(&Self) -> bool) -> Option<Duration> {
+        let start = self.now;
+        let mut look = start;
+        loop {
+            if self.now >= look {
+                if holds(self) {
+                    return Some(self.now - start);
+                }
+                look = self.now + Duration::from_millis(10);
+            }
+            match self.queue.peek() {
+                Some(Reverse((at, _))) if *at <= start + time => {}
+                _ => {
+                    self.now = start + time;
+                    return holds(self).then_some(time);
+                }
+            }
+            let Some(Reverse((at, id))) = self.queue.pop() else { unreachable!("it was peeked at") };
+            self.now = at;
+            if let Some((n, life, event)) = self.events.remove(&id)
+                && self.nodes[n].life == life
+            {
+                self.event(n, event);
+            }
+        }
+    }
+
+    /// Fails the test if something does not hold within that virtual time; names the seed.
+    pub fn expect(&mut self, what: &str, time: Duration, holds: impl Fn(&Self) -> bool) -> Duration {
+        match self.run_until(time, holds) {
+            Some(took) => took,
+            None => panic!("seed {}: not within {time:?}: {what}", self.seed),
+        }
+    }
+
+    pub fn reaches(&self, a: usize, b: usize) -> bool {
+        let groups = &self.weather.groups;
+        groups.is_empty() || groups.iter().any(|group| group.contains(&a) && group.contains(&b))
+    }
+
+    fn event(&mut self, n: usize, event: Event) {
+        match event {
+            Event::Wake => {
+                self.nodes[n].wakes_at = None;
+                let mut out = Outbox::default();
+                let node = &mut self.nodes[n];
+                if node.app.next_wake().is_some_and(|at| at <= self.now) {
+                    node.app.wake(self.now, &mut out);
+                }
+                for input in out.inputs {
+                    self.handle(n, input);
+                }
+                self.handle(n, Input::Wake);
+            }
+            Event::Input(input) => self.handle(n, input),
+            Event::Dial { target, addresses } => self.dial(n, target, &addresses),
+            Event::Broken { pipe } => self.break_pipe(pipe),
+            Event::Frame { pipe, towards, frame, lost } => {
+                let Some(ends) = self.pipes.get(&pipe).map(|pipe| pipe.ends) else { return };
+                let ((to, link), (from, back)) = (ends[towards], ends[1 - towards]);
+                if !self.reaches(from, to) {
+                    self.at(self.now + KEEP_ALIVE, to, Event::Broken { pipe });
+                    return;
+                }
+                self.handle(from, Input::Sent { link: back, frames: 1 });
+                if !lost {
+                    self.handle(to, Input::Frame { link, frame });
+                }
+            }
+        }
+    }
+
+    fn dial(&mut self, n: usize, target: Target, addresses: &[PeerAddress]) {
+        let answers = |other: &usize| {
+            let node = &self.nodes[*other];
+            let ended = node.left || node.dead || node.fatal.is_some();
+            let there = addresses.iter().any(|a| a.host == node.address.ip().to_string());
+            there && !ended && *other != n && self.reaches(n, *other)
+        };
+        let Some(other) = (0..self.nodes.len()).find(answers) else {
+            let input = Input::DialFailed { target, reason: "nobody answers".into() };
+            self.at(self.now + Duration::from_secs(1), n, Event::Input(input));
+            return;
+        };
+        let pipe = self.next;
+        self.next += 1;
+        let ends = [(n, LinkId(2 * pipe)), (other, LinkId(2 * pipe + 1))];
+        self.pipes.insert(pipe, Pipe { ends, arrives: [self.now; 2] });
+        self.ends.extend(ends.map(|end| (end, pipe)));
+        let remote = |n: usize, sim: &Self| sim.nodes[n].address.to_string();
+        self.handle(other, Input::Opened { link: ends[1].1, dialled: None, remote: remote(n, self) });
+        self.handle(n, Input::Opened { link: ends[0].1, dialled: Some(target), remote: remote(other, self) });
+    }
+
+    fn send(&mut self, n: usize, link: LinkId, frame: Frame) {
+        let Some(id) = self.ends.get(&(n, link)).copied() else { return };
+        let delay = self.delay();
+        let lost = self.rng.random_bool(self.weather.loss);
+        let Some(pipe) = self.pipes.get_mut(&id) else { return };
+        let towards = usize::from(pipe.ends[0] == (n, link));
+        let to = pipe.ends[towards].0;
+        let first = matches!(frame.body, Some(Body::Hello(_) | Body::Refusal(_)));
+        let again = if lost && first { RETRANSMISSION } else { Duration::ZERO };
+        let arrives = (self.now + delay + again).max(pipe.arrives[towards] + self.nodes[to].slowness);
+        pipe.arrives[towards] = arrives;
+        let from = pipe.ends[1 - towards].0;
+        if !self.reaches(from, to) {
+            self.at(self.now + KEEP_ALIVE, n, Event::Broken { pipe: id });
+        }
+        self.at(arrives, to, Event::Frame { pipe: id, towards, frame, lost: lost && !first });
+    }
+
+    /// One side ends a link: the other hears of it after what was sent.
+    fn close(&mut self, n: usize, link: LinkId) {
+        let Some(id) = self.ends.remove(&(n, link)) else { return };
+        let Some(pipe) = self.pipes.get(&id) else { return };
+        let towards = usize::from(pipe.ends[0] == (n, link));
+        let (to, arrives) = (pipe.ends[towards].0, pipe.arrives[towards]);
+        self.at(arrives.max(self.now) + TICK, to, Event::Broken { pipe: id });
+    }
+
+    fn break_pipe(&mut self, id: u64) {
+        let Some(pipe) = self.pipes.remove(&id) else { return };
+        for (n, link) in pipe.ends {
+            if self.ends.remove(&(n, link)).is_some() {
+                let delay = self.delay();
+                let closed = Input::Closed { link, reason: "connection reset".into() };
+                self.at(self.now + delay, n, Event::Input(closed));
+            }
+        }
+    }
+
+    fn delay(&mut self) -> Duration {
+        self.rng.random_range(self.weather.delay.clone())
+    }
+
+    fn at(&mut self, at: Instant, n: usize, event: Event) {
+        let id = self.next;
+        self.next += 1;
+        self.queue.push(Reverse((at, id)));
+        self.events.insert(id, (n, self.nodes.get(n).map_or(0, |node| node.life), event));
+    }
+}
+
+fn deliver<A: App>(node: &mut Node<A>, now: Instant, out: &mut Outbox) {
+    while let Some((channel, items)) = node.mesh.next_news() {
+        node.app.items(&channel, items, now, out);
+    }
+}
+
+/// The clock's smallest step.
+const TICK: Duration = Duration::from_micros(1);
+/// When a lost hello is sent again: Linux's least retransmission timeout.
+const RETRANSMISSION: Duration = Duration::from_millis(200);
+/// When a dead connection is noticed: keep-alive's interval and timeout.
+const KEEP_ALIVE: Duration = Duration::from_secs(3);
