@@ -61,6 +61,8 @@ pub struct Dialer {
     wanted: BTreeSet<PeerName>,
     /// Whom to call, of those wanted.
     targets: Vec<Target>,
+    /// Somebody on the ring does not answer.
+    stepped_over: bool,
     stale: bool,
 }
 
@@ -72,7 +74,10 @@ struct Bootstrap {
 }
 
 struct Attempts {
+    /// Calls in a row of which no lasting link came.
     failures: u32,
+    /// Calls in a row that nobody answered.
+    unanswered: u32,
     dialling: bool,
     last: Option<Instant>,
     next: Instant,
@@ -90,6 +95,7 @@ impl Dialer {
             linked: BTreeSet::new(),
             wanted: BTreeSet::new(),
             targets: Vec::new(),
+            stepped_over: false,
             stale: true,
         }
     }
@@ -148,8 +154,9 @@ impl Dialer {
         if let Some(attempts) = self.attempts.get_mut(target) {
             attempts.dialling = false;
             attempts.failures += 1;
+            attempts.unanswered += 1;
             attempts.reason = reason.chars().take(MAX_REASON).collect();
-            self.stale |= matches!(target, Target::Peer(_)) && attempts.failures == UNREACHABLE;
+            self.stale |= matches!(target, Target::Peer(_)) && attempts.unanswered == UNREACHABLE;
             self.back_off(target, now, rng);
         }
     }
@@ -182,6 +189,7 @@ impl Dialer {
         let fresh = || Attempts::first(&self.own, &target, now, rng);
         let attempts = self.attempts.entry(target.clone()).or_insert_with(fresh);
         attempts.dialling = false;
+        attempts.unanswered = 0;
         if lived >= LASTING {
             *attempts = Attempts::first(&self.own, &target, now, rng);
         } else {
@@ -204,10 +212,12 @@ impl Dialer {
         self.wanted.contains(name)
     }
 
-    /// Links beyond this number are surplus, the unwanted ones first. Leaves room for those who join.
+    /// Links beyond this number are surplus, if nobody wants them. Where peers are lost it is twice as many: each agent
+    /// steps over those that it has called itself, so the ends do not agree about what they want.
     pub fn keep(&self) -> usize {
         let places = self.ring.len().max(1).ilog2() as usize;
-        (MESHED - 1).max(2 * places + 4).min(self.limit())
+        let links = if self.stepped_over { 4 * places } else { 2 * places + 4 };
+        links.max(MESHED - 1).min(self.limit())
     }
 
     pub fn max_links(&self) -> usize {
@@ -247,13 +257,14 @@ impl Dialer {
         let everyone: Vec<_> = self.ring.iter().map(|(_, name)| name).collect();
         let mut wanted = neighbours(&everyone, &self.own, self.limit());
         let lost = |(target, attempts): (&'_ Target, &Attempts)| match target {
-            Target::Peer(name) if attempts.failures >= UNREACHABLE && !self.linked.contains(name) => {
+            Target::Peer(name) if attempts.unanswered >= UNREACHABLE && !self.linked.contains(name) => {
                 Some(name.clone())
             }
             _ => None,
         };
         let lost: BTreeSet<PeerName> = self.attempts.iter().filter_map(lost).collect();
-        if !lost.is_empty() {
+        self.stepped_over = !lost.is_empty();
+        if self.stepped_over {
             let answering: Vec<_> = everyone.iter().copied().filter(|name| !lost.contains(name)).collect();
             wanted.extend(neighbours(&answering, &self.own, self.limit()));
         }
@@ -296,7 +307,14 @@ impl Attempts {
     fn first(own: &PeerName, target: &Target, now: Instant, rng: &mut ChaCha8Rng) -> Self {
         let waits = matches!(target, Target::Peer(name) if own > name);
         let delay = if waits { YIELD.mul_f64(rng.random_range(1.0..1.5)) } else { Duration::ZERO };
-        Self { failures: 0, dialling: false, last: None, next: now + delay, reason: String::new() }
+        Self {
+            failures: 0,
+            unanswered: 0,
+            dialling: false,
+            last: None,
+            next: now + delay,
+            reason: String::new(),
+        }
     }
 }
 
@@ -325,7 +343,7 @@ const MESHED: usize = 16;
 const MIN_LINKS: usize = 4;
 /// Calls at a time.
 const MAX_DIALS: usize = 16;
-/// Failures after which a peer's place on the ring is stepped over.
+/// Unanswered calls after which a peer's place on the ring is stepped over.
 const UNREACHABLE: u32 = 2;
 const FIRST_DELAY: Duration = Duration::from_millis(500);
 const MAX_DELAY: Duration = Duration::from_secs(30);
@@ -379,6 +397,7 @@ mod tests {
     struct Bench(Dialer, ChaCha8Rng, Instant);
 
     impl Bench {
+        #[expect(clippy::disallowed_methods, reason = "an instant to count from has no other origin")]
         fn new(own: &str, bootstrap: &[&str]) -> Self {
             let bootstrap = bootstrap.iter().map(|text| text.parse().unwrap()).collect();
             Self(

@@ -73,12 +73,11 @@ impl Mesh {
 
     /// Sends a digest to a random neighbour.
     pub(super) fn compare(&mut self) {
-        let greeted: Vec<_> =
-            self.links.iter().filter(|(_, link)| link.peer.is_some()).map(|(id, _)| *id).collect();
-        if !greeted.is_empty() {
-            let id = greeted[self.rng.random_range(0..greeted.len())];
+        let calm: Vec<_> = self.links.iter().filter(|(_, link)| link.is_calm()).map(|(id, _)| *id).collect();
+        if !calm.is_empty() {
+            let id = calm[self.rng.random_range(0..calm.len())];
             let digest = self.replica.digest();
-            self.send(id, Body::Digest(digest));
+            self.send_calmly(id, Body::Digest(digest));
         }
     }
 
@@ -103,7 +102,7 @@ impl Mesh {
                 Body::Items(Items { items: Vec::new(), complete: true })
             }
         };
-        self.send(id, answer);
+        self.send_calmly(id, answer);
         Ok(())
     }
 
@@ -117,7 +116,7 @@ impl Mesh {
         self.fresh_until = now + FRESH;
         self.with_link(Some(id), |link| difference.send.iter().for_each(|key| link.buffer.add(key)));
         if let Some(ask) = difference.ask {
-            self.send(id, Body::Summary(ask));
+            self.send_calmly(id, Body::Summary(ask));
         }
         Ok(())
     }

@@ -107,9 +107,14 @@ impl Link {
         self.in_flight = self.in_flight.saturating_sub(frames);
     }
 
-    /// Whether one more frame that is not of items may be sent; else it is dropped and repeated by who needs it.
+    /// Whether one more unicast may be sent; else it is dropped, and repeated by who needs it.
     pub fn has_room(&self) -> bool {
         self.in_flight < QUEUE_FRAMES - 2
+    }
+
+    /// Whether it is a time to compare replicas: not while there is much on the way.
+    pub fn is_calm(&self) -> bool {
+        self.peer.is_some() && self.in_flight < WINDOW
     }
 
     /// Nothing is left to tell, and all has left.

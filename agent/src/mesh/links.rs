@@ -89,7 +89,7 @@ impl Mesh {
         }
     }
 
-    /// Closes surplus links, the youngest first, never one that both ends want.
+    /// Closes half of the surplus links, the youngest first, never one that both ends want.
     pub(super) fn prune(&mut self, now: Instant) {
         let surplus = self.dialer.linked().len().saturating_sub(self.dialer.keep());
         let unwanted = |(_, link): &(&LinkId, &Link)| {
@@ -97,7 +97,7 @@ impl Mesh {
             old && link.exchanged() && link.name().is_some_and(|name| !self.dialer.wants(name))
         };
         let unwanted: Vec<_> = self.links.iter().filter(unwanted).map(|(id, _)| *id).collect();
-        for id in unwanted.into_iter().rev().take(surplus) {
+        for id in unwanted.into_iter().rev().take(surplus.div_ceil(2)) {
             self.close(id, Code::Surplus, "there are links enough", now);
         }
     }
@@ -229,6 +229,14 @@ impl Mesh {
         }
         self.send_always(id, body);
         true
+    }
+
+    /// Sends a frame of the comparison of replicas, or leaves it to the next one.
+    pub(super) fn send_calmly(&mut self, id: LinkId, body: Body) {
+        match self.links.get(&id).is_some_and(Link::is_calm) {
+            true => self.send_always(id, body),
+            false => *self.counters.frames_dropped.entry("no_room").or_default() += 1,
+        }
     }
 
     fn send_always(&mut self, id: LinkId, body: Body) {

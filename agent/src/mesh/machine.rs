@@ -395,3 +395,95 @@ const FRESH_COMPARE: Duration = Duration::from_millis(500);
 pub(super) const FRESH: Duration = Duration::from_secs(3);
 /// Bytes of items that a subject is told at once.
 const NEWS_BYTES: usize = 256 << 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::{collection::vec, prelude::*};
+    use prost::Message;
+
+    fn mesh(name: &str, now: Instant) -> Mesh {
+        let config = Config {
+            record: PeerRecord::new(name.parse().unwrap(), Incarnation(1)),
+            universe: "10.32.0.0/12".parse().unwrap(),
+            seed_hash: Vec::new(),
+            bootstrap: Vec::new(),
+            max_links: 8,
+            items: Vec::new(),
+            gossipers: Vec::new(),
+            seed: 1,
+        };
+        Mesh::new(config, now)
+    }
+
+    fn open(mesh: &mut Mesh, link: u64, from: &str, now: Instant) {
+        let hello = Greeting { name: from.parse().unwrap(), ..mesh.greeting.clone() }.hello();
+        mesh.handle(Input::Opened { link: LinkId(link), dialled: None, remote: from.into() }, now);
+        let frame = Frame { body: Some(Body::Hello(hello)) };
+        mesh.handle(Input::Frame { link: LinkId(link), frame }, now);
+    }
+
+    fn outputs(mesh: &mut Mesh) -> Vec<Output> {
+        std::iter::from_fn(|| mesh.poll_output()).collect()
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "an instant to count from has no other origin")]
+    fn start() -> Instant {
+        Instant::now()
+    }
+
+    #[test]
+    fn who_has_nobody_to_join_joins_at_once() {
+        let mut mesh = mesh("a", start());
+        mesh.handle(Input::Wake, start());
+        assert!(outputs(&mut mesh).contains(&Output::Joined));
+    }
+
+    #[test]
+    fn links_are_bounded_and_so_are_those_that_never_say_hello() {
+        let now = start();
+        let mut mesh = mesh("a", now);
+        for n in 0..200 {
+            open(&mut mesh, n, &format!("n{n}"), now);
+        }
+        assert_eq!(mesh.links().len(), 8);
+        for n in 200..400 {
+            mesh.handle(Input::Opened { link: LinkId(n), dialled: None, remote: String::new() }, now);
+        }
+        assert!(mesh.links().len() <= 8 + super::super::links::STRANGERS);
+        mesh.handle(Input::Wake, now + Duration::from_secs(3));
+        assert_eq!(mesh.links().len(), 8);
+    }
+
+    #[test]
+    fn only_a_real_change_of_the_record_raises_its_version() {
+        let mut mesh = mesh("a", start());
+        mesh.handle(Input::Wake, start());
+        for (mtu, version) in [(0, 1), (1400, 2), (1400, 2), (1300, 3)] {
+            mesh.handle(
+                Input::Update(Box::new(move |record| (record.mtu, record.left) = (mtu, true))),
+                start(),
+            );
+            assert_eq!((mesh.peers().own().version, mesh.peers().own().left), (version, false));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_frame_makes_it_panic(kind in 1..7u8, frames in vec(vec(any::<u8>(), 0..100), 1..20)) {
+            let now = start();
+            let mut mesh = mesh("a", now);
+            for (link, bytes) in frames.iter().enumerate() {
+                open(&mut mesh, link as u64, "b", now);
+                let framed = [&[kind << 3 | 2, bytes.len() as u8], bytes.as_slice()].concat();
+                for bytes in [&framed, bytes] {
+                    if let Ok(frame) = Frame::decode(bytes.as_slice()) {
+                        mesh.handle(Input::Frame { link: LinkId(link as u64), frame }, now);
+                        prop_assert!(outputs(&mut mesh).len() < 100);
+                    }
+                }
+            }
+            prop_assert!(mesh.items().count() < 100);
+        }
+    }
+}

@@ -77,6 +77,7 @@ pub struct Status {
 enum Command {
     Input(Input),
     Status(oneshot::Sender<Status>),
+    Items(oneshot::Sender<Vec<Item>>),
     Stop,
 }
 
@@ -163,6 +164,13 @@ impl Handle {
         rx.await.map_err(|_| Stopped)
     }
 
+    /// Everything that is known, to be kept for [`Config::items`] of the next start.
+    pub async fn items(&self) -> Result<Vec<Item>, Stopped> {
+        let (tx, rx) = oneshot::channel();
+        self.commands.send(Command::Items(tx)).await.map_err(|_| Stopped)?;
+        rx.await.map_err(|_| Stopped)
+    }
+
     async fn input(&self, input: Input) -> Result<(), Stopped> {
         self.commands.send(Command::Input(input)).await.map_err(|_| Stopped)
     }
@@ -205,6 +213,7 @@ impl Task {
                 command = commands.recv() => match command {
                     Some(Command::Input(input)) => self.handle(input),
                     Some(Command::Status(reply)) => drop(reply.send(self.status())),
+                    Some(Command::Items(reply)) => drop(reply.send(self.mesh.items().cloned().collect())),
                     Some(Command::Stop) | None => break,
                 },
                 Some(event) = events.recv() => {
@@ -225,11 +234,17 @@ impl Task {
             while self.dials.try_join_next().is_some() {}
         }
         self.dials.shutdown().await;
-        let readers: Vec<_> = std::mem::take(&mut self.links).into_values().map(|wire| wire.reader).collect();
+        // Without their wires the links end once what is queued has left, on our side and then on the other.
+        let mut readers: Vec<_> =
+            std::mem::take(&mut self.links).into_values().map(|wire| wire.reader).collect();
         servers.stop().await;
-        for reader in readers {
-            reader.abort();
-        }
+        let ended = async {
+            for reader in &mut readers {
+                let _ = reader.await;
+            }
+        };
+        let _ = timeout(LINGER, ended).await;
+        readers.iter().for_each(JoinHandle::abort);
     }
 
     fn handle(&mut self, input: Input) {
@@ -264,7 +279,10 @@ impl Task {
                 }
                 Output::PeersChanged => peers_changed = true,
                 Output::Joined => self.pending.push_back(Incoming::Joined),
-                Output::Left => self.ended = true,
+                Output::Left => {
+                    self.pending.clear();
+                    self.ended = true;
+                }
                 Output::Fatal(reason) => {
                     self.pending.push_back(Incoming::Fatal(reason));
                     self.ended = true;
@@ -373,3 +391,6 @@ const UNICASTS: usize = 1024;
 const LINGER: Duration = Duration::from_secs(1);
 /// When the machine wants nothing.
 const LONG: Duration = Duration::from_secs(3600);
+
+#[cfg(test)]
+mod tests;
