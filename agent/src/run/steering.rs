@@ -125,8 +125,9 @@ impl State {
             heartbeat.tick(now());
             let (set, ring) = (peers.borrow_and_update().clone(), view.borrow_and_update().clone());
             self.steer(&set, &ring).await?;
-            self.judge(&ring, &links.borrow_and_update().clone());
+            // Before it is judged, or what changes meanwhile is not seen until the next tick.
             readiness.mark_unchanged();
+            self.judge(&ring, &links.borrow_and_update().clone());
             tokio::select! {
                 Ok(()) = peers.changed() => {}
                 changed = view.changed() => changed.context("the allocator has stopped")?,
