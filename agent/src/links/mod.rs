@@ -32,6 +32,7 @@ mod model;
 mod netns;
 
 pub use desired::{BRIDGE, Bridge, Desired, PodPort, TUN, Tun};
+pub use found::FOUND;
 pub use observed::{Observed, Veth};
 pub use plan::{Change, plan, teardown};
 pub use reconcile::{look, remove};
