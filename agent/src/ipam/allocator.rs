@@ -184,6 +184,16 @@ impl Allocator {
         self.settle(now);
     }
 
+    /// Everything has been handed over, for good.
+    pub fn has_left(&self) -> bool {
+        self.left
+    }
+
+    /// How many pods have an address of this node.
+    pub fn pods(&self) -> usize {
+        self.space.pods()
+    }
+
     pub fn next_wake(&self) -> Option<Instant> {
         let reservation = self.unactivated.values().min().copied();
         [self.space.next_wake(), reservation, self.asker.next_wake()].into_iter().flatten().min()

@@ -46,6 +46,8 @@ pub enum IpamError {
     OutOfRanges { ranges: Vec<Prefix>, own: Vec<Prefix> },
     #[error("{address} was asked for, but it does not lie in the ranges asked for: {}", List(ranges))]
     Contradiction { address: IpAddr, ranges: Vec<Prefix> },
+    #[error("{0} pods of this node have addresses: remove them first, or insist with --force")]
+    PodsLeft(usize),
     #[error("this node has handed its addresses over and leaves")]
     Left,
     #[error("cannot write the state file: {0}")]
