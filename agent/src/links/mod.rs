@@ -37,4 +37,3 @@ pub use observed::{Observed, Veth};
 pub use plan::{Change, plan, teardown};
 pub use reconcile::{look, remove};
 pub use task::{Handle, LinksError, Status, spawn};
-pub use trouble::{Conflict, conflicts};
