@@ -27,7 +27,7 @@ use crate::{
     config::{Args, Config, LogFormat},
     datapath,
     ipam::{self, Found, seed::SeedPlan, span::Layout, token::RingGossiper},
-    links::{self, BRIDGE, Desired, Observed, PodPort, TUN},
+    links::{self, Desired, Observed, PodPort},
     linux::{
         store::{Store, StoreState},
         tun, udp,
@@ -37,7 +37,7 @@ use crate::{
         peers::PeerRecord,
         task::{Handle as Mesh, Incoming},
     },
-    types::{DataId, Mac},
+    types::{BRIDGE, DataId, Mac, TUN},
 };
 use anyhow::{Context, anyhow, bail};
 use arc_swap::ArcSwap;

@@ -31,7 +31,7 @@ mod model;
 #[cfg(test)]
 mod netns;
 
-pub use desired::{BRIDGE, Bridge, Desired, PodPort, TUN, Tun};
+pub use desired::{Bridge, Desired, PodPort, Tun};
 pub use found::FOUND;
 pub use observed::{Observed, Veth};
 pub use plan::{Change, plan, teardown};

@@ -5,8 +5,9 @@ use crate::{
     cli::{CallError, Client, print},
     cni::{conflist, tombstone},
     config::{DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, SOCKET, SOCKET_LOCK, socket_in},
-    links::{self, BRIDGE, TUN},
+    links,
     linux::store,
+    types::{BRIDGE, TUN},
 };
 use anyhow::{Context, bail};
 use std::{

@@ -10,13 +10,13 @@ use crate::{
     config::Config,
     datapath::table::{Peer, Table},
     ipam::{KnownPeer, View, task::Handle as Ipam},
-    links::{self, BRIDGE, Desired},
+    links::{self, Desired},
     mesh::{
         peers::PeerSet,
         routes::Routes,
         task::{Handle as Mesh, Status as MeshStatus},
     },
-    types::{DataId, Incarnation, PeerName, Prefix},
+    types::{BRIDGE, DataId, Incarnation, PeerName, Prefix},
 };
 use anyhow::Context;
 use arc_swap::ArcSwap;
