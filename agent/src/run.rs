@@ -204,7 +204,8 @@ pub async fn build(config: Config) -> anyhow::Result<Running> {
         Ok(local.serve(routes, until).await?)
     });
     drop(starting);
-    info!(name = %config.name, ?incarnation, universe = %config.universe, endpoints = ?config.endpoints, "started");
+    let endpoints: Vec<_> = config.endpoints.iter().map(ToString::to_string).collect();
+    info!(name = %config.name, %incarnation, universe = %config.universe, endpoints = endpoints.join(","), "started");
     Ok(Running { mesh, datapath, tasks, servers, stopping })
 }
 

@@ -368,7 +368,7 @@ impl Allocator {
         let lost = |offset| !own.iter().any(|span| span.contains(offset));
         for (offset, allocation) in self.space.allocations() {
             if self.space.is_own(offset) && lost(offset) && !self.left {
-                warn!(address = %allocation.address, now_of = ?self.ring.owner(offset), "lost an address in use: still serving it");
+                warn!(address = %allocation.address, now_of = self.ring.owner(offset).map(PeerName::as_str), "lost an address in use: still serving it");
             }
         }
         self.space.set_own(own);
