@@ -111,11 +111,8 @@ pub enum Output {
     },
     /// [`Mesh::peers`] is another.
     PeersChanged,
-    /// The first exchange is done (`met`), or there is nobody to have one with; the own record is published. Where there
-    /// was nobody, it comes once more after the first exchange.
-    Joined {
-        met: bool,
-    },
+    /// The first exchange is done, or there is nobody to have one with; the own record is published.
+    Joined,
     /// All peers that could be told know that this agent has left.
     Left,
     /// This agent must not run.
@@ -127,8 +124,6 @@ pub struct Mesh {
     pub(super) own: PeerRecord,
     pub(super) naming: Naming,
     pub(super) phase: Phase,
-    /// [`Output::Joined`] was said after an exchange.
-    pub(super) met: bool,
     pub(super) replica: Replica,
     pub(super) peers: PeerSet,
     pub(super) links: BTreeMap<LinkId, Link>,
@@ -201,7 +196,6 @@ impl Mesh {
             peers: PeerSet::new(record.clone()),
             own: record,
             phase: Phase::Joining { patience: now + PATIENCE },
-            met: false,
             replica: Replica::new(gossipers),
             links: BTreeMap::new(),
             routes: None,
@@ -442,7 +436,7 @@ mod tests {
     fn who_has_nobody_to_join_joins_at_once() {
         let mut mesh = mesh("a", start());
         mesh.handle(Input::Wake, start());
-        assert!(outputs(&mut mesh).contains(&Output::Joined { met: false }));
+        assert!(outputs(&mut mesh).contains(&Output::Joined));
     }
 
     #[test]
