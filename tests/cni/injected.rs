@@ -21,7 +21,8 @@ fn code_105_is_a_policy_that_is_late() {
 fn status_tells_impaired_pods_from_an_add_that_would_fail() {
     let fake = Fake::start();
     let say = |impaired| {
-        let reasons = vec!["no addresses: none of 3 peers has given any".into(), "bridge weft is down".into()];
+        let reasons =
+            vec!["no addresses: none of 3 peers has given any".into(), "bridge weft is down".into()];
         fake.readiness.send_replace(Readiness { reasons, impaired });
         fake.status()
     };
@@ -62,8 +63,10 @@ fn an_agent_that_can_not_release_does_not_keep_the_pod() {
     assert_eq!(fake.veths(), []);
     assert_eq!(fake.tombstones().len(), 1, "the agent tries again");
     fake.state().stuck.clear();
-    // Any other tombstone has it look.
-    std::fs::write(fake.run_dir().join("tombstones/wf000000000000.json"), "{}").unwrap();
+    // Another one has it look again.
+    fake.del(&pod, &fake.conf()).silence();
+    let (other, place) = (fake.run_dir().join("other"), fake.run_dir().join("tombstones/other.json"));
+    std::fs::write(&other, "{}").and_then(|()| std::fs::rename(&other, &place)).unwrap();
     eventually("it has tried again", || fake.tombstones().is_empty());
     fake.is_clean();
 }
@@ -108,7 +111,10 @@ fn nothing_is_asked_before_everything_is_checked() {
     fake.add(&pod, &conf).fails_with(7);
     fake.call_for("ADD", &pod, &fake.conf()).env("CNI_IFNAME", "a/b").run(fake.node()).fails_with(4);
     fake.call_for("ADD", &pod, &fake.conf()).stdin("{").run(fake.node()).fails_with(6);
-    fake.call_for("ADD", &pod, &fake.conf()).env("CNI_NETNS", "/proc/self/ns/net").run(fake.node()).fails_with(8);
+    fake.call_for("ADD", &pod, &fake.conf())
+        .env("CNI_NETNS", "/proc/self/ns/net")
+        .run(fake.node())
+        .fails_with(8);
     assert!(fake.state().metadata.is_empty(), "the agent was not even asked");
     fake.is_clean();
     assert_eq!(fake.tombstones(), [""; 0]);

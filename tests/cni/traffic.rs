@@ -2,7 +2,8 @@
 
 use crate::harness::{Harness, Pod, eventually, gateway, inside};
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn6, sendto, setsockopt, socket, sockopt,
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn6, sendto, setsockopt, socket,
+    sockopt,
 };
 use serde_json::json;
 use std::{
@@ -65,7 +66,8 @@ fn connect(place: &Netns, to: &str) -> std::io::Result<TcpStream> {
 #[test]
 fn node_and_pods_of_one_node_reach_each_other() {
     let (h, [one, two]) = attached();
-    let (at_one, at_two, at_node) = (bound(&one.netns, ip(2)), bound(&two.netns, ip(3)), bound(h.node(), gateway()));
+    let (at_one, at_two, at_node) =
+        (bound(&one.netns, ip(2)), bound(&two.netns, ip(3)), bound(h.node(), gateway()));
     send(&one.netns, ip(2), ip(3), "pod to pod");
     assert_eq!(receive(&at_two), ("pod to pod".into(), ip(2)));
     send(&two.netns, ip(3), gateway(), "pod to node");
@@ -82,12 +84,17 @@ fn a_service_that_leads_back_to_the_pod_works() {
     let (h, [pod]) = attached();
     h.nft(
         "table ip service {
-           chain to { type nat hook prerouting priority dstnat; ip daddr 10.96.0.10 tcp dport 80 dnat to 10.32.0.2:8080; }
-           chain from { type nat hook postrouting priority srcnat; ip saddr 10.32.0.2 ip daddr 10.32.0.2 masquerade; }
+           chain to { type nat hook prerouting priority dstnat; ip daddr 10.96.0.10 tcp dport 80 counter dnat to 10.32.0.2:8080; }
+           chain from { type nat hook postrouting priority srcnat; ip saddr 10.32.0.2 ip daddr 10.32.0.2 counter masquerade; }
          }",
     );
     let listener = pod.netns.enter(|| TcpListener::bind("10.32.0.2:8080").unwrap()).unwrap();
-    connect(&pod.netns, "10.96.0.10:80").expect("the pod reaches itself by the service's address");
+    let c = connect(&pod.netns, "10.96.0.10:80");
+    if c.is_err() {
+        let o = h.node().enter(|| std::process::Command::new("sh").arg("-c").arg("nft list ruleset; ip route; ip -s link show weft; cat /proc/net/nf_conntrack; ip neigh; bridge fdb; nstat -a").output().unwrap()).unwrap();
+        println!("{}", String::from_utf8_lossy(&o.stdout));
+    }
+    c.expect("the pod reaches itself by the service's address");
     assert_eq!(listener.accept().unwrap().1.ip(), gateway());
 }
 
@@ -143,8 +150,10 @@ fn connections(h: &Harness, address: IpAddr) -> usize {
 
 /// Sends something beyond the node, so that the kernel tracks it.
 fn speak(h: &Harness, pod: &Pod) {
-    send(&pod.netns, ip(2), h.node.address(), "to be remembered");
-    eventually("the kernel tracks the connection", || connections(h, ip(2)) > 0);
+    eventually("the kernel tracks the connection", || {
+        send(&pod.netns, ip(2), h.node.address(), "to be remembered");
+        connections(h, ip(2)) > 0
+    });
 }
 
 #[test]
@@ -218,7 +227,8 @@ fn advertise(device: &str, index: u32, to: Ipv6Addr) {
     let router = [134, 0, 0, 0, 64, 0, 0x07, 0x08, 0, 0, 0, 0, 0, 0, 0, 0];
     let option = [3, 4, 64, 0xc0, 0, 0, 0x07, 0x08, 0, 0, 0x07, 0x08, 0, 0, 0, 0];
     let message = [&router[..], &option, &prefix.octets()].concat();
-    let raw = socket(AddressFamily::Inet6, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::IcmpV6).unwrap();
+    let raw =
+        socket(AddressFamily::Inet6, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::IcmpV6).unwrap();
     setsockopt(&raw, sockopt::BindToDevice, &device.into()).unwrap();
     setsockopt(&raw, sockopt::Ipv6Ttl, &255).unwrap();
     let to = SockaddrIn6::from(SocketAddrV6::new(to, 0, 0, index));
