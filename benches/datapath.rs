@@ -28,11 +28,9 @@ fn header(c: &mut Criterion) {
 
 fn packet(c: &mut Criterion) {
     let bytes = udp([10, 0, 0, 1], [10, 0, 1, 1]);
-    let packet = Packet::parse(&bytes).expect("a whole packet");
     let mut group = c.benchmark_group("packet");
     group.throughput(Throughput::Elements(1));
     group.bench_function("parse", |b| b.iter(|| Packet::parse(black_box(&bytes))));
-    group.bench_function("flow hash", |b| b.iter(|| packet.flow_hash(black_box(&bytes))));
     group.finish();
 }
 

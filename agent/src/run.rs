@@ -27,7 +27,7 @@ use crate::{
     config::{Args, Config, LogFormat},
     datapath,
     ipam::{self, Found, seed::SeedPlan, span::Layout, token::RingGossiper},
-    links::{self, BRIDGE, Desired, Observed, PodPort, TUN},
+    links::{self, Desired, Observed, PodPort},
     linux::{
         store::{Store, StoreState},
         tun, udp,
@@ -37,7 +37,7 @@ use crate::{
         peers::PeerRecord,
         task::{Handle as Mesh, Incoming},
     },
-    types::{DataId, Mac},
+    types::{BRIDGE, DataId, Mac, TUN},
 };
 use anyhow::{Context, anyhow, bail};
 use arc_swap::ArcSwap;
@@ -204,7 +204,8 @@ pub async fn build(config: Config) -> anyhow::Result<Running> {
         Ok(local.serve(routes, until).await?)
     });
     drop(starting);
-    info!(name = %config.name, ?incarnation, universe = %config.universe, endpoints = ?config.endpoints, "started");
+    let endpoints: Vec<_> = config.endpoints.iter().map(ToString::to_string).collect();
+    info!(name = %config.name, %incarnation, universe = %config.universe, endpoints = endpoints.join(","), "started");
     Ok(Running { mesh, datapath, tasks, servers, stopping })
 }
 

@@ -38,6 +38,7 @@ pub trait App {
         Vec::new()
     }
     fn joined(&mut self, _now: Instant, _out: &mut Outbox) {}
+    fn contact(&mut self, _now: Instant, _out: &mut Outbox) {}
     fn items(&mut self, _channel: &str, _items: Vec<Item>, _now: Instant, _out: &mut Outbox) {}
     fn unicast(&mut self, _from: PeerName, _channel: &str, _body: Vec<u8>, _now: Instant, _out: &mut Outbox) {
     }
@@ -238,6 +239,10 @@ impl<A: App> Sim<A> {
                     node.joined = Some(self.now);
                     deliver(node, self.now, &mut out);
                     node.app.joined(self.now, &mut out);
+                }
+                Output::Contact => {
+                    deliver(node, self.now, &mut out);
+                    node.app.contact(self.now, &mut out);
                 }
                 Output::Left => node.left = true,
                 Output::Fatal(reason) => node.fatal = Some(reason),

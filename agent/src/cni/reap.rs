@@ -49,6 +49,14 @@ impl Reaper {
         self.pending.get(key).is_some_and(|since| now.saturating_duration_since(*since) < GRACE)
     }
 
+    /// Nobody has spoken for it for [`GRACE`], and nobody has begun to.
+    pub fn is_dead(&self, key: &AttachmentKey, now: Instant) -> bool {
+        let overdue = |since: &Instant| now.saturating_duration_since(*since) >= GRACE;
+        // An ADD that has just begun speaks for its allocation.
+        !self.is_adding(key, now)
+            && [self.pending.get(key), self.without_veth.get(key)].into_iter().flatten().any(overdue)
+    }
+
     /// Takes in what there is now and returns what to detach and release. Call again about every half [`GRACE`].
     pub fn observe(
         &mut self,
@@ -63,15 +71,8 @@ impl Reaper {
         for key in bare {
             self.without_veth.entry(key.clone()).or_insert(now);
         }
-        let overdue = |since: &Instant| now.saturating_duration_since(*since) >= GRACE;
-        let waiting = self.pending.iter().chain(&self.without_veth);
-        let mut dead: Vec<_> =
-            waiting.filter(|(_, since)| overdue(since)).map(|(key, _)| key.clone()).collect();
-        // An ADD that has just begun speaks for its allocation.
-        dead.retain(|key| !self.is_adding(key, now));
-        dead.sort();
-        dead.dedup();
-        dead
+        let waiting: BTreeSet<_> = self.pending.keys().chain(self.without_veth.keys()).collect();
+        waiting.into_iter().filter(|key| self.is_dead(key, now)).cloned().collect()
     }
 }
 
@@ -140,6 +141,12 @@ mod tests {
         let veths = [veth("a"), veth("b")];
         assert_eq!(reaper.observe(&allocations, &veths, start + GRACE / 2), []);
         assert_eq!(reaper.observe(&allocations, &veths, start + GRACE), [key("a")]);
+        assert!(reaper.is_dead(&key("a"), start + GRACE));
+        let mut late = Reaper::default();
+        late.reserved(&key("a"), start);
+        assert_eq!(late.observe(&allocations, &veths, start + GRACE), [key("a")]);
+        late.activated(&key("a"), start + GRACE);
+        assert!(!late.is_dead(&key("a"), start + GRACE), "its ADD was only slow");
         reaper.released(&key("a"));
         assert_eq!(reaper.observe(&allocations[1..], &veths[1..], start + GRACE * 2), []);
     }

@@ -301,8 +301,8 @@ impl<A: Addresses, P: Ports> Shared<A, P> {
         let dead = self.reaper().observe(&allocations, &veths, Instant::now());
         for key in dead {
             let _turn = self.turn(&key).await;
-            // An ADD may have begun while we waited for our turn.
-            if self.reaper().is_adding(&key, Instant::now()) {
+            // An ADD may have begun, or ended at last, while we waited for our turn.
+            if !self.reaper().is_dead(&key, Instant::now()) {
                 continue;
             }
             match self.take_away(&key).await {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 /// Where the tombstones are.
 pub fn directory(run_dir: &Path) -> PathBuf {
-    run_dir.join("tombstones")
+    run_dir.join(DIRECTORY)
 }
 
 pub fn file_name(key: &AttachmentKey) -> String {
@@ -28,6 +28,9 @@ pub fn parse(name: &str, text: &str) -> Option<AttachmentKey> {
     let key = AttachmentKey::new(&container_id, &ifname).ok()?;
     (file_name(&key) == name).then_some(key)
 }
+
+/// In the run directory.
+pub const DIRECTORY: &str = "tombstones";
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -1,7 +1,10 @@
 //! What a configuration is checked against: the host as it was found, as plain data.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
-use crate::types::Prefix;
+use crate::{
+    linux::netlink::RTPROT_WEFT,
+    types::{BRIDGE, Prefix, TUN},
+};
 use std::net::IpAddr;
 
 /// The host at the start of the agent, gathered once.
@@ -110,8 +113,3 @@ fn is_our_device(name: &str) -> bool {
     let is_veth = |rest: &str| rest.len() == 12 && rest.bytes().all(|b| b.is_ascii_hexdigit());
     name == BRIDGE || name == TUN || name.strip_prefix("wf").is_some_and(is_veth)
 }
-
-const BRIDGE: &str = "weft";
-const TUN: &str = "weft0";
-/// `rtm_protocol` of the routes that Weft sets.
-const RTPROT_WEFT: u8 = 99;

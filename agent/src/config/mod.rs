@@ -96,4 +96,6 @@ impl fmt::Display for ConfigErrors {
     }
 }
 
-const SOCKET: &str = "weft.sock";
+/// In the run directory: the local API, and what two agents that start at once fight over.
+pub const SOCKET: &str = "weft.sock";
+pub const SOCKET_LOCK: &str = "weft.lock";

@@ -12,10 +12,6 @@ pub struct Packet {
     pub destination: IpAddr,
     /// IPv4's protocol or IPv6's first next header.
     pub protocol: u8,
-    /// Where the payload begins: behind IPv4's options, before IPv6's extension headers.
-    payload: usize,
-    /// A fragment: its payload may not begin with ports.
-    fragment: bool,
 }
 
 impl Packet {
@@ -44,29 +40,11 @@ impl Packet {
         unroutable(self.source) || unroutable(self.destination)
     }
 
-    /// A number that is the same for all packets of a flow: both ends, protocol and, where the packet has them, ports.
-    /// `bytes` are those it was parsed from. All fragments of one packet have the same, without ports.
-    pub fn flow_hash(&self, bytes: &[u8]) -> u32 {
-        let ports = match self.protocol {
-            TCP | UDP | SCTP if !self.fragment => bytes.get(self.payload..self.payload + 4),
-            _ => None,
-        };
-        let ports = ports.and_then(|ports| ports.try_into().ok()).map_or(0, u32::from_ne_bytes);
-        let mut hash = mix(0, u64::from(ports) << 8 | u64::from(self.protocol));
-        for end in [self.source, self.destination] {
-            hash = match end {
-                IpAddr::V4(a) => mix(hash, u64::from(a.to_bits())),
-                IpAddr::V6(a) => mix(mix(hash, (a.to_bits() >> 64) as u64), a.to_bits() as u64),
-            };
-        }
-        (hash >> 32) as u32
-    }
-
     fn parse_v4(bytes: &[u8]) -> Option<Self> {
         let header: &[u8; 20] = bytes.first_chunk()?;
-        let payload = usize::from(header[0] & 0x0f) * 4;
+        let len = usize::from(header[0] & 0x0f) * 4;
         let total = usize::from(u16::from_be_bytes([header[2], header[3]]));
-        if payload < header.len() || payload > total || total != bytes.len() {
+        if len < header.len() || len > total || total != bytes.len() {
             return None;
         }
         let &[.., s0, s1, s2, s3, d0, d1, d2, d3] = header;
@@ -74,9 +52,6 @@ impl Packet {
             source: Ipv4Addr::new(s0, s1, s2, s3).into(),
             destination: Ipv4Addr::new(d0, d1, d2, d3).into(),
             protocol: header[9],
-            payload,
-            // Offset or "more fragments".
-            fragment: u16::from_be_bytes([header[6], header[7]]) & 0x3fff != 0,
         })
     }
 
@@ -92,26 +67,17 @@ impl Packet {
             source: Ipv6Addr::from(*source).into(),
             destination: Ipv6Addr::from(*destination).into(),
             protocol: header[6],
-            payload: header.len(),
-            fragment: false,
         })
     }
 }
-
-/// One step of a multiplicative hash: spreads every input bit over the upper half.
-fn mix(hash: u64, word: u64) -> u64 {
-    (hash.rotate_left(23) ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15)
-}
-
-pub(super) const TCP: u8 = 6;
-pub(super) const UDP: u8 = 17;
-const SCTP: u8 = 132;
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use etherparse::PacketBuilder;
     use proptest::prelude::*;
+
+    const UDP: u8 = 17;
 
     fn udp_v4(ports: (u16, u16), payload: &[u8]) -> Vec<u8> {
         let mut bytes = Vec::new();
@@ -150,7 +116,7 @@ mod tests {
     fn martians_are_known() {
         let martian = |source: &str, destination: &str| {
             let (source, destination) = (source.parse().unwrap(), destination.parse().unwrap());
-            Packet { source, destination, protocol: UDP, payload: 20, fragment: false }.is_martian()
+            Packet { source, destination, protocol: UDP }.is_martian()
         };
         assert!(!martian("10.32.0.2", "10.32.1.2"));
         assert!(!martian("fd00::1", "fd00::2"));
@@ -162,15 +128,6 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_flow_has_one_hash_and_flows_differ() {
-        let hash = |bytes: &[u8]| Packet::parse(bytes).unwrap().flow_hash(bytes);
-        assert_eq!(hash(&udp_v4((1, 2), b"hello")), hash(&udp_v4((1, 2), b"bye")));
-        let hashes: std::collections::BTreeSet<_> =
-            (0..1000).map(|port| hash(&udp_v4((port, 2), b"")) % 4).collect();
-        assert_eq!(hashes.len(), 4, "the lower bits spread too");
-    }
-
     proptest! {
         #[test]
         fn any_bytes_parse_or_fail(mut bytes: Vec<u8>, version in prop::sample::select(vec![4u8, 6])) {
@@ -178,7 +135,6 @@ mod tests {
                 *first = version << 4 | *first & 0x0f;
             }
             if let Some(packet) = Packet::parse(&bytes) {
-                packet.flow_hash(&bytes);
                 packet.is_martian();
             }
         }
@@ -189,9 +145,6 @@ mod tests {
             bytes[0] = 0x40 | words;
             bytes[2..4].copy_from_slice(&total.to_be_bytes());
             prop_assert_eq!(Packet::parse(&bytes).is_some(), (5..=bytes.len() / 4).contains(&usize::from(words)));
-            if let Some(packet) = Packet::parse(&bytes) {
-                packet.flow_hash(&bytes);
-            }
         }
     }
 }

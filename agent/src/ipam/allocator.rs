@@ -184,6 +184,16 @@ impl Allocator {
         self.settle(now);
     }
 
+    /// Everything has been handed over, for good.
+    pub fn has_left(&self) -> bool {
+        self.left
+    }
+
+    /// How many pods have an address of this node.
+    pub fn pods(&self) -> usize {
+        self.space.pods()
+    }
+
     pub fn next_wake(&self) -> Option<Instant> {
         let reservation = self.unactivated.values().min().copied();
         [self.space.next_wake(), reservation, self.asker.next_wake()].into_iter().flatten().min()
@@ -358,7 +368,7 @@ impl Allocator {
         let lost = |offset| !own.iter().any(|span| span.contains(offset));
         for (offset, allocation) in self.space.allocations() {
             if self.space.is_own(offset) && lost(offset) && !self.left {
-                warn!(address = %allocation.address, now_of = ?self.ring.owner(offset), "lost an address in use: still serving it");
+                warn!(address = %allocation.address, now_of = self.ring.owner(offset).map(PeerName::as_str), "lost an address in use: still serving it");
             }
         }
         self.space.set_own(own);

@@ -22,7 +22,7 @@ pub enum WaitingFor {
 pub enum IpamError {
     #[error("this node has no address to hand out yet: waiting for {0}")]
     NotReady(WaitingFor),
-    #[error("{universe} is full: {}; remove pods, or `weft forget` nodes that are gone", Shares { shares, resting: *resting })]
+    #[error("{universe} is full: {}; remove pods, or take nodes away with `weft reset` on them", Shares { shares, resting: *resting })]
     Full {
         universe: Universe,
         /// Addresses by owner.
@@ -46,6 +46,8 @@ pub enum IpamError {
     OutOfRanges { ranges: Vec<Prefix>, own: Vec<Prefix> },
     #[error("{address} was asked for, but it does not lie in the ranges asked for: {}", List(ranges))]
     Contradiction { address: IpAddr, ranges: Vec<Prefix> },
+    #[error("{0} pods of this node have addresses: remove them first, or insist with --force")]
+    PodsLeft(usize),
     #[error("this node has handed its addresses over and leaves")]
     Left,
     #[error("cannot write the state file: {0}")]
@@ -122,7 +124,7 @@ mod tests {
         };
         assert_eq!(
             full(2, 0),
-            "10.32.0.0/29 is full: n0 owns 4, n1 owns 4 addresses; remove pods, or `weft forget` nodes that are gone"
+            "10.32.0.0/29 is full: n0 owns 4, n1 owns 4 addresses; remove pods, or take nodes away with `weft reset` on them"
         );
         assert!(full(9, 1).contains("n7 owns 4 and 1 more addresses (1 freed here can be used again"));
     }

@@ -180,7 +180,8 @@ impl Space {
         let last = self.layout.whole().last;
         let unusable = [0, last].iter().filter(|o| self.layout.reserved(**o)).filter(own).count() as u128;
         let alone = |offset: &&u128| !self.taken.contains_key(*offset) && !self.resting.contains_key(*offset);
-        let foreign = self.foreign.keys().filter(own).filter(alone).count() as u128;
+        let usable = |offset: &&u128| !self.layout.reserved(**offset);
+        let foreign = self.foreign.keys().filter(own).filter(alone).filter(usable).count() as u128;
         Counts { owned, allocated, resting, free: owned - allocated - resting - unusable - foreign }
     }
 
@@ -334,6 +335,14 @@ mod tests {
         space.set_foreign([(256, "b".parse().unwrap())].into());
         assert_eq!(space.lowest_free(&[]), Some(257));
         assert_eq!(space.surplus(), 2);
+    }
+
+    #[test]
+    fn a_peer_that_claims_to_hold_what_nobody_can_have_costs_no_address() {
+        let mut space = space("10.32.0.0/29", &[(0, 7)]);
+        space.set_foreign([0, 1, 7].map(|offset| (offset, "b".parse().unwrap())).into());
+        (1..=6).for_each(|offset| take(&mut space, offset));
+        assert_eq!(space.counts(), Counts { owned: 8, allocated: 6, resting: 0, free: 0 });
     }
 
     #[test]

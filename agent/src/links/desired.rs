@@ -1,7 +1,7 @@
 //! What a node's network should look like.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
-use crate::types::{Mac, Prefix, Universe};
+use crate::types::{BRIDGE, Mac, Prefix, TUN, Universe};
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
@@ -77,6 +77,3 @@ impl Desired {
         self.gateways.iter().copied().find(|gateway| gateway.is_ipv4() == v4)
     }
 }
-
-pub const BRIDGE: &str = "weft";
-pub const TUN: &str = "weft0";

@@ -71,6 +71,8 @@ impl Found {
 }
 
 const FILE: &str = "sysctls.json";
+/// What the names of our files in the state directory begin with.
+pub const FOUND: &str = "sysctls.";
 
 #[cfg(test)]
 mod tests {

@@ -31,9 +31,9 @@ mod model;
 #[cfg(test)]
 mod netns;
 
-pub use desired::{BRIDGE, Bridge, Desired, PodPort, TUN, Tun};
+pub use desired::{Bridge, Desired, PodPort, Tun};
+pub use found::FOUND;
 pub use observed::{Observed, Veth};
 pub use plan::{Change, plan, teardown};
 pub use reconcile::{look, remove};
 pub use task::{Handle, LinksError, Status, spawn};
-pub use trouble::{Conflict, conflicts};

@@ -5,7 +5,6 @@ use super::{
     firewall::{self, Element, Family, Firewall, Rule},
     observed::Observed,
     plan::{BRIDGE_OPTIONS, Change, PORT_OPTIONS, host_prefix, plan, sysctls, teardown},
-    trouble::{Conflict, conflicts},
 };
 use crate::{
     linux::netlink::{BridgeOptions, Link, LinkKind, PortOptions, RTPROT_WEFT, Route},
@@ -338,34 +337,6 @@ proptest! {
         let ours = |route: &&Route<String>| route.link.as_ref().is_none_or(|link| kernel.links.contains_key(link));
         prop_assert_eq!(foreign(&kernel), (others.into_iter().filter(ours).collect(), links));
     }
-}
-
-#[test]
-fn a_universe_in_use_is_refused_with_both_names() {
-    let universe = "10.32.0.0/12".parse().unwrap();
-    let mut observed = Observed::default();
-    let route = |destination: &str, link: &str, protocol| {
-        let route = Route::on_link(destination.parse().unwrap(), link.to_string());
-        Route { protocol, ..route }
-    };
-    observed.routes.insert(route("0.0.0.0/0", "eth0", 3));
-    observed.routes.insert(route("10.32.0.0/12", "weft0", RTPROT_WEFT));
-    observed.routes.insert(route("192.168.0.0/16", "eth0", 2));
-    let underlay = BTreeSet::from([IpAddr::from([192, 168, 1, 1])]);
-    assert_eq!(conflicts(universe, &underlay, "weft", "weft0", &observed), None);
-    for wider_or_narrower in ["10.0.0.0/8", "10.33.7.0/24"] {
-        let mut observed = observed.clone();
-        observed.routes.insert(route(wider_or_narrower, "eth1", 2));
-        let conflict = conflicts(universe, &underlay, "weft", "weft0", &observed).unwrap();
-        let text = format!(
-            "--universe 10.32.0.0/12 overlaps this host's route {wider_or_narrower} dev eth1 proto 2; \
-             choose a range that nothing here uses"
-        );
-        assert_eq!(conflict.to_string(), text);
-    }
-    let inside = BTreeSet::from([IpAddr::from([10, 33, 0, 1])]);
-    let conflict = conflicts(universe, &inside, "weft", "weft0", &observed);
-    assert!(matches!(conflict, Some(Conflict::Endpoint { .. })), "{conflict:?}");
 }
 
 #[test]

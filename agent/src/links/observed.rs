@@ -1,10 +1,10 @@
 //! What the kernel shows, with links called by their names.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
-use super::{desired::BRIDGE, firewall::Firewall};
+use super::firewall::Firewall;
 use crate::{
     linux::netlink::{Link, LinkKind, RTPROT_WEFT, Route},
-    types::{Mac, Prefix, VethAlias},
+    types::{BRIDGE, Mac, Prefix, VethAlias},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -137,7 +137,7 @@ impl Kernel {
     }
 }
 
-/// Looks at links and routes, for [`conflicts`](super::conflicts) before anything is touched.
+/// Looks at links and routes, before anything is touched.
 pub async fn look() -> anyhow::Result<Observed> {
     Ok(observe::routing(&Netlink::open()?).await?)
 }

@@ -41,13 +41,6 @@ pub enum TunError {
 }
 
 impl Queue {
-    /// Takes over a queue that another process opened.
-    pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
-        let flags = fcntl::OFlag::from_bits_retain(fcntl::fcntl(&fd, fcntl::F_GETFL)?);
-        fcntl::fcntl(&fd, fcntl::F_SETFL(flags | fcntl::OFlag::O_NONBLOCK))?;
-        Ok(Self(fd))
-    }
-
     /// Reads one packet; gives its length.
     ///
     /// # Errors

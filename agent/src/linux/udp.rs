@@ -14,7 +14,7 @@ use std::{
     io,
     mem::{self, MaybeUninit},
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
 };
 
 /// A socket that carries the underlay's datagrams. It never lets the kernel fragment one (`IP_PMTUDISC_DO`).
@@ -51,14 +51,6 @@ impl Socket {
         let address = first.local_address().map_err(os(address, "read its address"))?;
         let rest = (1..count).map(|_| Self::bind(address, true));
         [Ok(first)].into_iter().chain(rest).take(count).collect()
-    }
-
-    /// Takes over a bound socket that another process made.
-    pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
-        let data = socket2::Socket::from(fd);
-        data.set_nonblocking(true)?;
-        let probe = socket2::Socket::new(data.domain()?, Type::DGRAM, Some(Protocol::UDP))?;
-        Ok(Self { data, probe })
     }
 
     pub fn local_address(&self) -> io::Result<SocketAddr> {

@@ -26,7 +26,7 @@ impl Mesh {
     }
 
     pub(super) fn dial_failed(&mut self, target: &Target, reason: &str, now: Instant) {
-        debug!(?target, reason, "no link");
+        debug!(%target, reason, "no link");
         self.dialer.failed(target, reason, now, &mut self.rng);
         if *target == Target::Twin {
             self.no_twin();

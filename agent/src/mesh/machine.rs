@@ -113,6 +113,9 @@ pub enum Output {
     PeersChanged,
     /// The first exchange is done, or there is nobody to have one with; the own record is published.
     Joined,
+    /// A peer has told all that it knows, for the first time. Comes after [`Output::Joined`], long after it where nobody
+    /// was there to join.
+    Contact,
     /// All peers that could be told know that this agent has left.
     Left,
     /// This agent must not run.
@@ -135,6 +138,7 @@ pub struct Mesh {
     pub(super) compare_at: Instant,
     pub(super) fresh_until: Instant,
     pub(super) neighbours_at: Option<Instant>,
+    contact: bool,
     outputs: VecDeque<Output>,
 }
 
@@ -204,6 +208,7 @@ impl Mesh {
             compare_at: now + FRESH_COMPARE.mul_f64(rng.random_range(0.5..1.5)),
             fresh_until: now + FRESH,
             neighbours_at: None,
+            contact: false,
             outputs: VecDeque::new(),
             rng,
         };
@@ -320,6 +325,10 @@ impl Mesh {
         self.close_silent(now);
         self.try_join(now);
         self.drive_name(now);
+        if !self.contact && self.phase == Phase::Joined && self.links.values().any(|link| link.synced) {
+            self.contact = true;
+            self.output(Output::Contact);
+        }
         if self.neighbours_at.is_some_and(|at| at <= now) {
             self.neighbours_at = None;
             self.tell_neighbours();
@@ -401,6 +410,7 @@ mod tests {
     use super::*;
     use proptest::{collection::vec, prelude::*};
     use prost::Message;
+    use weft_proto::mesh::Items;
 
     fn mesh(name: &str, now: Instant) -> Mesh {
         let config = Config {
@@ -436,7 +446,23 @@ mod tests {
     fn who_has_nobody_to_join_joins_at_once() {
         let mut mesh = mesh("a", start());
         mesh.handle(Input::Wake, start());
-        assert!(outputs(&mut mesh).contains(&Output::Joined));
+        let outputs = outputs(&mut mesh);
+        assert!(outputs.contains(&Output::Joined) && !outputs.contains(&Output::Contact));
+    }
+
+    #[test]
+    fn who_joined_alone_has_contact_when_somebody_comes_and_has_told_all() {
+        let mut mesh = mesh("a", start());
+        mesh.handle(Input::Wake, start());
+        open(&mut mesh, 1, "b", start());
+        assert!(!outputs(&mut mesh).contains(&Output::Contact), "a hello is not all");
+        let complete = Body::Items(Items { items: Vec::new(), complete: true });
+        for contacts in [1, 0] {
+            let frame = Frame { body: Some(complete.clone()) };
+            mesh.handle(Input::Frame { link: LinkId(1), frame }, start());
+            let told = outputs(&mut mesh);
+            assert_eq!(told.iter().filter(|output| **output == Output::Contact).count(), contacts);
+        }
     }
 
     #[test]

@@ -93,7 +93,8 @@ impl Mesh {
             return self.name_is_ours();
         }
         if self.naming.called.is_none_or(|called| now >= called + CALL_AGAIN) {
-            info!(endpoints = ?elsewhere.endpoints, "our name is known elsewhere; calling there");
+            let endpoints: Vec<_> = elsewhere.endpoints.iter().map(ToString::to_string).collect();
+            info!(endpoints = endpoints.join(","), "our name is known elsewhere; calling there");
             (self.naming.calling, self.naming.called) = (true, Some(now));
             self.output(Output::Dial { target: Target::Twin, addresses: addresses(&elsewhere) });
         }
@@ -112,7 +113,7 @@ impl Mesh {
         if let Some(foreign) = &foreign {
             self.naming.cleared = self.naming.cleared.max(Some(foreign.incarnation));
             if !self.own.to_item().beats(&foreign.to_item()) {
-                warn!(name = %foreign.name, incarnation = foreign.incarnation.0, "outbidding another record of our name");
+                warn!(name = %foreign.name, incarnation = %foreign.incarnation, "outbidding another record of our name");
                 self.own.outbid(foreign);
                 self.naming.used.insert(self.own.incarnation);
                 if self.phase == Phase::Joined {

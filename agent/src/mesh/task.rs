@@ -47,8 +47,10 @@ pub enum Incoming {
         channel: String,
         body: Vec<u8>,
     },
-    /// The first exchange is done, or there is nobody to have one with. What it brought came before.
+    /// The first exchange is done, or there is nobody to have one with.
     Joined,
+    /// A peer has told all that it knows, for the first time; it came before. After [`Incoming::Joined`].
+    Contact,
     /// This agent must not run.
     Fatal(String),
 }
@@ -279,6 +281,7 @@ impl Task {
                 }
                 Output::PeersChanged => peers_changed = true,
                 Output::Joined => self.pending.push_back(Incoming::Joined),
+                Output::Contact => self.pending.push_back(Incoming::Contact),
                 Output::Left => {
                     self.pending.clear();
                     self.ended = true;
@@ -330,7 +333,7 @@ impl Task {
         }
     }
 
-    /// News of items first: who hears of [`Incoming::Joined`] has heard all that the first exchange brought.
+    /// News of items first: who hears of [`Incoming::Contact`] has heard all that the first exchange brought.
     fn next_incoming(&mut self) -> Option<Incoming> {
         match self.mesh.next_news() {
             Some((channel, items)) if !self.ended => Some(Incoming::Items { channel, items }),

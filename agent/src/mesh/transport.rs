@@ -128,6 +128,8 @@ pub fn accept(
             match listener.accept().await {
                 Ok((stream, remote)) => {
                     let _ = stream.set_nodelay(true);
+                    // A dual-stack socket shows IPv4 callers as ::ffff:192.0.2.1.
+                    let remote = SocketAddr::new(remote.ip().to_canonical(), remote.port());
                     let caller = Caller { remote, linked: Arc::default() };
                     let deadline = Box::pin(sleep(IDLE));
                     if tx.send(Ok(Guarded { stream, caller, deadline, _permit: permit })).await.is_err() {

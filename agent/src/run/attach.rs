@@ -35,7 +35,7 @@ impl Addresses for IpamAddresses {
 
     async fn allocations(&self) -> Result<Vec<Allocation>, AddressError> {
         let view = self.0.view().borrow().clone();
-        Ok(view.allocations.values().filter_map(|allocation| of_pod(allocation)).collect())
+        Ok(view.allocations.values().filter_map(of_pod).collect())
     }
 }
 
@@ -54,7 +54,7 @@ impl From<IpamError> for AddressError {
     fn from(error: IpamError) -> Self {
         let text = error.to_string();
         match error {
-            IpamError::NotReady(_) | IpamError::Left | IpamError::Stopped => Self::NotReady(text),
+            IpamError::NotReady(_) | IpamError::PodsLeft(_) | IpamError::Left | IpamError::Stopped => Self::NotReady(text),
             IpamError::Full { .. } => Self::Full(text),
             IpamError::NotOurs { .. }
             | IpamError::InUse { .. }

@@ -1,11 +1,13 @@
 //! Takes a node out of the network and removes all that Weft made on it.
 
+use super::BOOT_MARKER;
 use crate::{
     cli::{CallError, Client, print},
-    cni::conflist,
-    config::{DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, socket_in},
-    links::{self, BRIDGE, TUN},
+    cni::{conflist, tombstone},
+    config::{DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, SOCKET, SOCKET_LOCK, socket_in},
+    links,
     linux::store,
+    types::{BRIDGE, TUN},
 };
 use anyhow::{Context, bail};
 use std::{
@@ -62,10 +64,42 @@ pub async fn reset(args: ResetArgs) -> anyhow::Result<()> {
     if let Some(dir) = &args.cni_conf_dir {
         remove(&dir.join(conflist::FILE_NAME), |path| fs::remove_file(path))?;
     }
-    for dir in [&args.run_dir, &args.state_dir] {
-        remove(dir, |path| fs::remove_dir_all(path))?;
+    for (dir, is_ours) in [(&args.run_dir, in_run_dir as fn(&str) -> bool), (&args.state_dir, in_state_dir)] {
+        clear(dir, is_ours)?;
     }
     Ok(())
+}
+
+/// Removes what the agent made in a directory, and the directory if nothing is left: it may be one that somebody named
+/// by mistake.
+fn clear(dir: &Path, is_ours: fn(&str) -> bool) -> anyhow::Result<()> {
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.with_context(|| format!("list {}", dir.display()))?,
+    };
+    let mut kept = 0;
+    for entry in entries {
+        let entry = entry.with_context(|| format!("list {}", dir.display()))?;
+        let path = entry.path();
+        let is_dir = entry.file_type().with_context(|| format!("look at {}", path.display()))?.is_dir();
+        match entry.file_name().to_str().is_some_and(is_ours) {
+            true if is_dir => remove(&path, |path| fs::remove_dir_all(path))?,
+            true => remove(&path, |path| fs::remove_file(path))?,
+            false => kept += 1,
+        }
+    }
+    match kept {
+        0 => remove(dir, |path| fs::remove_dir(path)),
+        _ => Ok(print(&format!("kept {}: it holds files that are not Weft's\n", dir.display()))?),
+    }
+}
+
+fn in_run_dir(name: &str) -> bool {
+    [SOCKET, SOCKET_LOCK, BOOT_MARKER, tombstone::DIRECTORY].contains(&name)
+}
+
+fn in_state_dir(name: &str) -> bool {
+    name.starts_with(store::FILE) || name.starts_with(links::FOUND)
 }
 
 /// The agent answers first and ends then.
@@ -90,3 +124,38 @@ fn remove(path: &Path, how: impl FnOnce(&Path) -> io::Result<()>) -> anyhow::Res
 
 const PATIENCE: Duration = Duration::from_secs(15);
 const PAUSE: Duration = Duration::from_millis(20);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_ours_is_kept() {
+        let temp = tempfile::tempdir().unwrap();
+        let (ours, shared) = (temp.path().join("weft"), temp.path().join("home"));
+        for dir in [&ours, &shared] {
+            fs::create_dir(dir).unwrap();
+            for file in ["weft.redb", "weft.redb.new", "weft.redb.damaged-1", "sysctls.json", "sysctls.damaged"] {
+                fs::write(dir.join(file), "").unwrap();
+            }
+        }
+        fs::write(shared.join("letter.txt"), "dear").unwrap();
+        fs::create_dir(shared.join("weft")).unwrap();
+        for dir in [&ours, &shared, &temp.path().join("nothing")] {
+            clear(dir, in_state_dir).unwrap();
+        }
+        assert!(!ours.exists());
+        let mut left: Vec<_> = fs::read_dir(&shared).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["letter.txt", "weft"]);
+
+        let run = temp.path().join("run");
+        fs::create_dir_all(run.join(tombstone::DIRECTORY)).unwrap();
+        fs::write(run.join(tombstone::DIRECTORY).join("wf000000000000.json"), "").unwrap();
+        for file in [SOCKET, SOCKET_LOCK, BOOT_MARKER] {
+            fs::write(run.join(file), "").unwrap();
+        }
+        clear(&run, in_run_dir).unwrap();
+        assert!(!run.exists());
+    }
+}

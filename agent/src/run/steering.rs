@@ -10,18 +10,19 @@ use crate::{
     config::Config,
     datapath::table::{Peer, Table},
     ipam::{KnownPeer, View, task::Handle as Ipam},
-    links::{self, BRIDGE, Desired},
+    links::{self, Desired},
     mesh::{
         peers::PeerSet,
         routes::Routes,
         task::{Handle as Mesh, Status as MeshStatus},
     },
-    types::{DataId, Incarnation, PeerName, Prefix},
+    types::{BRIDGE, DataId, Incarnation, PeerName, Prefix},
 };
 use anyhow::Context;
 use arc_swap::ArcSwap;
 use std::{
     collections::{BTreeMap, BTreeSet},
+    future,
     net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -124,10 +125,11 @@ impl State {
             heartbeat.tick(now());
             let (set, ring) = (peers.borrow_and_update().clone(), view.borrow_and_update().clone());
             self.steer(&set, &ring).await?;
-            self.judge(&ring, &links.borrow_and_update().clone());
+            // Before it is judged, or what changes meanwhile is not seen until the next tick.
             readiness.mark_unchanged();
+            self.judge(&ring, &links.borrow_and_update().clone());
             tokio::select! {
-                changed = peers.changed() => changed.context("the mesh has stopped")?,
+                Ok(()) = peers.changed() => {}
                 changed = view.changed() => changed.context("the allocator has stopped")?,
                 changed = links.changed() => changed.context("links are no longer kept up")?,
                 changed = readiness.changed() => changed.context("nobody asks for readiness")?,
@@ -137,7 +139,8 @@ impl State {
     }
 
     async fn steer(&mut self, set: &PeerSet, view: &View) -> anyhow::Result<()> {
-        let status = self.mesh.status().await?;
+        // Why the mesh has stopped (we left, or must not run) the switchboard knows and says: nothing may say less first.
+        let Ok(status) = self.mesh.status().await else { return future::pending().await };
         let linked: BTreeSet<PeerName> =
             status.links.iter().filter_map(|link| Some(link.peer.as_ref()?.0.clone())).collect();
         let routes = Routes::new(set, &linked);
@@ -152,7 +155,7 @@ impl State {
         let local = table.pods.iter().chain(&table.bridge).copied().collect();
         self.tables.store(Arc::new(Table::new(table)));
         self.steered.send_replace(Arc::new(Steered { local, mesh: Some(status) }));
-        self.publish(set, view).await?;
+        self.publish(set, view).await;
         if known != self.known {
             self.ipam.peers(known.clone()).await?;
             self.known = known;
@@ -169,7 +172,7 @@ impl State {
     }
 
     /// Keeps the own record's share of the ring true, and its data id different from everybody else's.
-    async fn publish(&self, set: &PeerSet, view: &View) -> anyhow::Result<()> {
+    async fn publish(&self, set: &PeerSet, view: &View) {
         let (own, held, digest) = (set.own(), view.held.clone(), ranges_digest(&view.own));
         let elder = |incarnation: Incarnation| incarnation < own.incarnation;
         let clash = set.others().any(|record| record.data_id == own.data_id && elder(record.incarnation));
@@ -181,9 +184,8 @@ impl State {
                     record.data_id = DataId(rand::random());
                 }
             };
-            self.mesh.update_record(update).await?;
+            let _ = self.mesh.update_record(update).await;
         }
-        Ok(())
     }
 
     /// Whether ADD would work, and what pods are told.

@@ -3,7 +3,6 @@
 use crate::{
     admin::LeaveCall,
     ipam::{
-        self,
         task::{Handle as Ipam, Outgoing},
         token,
     },
@@ -49,17 +48,9 @@ impl Switchboard {
             }
             // Peer records come as snapshots; what else there is belongs to a newer version.
             Incoming::Items { .. } | Incoming::Unicast { .. } => {}
-            // Without a link nobody has been heard: a node that lost its state must go on waiting.
-            Incoming::Joined => self.contact().await?,
+            Incoming::Joined => {}
+            Incoming::Contact => self.ipam.contact().await?,
             Incoming::Fatal(why) => bail!(why),
-        }
-        Ok(())
-    }
-
-    async fn contact(&self) -> anyhow::Result<()> {
-        let heard = self.mesh.peers().borrow().others().next().is_some();
-        if heard {
-            self.ipam.contact().await?;
         }
         Ok(())
     }
@@ -90,14 +81,8 @@ impl Switchboard {
 
     async fn hand_over(&mut self, force: bool) -> Result<Option<PeerName>, String> {
         let view = self.ipam.view().borrow().clone();
-        let pods = view.allocations.values().filter(|a| a.owner != ipam::Owner::Bridge).count();
-        if pods > 0 && !force {
-            return Err(format!(
-                "{pods} pods of this node have addresses: remove them first, or insist with --force"
-            ));
-        }
         let ipam = self.ipam.clone();
-        let mut leave = pin!(ipam.leave());
+        let mut leave = pin!(ipam.leave(force));
         let heir = loop {
             tokio::select! {
                 heir = &mut leave => break heir.map_err(|error| error.to_string())?,

@@ -7,6 +7,8 @@ mod mac;
 mod name;
 mod universe;
 
+use std::fmt;
+
 pub use attachment::{AttachmentKey, InvalidAttachment, PodRef, VethAlias};
 pub use endpoint::{CONTROL_PORT, Endpoint, InvalidPeerAddress, PeerAddress};
 pub use ipnet::IpNet as Prefix;
@@ -18,10 +20,19 @@ pub use universe::{InvalidUniverse, Universe};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Incarnation(pub u64);
 
+impl fmt::Display for Incarnation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 /// Names a peer in the data path's clear packets; drawn at random for each incarnation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DataId(pub u32);
 
+/// Each node's one bridge, and its one TUN device.
+pub const BRIDGE: &str = "weft";
+pub const TUN: &str = "weft0";
 /// Bytes that clear encapsulation adds to an inner packet over IPv4: outer IP 20 + UDP 8 + header 8.
 pub const CLEAR_OVERHEAD: u16 = 36;
 /// Bytes that sealing adds to an inner packet over IPv4: outer IP 20 + UDP 8 + header 16 + tag 16.

@@ -41,7 +41,9 @@ impl Allocator {
         let most = if request.urgent { surplus.div_ceil(2) } else { surplus / 2 };
         let blocks = u128::from(request.count).div_ceil(self.layout.unit()).clamp(1, most.max(1)).min(most);
         for span in self.space.carve(blocks) {
-            info!(peer = %from, range = ?self.layout.prefixes(span).next(), "gave space");
+            for range in self.layout.prefixes(span) {
+                info!(peer = %from, %range, "gave space");
+            }
             let changed = self.ring.give(&self.me, span, from);
             self.record(changed);
         }

@@ -188,11 +188,6 @@ impl Netlink {
         self.set(index, attribute, || format!("make link number {index} a port of {master:?}")).await
     }
 
-    pub async fn move_to_netns(&self, index: u32, netns: BorrowedFd<'_>) -> Result<(), NetlinkError> {
-        let attribute = LinkAttribute::NetNsFd(netns.as_raw_fd());
-        self.set(index, attribute, || format!("move link number {index} to another namespace")).await
-    }
-
     pub async fn set_bridge(&self, index: u32, options: BridgeOptions) -> Result<(), NetlinkError> {
         let now = self.link_by_index(index).await?.bridge.unwrap_or_default();
         let mut message = by_index(index);

@@ -67,6 +67,7 @@ async fn three_agents_with_one_bootstrap_address_know_each_other() {
     let mut agents = three().await;
     for agent in &mut agents {
         assert_eq!(agent.next().await, Incoming::Joined);
+        assert_eq!(agent.next().await, Incoming::Contact);
     }
     let [a, b, mut c] = agents;
     assert_eq!(a.handle.items().await.unwrap().len(), 3);
