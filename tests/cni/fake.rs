@@ -84,8 +84,7 @@ impl Fake {
         runtime.block_on(async {
             let bridge = netlink.link_by_name(BRIDGE).await.unwrap().index;
             let wires = Wires { state: state.clone(), netlink, bridge };
-            let config =
-                Config { run_dir: directory.path().into(), socket: place.socket(), conf_dir: None };
+            let config = Config { run_dir: directory.path().into(), socket: place.socket(), conf_dir: None };
             let service =
                 Service::new(config, Book(state.clone()), wires, watched_node, watched_readiness).unwrap();
             tokio::spawn(service.clone().run());

@@ -21,7 +21,8 @@ fn attachments(pods: &[&Pod]) -> Value {
 fn left(h: &Harness) -> Vec<String> {
     let pods = h.pods();
     let text = |key: &str| pods.iter().map(|pod| pod[key].as_str().unwrap().to_string()).collect::<Vec<_>>();
-    let (mut links, mut expected) = (h.veths().into_iter().map(|link| link.name).collect::<Vec<_>>(), text("host_interface"));
+    let (mut links, mut expected) =
+        (h.veths().into_iter().map(|link| link.name).collect::<Vec<_>>(), text("host_interface"));
     links.sort();
     expected.sort();
     assert_eq!(links, expected, "allocations and interfaces go together");

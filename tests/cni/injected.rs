@@ -21,7 +21,8 @@ fn code_105_is_a_policy_that_is_late() {
 fn status_tells_impaired_pods_from_an_add_that_would_fail() {
     let fake = Fake::start();
     let say = |impaired| {
-        let reasons = vec!["no addresses: none of 3 peers has given any".into(), "bridge weft is down".into()];
+        let reasons =
+            vec!["no addresses: none of 3 peers has given any".into(), "bridge weft is down".into()];
         fake.readiness.send_replace(Readiness { reasons, impaired });
         fake.status()
     };
@@ -108,7 +109,10 @@ fn nothing_is_asked_before_everything_is_checked() {
     fake.add(&pod, &conf).fails_with(7);
     fake.call_for("ADD", &pod, &fake.conf()).env("CNI_IFNAME", "a/b").run(fake.node()).fails_with(4);
     fake.call_for("ADD", &pod, &fake.conf()).stdin("{").run(fake.node()).fails_with(6);
-    fake.call_for("ADD", &pod, &fake.conf()).env("CNI_NETNS", "/proc/self/ns/net").run(fake.node()).fails_with(8);
+    fake.call_for("ADD", &pod, &fake.conf())
+        .env("CNI_NETNS", "/proc/self/ns/net")
+        .run(fake.node())
+        .fails_with(8);
     assert!(fake.state().metadata.is_empty(), "the agent was not even asked");
     fake.is_clean();
     assert_eq!(fake.tombstones(), [""; 0]);

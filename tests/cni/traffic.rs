@@ -2,7 +2,8 @@
 
 use crate::harness::{Harness, Pod, eventually, gateway, inside};
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn6, sendto, setsockopt, socket, sockopt,
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn6, sendto, setsockopt, socket,
+    sockopt,
 };
 use serde_json::json;
 use std::{
@@ -65,7 +66,8 @@ fn connect(place: &Netns, to: &str) -> std::io::Result<TcpStream> {
 #[test]
 fn node_and_pods_of_one_node_reach_each_other() {
     let (h, [one, two]) = attached();
-    let (at_one, at_two, at_node) = (bound(&one.netns, ip(2)), bound(&two.netns, ip(3)), bound(h.node(), gateway()));
+    let (at_one, at_two, at_node) =
+        (bound(&one.netns, ip(2)), bound(&two.netns, ip(3)), bound(h.node(), gateway()));
     send(&one.netns, ip(2), ip(3), "pod to pod");
     assert_eq!(receive(&at_two), ("pod to pod".into(), ip(2)));
     send(&two.netns, ip(3), gateway(), "pod to node");
@@ -218,7 +220,8 @@ fn advertise(device: &str, index: u32, to: Ipv6Addr) {
     let router = [134, 0, 0, 0, 64, 0, 0x07, 0x08, 0, 0, 0, 0, 0, 0, 0, 0];
     let option = [3, 4, 64, 0xc0, 0, 0, 0x07, 0x08, 0, 0, 0x07, 0x08, 0, 0, 0, 0];
     let message = [&router[..], &option, &prefix.octets()].concat();
-    let raw = socket(AddressFamily::Inet6, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::IcmpV6).unwrap();
+    let raw =
+        socket(AddressFamily::Inet6, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::IcmpV6).unwrap();
     setsockopt(&raw, sockopt::BindToDevice, &device.into()).unwrap();
     setsockopt(&raw, sockopt::Ipv6Ttl, &255).unwrap();
     let to = SockaddrIn6::from(SocketAddrV6::new(to, 0, 0, index));

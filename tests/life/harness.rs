@@ -107,7 +107,6 @@ pub fn complaint(output: Output) -> String {
 /// An ICMP error about a datagram.
 #[derive(Debug)]
 pub struct Icmp {
-    pub from: Ipv4Addr,
     pub kind: u8,
     pub code: u8,
     /// Time to live of the datagram when the error arose.
@@ -118,8 +117,7 @@ pub struct Icmp {
 pub fn icmp_about(netns: &Netns, to: Ipv4Addr, count: usize, within: Duration) -> anyhow::Result<Icmp> {
     netns
         .run(|| {
-            let raw =
-                socket(AddressFamily::Inet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Icmp)?;
+            let raw = socket(AddressFamily::Inet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Icmp)?;
             let errors = UdpSocket::from(raw);
             let sender = UdpSocket::bind("0.0.0.0:0")?;
             for _ in 0..count {
@@ -148,12 +146,7 @@ fn icmp_error(packet: &[u8], about: Ipv4Addr) -> Option<Icmp> {
     let message = packet.get(usize::from(packet.first()? & 15) * 4..)?;
     let quoted = message.get(8..)?;
     let is_error = matches!(message[0], 3 | 11 | 12) && address(quoted.get(16..20)?)? == about;
-    is_error.then(|| Icmp {
-        from: address(&packet[12..16]).expect("four bytes"),
-        kind: message[0],
-        code: message[1],
-        ttl: quoted[8],
-    })
+    is_error.then(|| Icmp { kind: message[0], code: message[1], ttl: quoted[8] })
 }
 
 /// Packets that the node's device was given to send, and that it delivered, by `/proc/net/dev`.

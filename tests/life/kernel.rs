@@ -14,7 +14,8 @@ impl Kernel {
             let mut lines = BTreeSet::new();
             look(async |netlink| {
                 lines.extend(netlink.links().await?.iter().map(|link| format!("{link:?}")));
-                let addresses = netlink.addresses().await?.into_iter().filter(|a| is_stable(a.address.addr()));
+                let addresses =
+                    netlink.addresses().await?.into_iter().filter(|a| is_stable(a.address.addr()));
                 lines.extend(addresses.map(|address| format!("{address:?}")));
                 for family in [Family::V4, Family::V6] {
                     let routes = netlink.routes(family).await?.into_iter();
@@ -30,7 +31,18 @@ impl Kernel {
             let rules = Command::new(nft).args(["-a", "-s", "list", "ruleset"]).output()?;
             assert!(rules.status.success(), "{rules:?}");
             let rules = String::from_utf8(rules.stdout)?;
-            lines.extend(rules.lines().enumerate().map(|(number, line)| format!("nft {number:3} {line}")));
+            // The order of rules counts, that of tables does not.
+            let (mut table, mut number) = ("", 0);
+            for line in rules.lines() {
+                if let Some(name) = line.strip_prefix("table ") {
+                    (table, number) = (name, 0);
+                }
+                lines.insert(format!(
+                    "nft {} {number:3} {line}",
+                    table.split(" {").next().unwrap_or_default()
+                ));
+                number += 1;
+            }
             for family in ["ipv4", "ipv6"] {
                 sysctls(&Path::new("/proc/sys/net").join(family).join("conf"), &mut lines)?;
             }

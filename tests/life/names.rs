@@ -32,6 +32,9 @@ fn the_later_of_two_with_one_name_refuses_and_touches_nothing() {
     assert_eq!(std::fs::read_dir(conf.path()).unwrap().count(), 0);
 
     elder.wait_ready(SHORT).unwrap();
+    twin.configure(|settings| settings.name = "n3".into());
+    twin.start_agent().unwrap();
+    twin.wait_ready(START).unwrap();
     reaches(&lab.pod("n1/p1").unwrap(), &lab.pod("n2/p1").unwrap());
     reaches(&lab.pod("n2/p1").unwrap(), &lab.pod("n1/p1").unwrap());
     let peers = lab.node("n2").unwrap().weft_json("peers").unwrap();

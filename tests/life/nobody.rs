@@ -109,7 +109,8 @@ fn underlay_forwarding_and_masquerade_are_left_alone_where_asked() {
     let pod = attached(&lab, &node);
 
     node.netns().sysctl("net/ipv4/conf/eth0/forwarding", "1").unwrap();
-    let back = async |links: &weft_lab::links::Links| links.route("10.32.0.0/12".parse()?, node.address()).await;
+    let back =
+        async |links: &weft_lab::links::Links| links.route("10.32.0.0/12".parse()?, node.address()).await;
     underlay.netns.links(back).unwrap();
     let seen = traffic::seen_as(pod.netns(), &underlay.outside, outside, SOON).unwrap();
     assert_eq!(seen, pod.address().unwrap());
