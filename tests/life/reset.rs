@@ -53,6 +53,7 @@ fn a_reset_node_hands_its_addresses_to_a_peer_and_leaves_nothing() {
 
     pod.detach().unwrap();
     lab.remove_pod(&pod);
+    drop(pod);
     let ranges = ranges_of(&node, "n3").unwrap();
     assert!(!ranges.is_empty());
     let said = printed(node.weft(&["reset"]).unwrap()).unwrap();
@@ -95,6 +96,7 @@ fn a_node_with_pods_is_reset_by_force() {
     assert!(node.wait_agent_end(SOON).unwrap().success());
     assert_eq!(pod.netns().links(async |links| links.names().await).unwrap(), ["lo"]);
     lab.remove_pod(&pod);
+    drop(pod);
     join(&lab, &node);
 }
 
@@ -114,6 +116,7 @@ fn without_an_agent_only_force_cleans_up() {
     // There is nothing to do the second time.
     assert_eq!(printed(node.weft(&["reset"]).unwrap()).unwrap(), "");
     lab.remove_pod(&pod);
+    drop(pod);
     join(&lab, &node);
 }
 
