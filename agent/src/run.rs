@@ -93,6 +93,7 @@ pub struct Running {
 /// What was refused or failed, and which flag is concerned.
 pub async fn build(config: Config) -> anyhow::Result<Running> {
     let started = Instant::now();
+    host::check_means()?;
     let control = TcpListener::bind(config.listen)
         .with_context(|| format!("--listen {}: take the TCP port for control links", config.listen))?;
     // The TUN needs at least two queues to be a multi-queue device.
@@ -100,7 +101,7 @@ pub async fn build(config: Config) -> anyhow::Result<Running> {
     let sockets = udp::Socket::bind_group(config.listen, threads).context("--listen")?;
     let http = HttpServer::bind(config.metrics).await?;
     let local = LocalSocket::bind(&config.socket())?;
-    let store = open_store(&config)?;
+    let (store, fresh) = open_store(&config)?;
     let seeds: SeedPlan = config.ipam_seed.iter().cloned().collect();
 
     let layout = Layout::new(config.universe);
@@ -125,7 +126,14 @@ pub async fn build(config: Config) -> anyhow::Result<Running> {
     let (mesh, mut incoming) = mesh::task::spawn(mesh_config, vec![control]).context("start the mesh")?;
     let marker = config.run_dir.join(BOOT_MARKER);
     let rebooted = !marker.exists();
-    let early = if rebooted { join(&mut incoming).await? } else { Vec::new() };
+    let early = match rebooted {
+        true => match join(&mut incoming).await {
+            // Or the name or the universe that was refused would stand in the way of the right one.
+            Err(refused) if fresh => return Err(store.discard().map_or_else(Into::into, |()| refused)),
+            joined => joined?,
+        },
+        false => Vec::new(),
+    };
 
     let observed = links::look().await.context("look at links and routes")?;
     let found = Found {
@@ -161,7 +169,7 @@ pub async fn build(config: Config) -> anyhow::Result<Running> {
         ipam_task.await.context("the allocator's task panicked")?;
         bail!("the allocator has stopped")
     });
-    let state = steering::State::new(&config, &mesh, &ipam, &links, &readiness, tables);
+    let state = steering::State::new(&config, &mesh, &ipam, &links, (&readiness, starting), tables);
     let (steered, node, cni_readiness) = (state.steered(), state.node(), state.cni_readiness());
     let beat = heartbeats.register("steering", Instant::now());
     tasks.spawn(state.run(beat, Instant::now));
@@ -203,7 +211,6 @@ pub async fn build(config: Config) -> anyhow::Result<Running> {
         let until = async move { drop(stop_local.wait_for(|stop| *stop).await) };
         Ok(local.serve(routes, until).await?)
     });
-    drop(starting);
     let endpoints: Vec<_> = config.endpoints.iter().map(ToString::to_string).collect();
     info!(name = %config.name, %incarnation, universe = %config.universe, endpoints = endpoints.join(","), "started");
     Ok(Running { mesh, datapath, tasks, servers, stopping })
@@ -250,15 +257,17 @@ async fn join(incoming: &mut mpsc::Receiver<Incoming>) -> anyhow::Result<Vec<Inc
     }
 }
 
-fn open_store(config: &Config) -> anyhow::Result<Store> {
+/// The second says that there was no state file.
+fn open_store(config: &Config) -> anyhow::Result<(Store, bool)> {
     let (store, state) = Store::open(&config.state_dir, &config.name, &config.universe)?;
+    let fresh = state == StoreState::Created;
     if let StoreState::Damaged { moved_to } = state {
         error!(
             moved_to = %moved_to.display(),
             "the state file could not be read and was moved aside; the ring is learned from peers, addresses from veths"
         );
     }
-    Ok(store)
+    Ok((store, fresh))
 }
 
 /// The address that the bridge still has from the agent before this one.

@@ -38,6 +38,19 @@ pub struct Agent {
 }
 
 impl Settings {
+    /// `weft agent` as it is started, but for where its output goes. Nothing of the lab's own `WEFT_*` is passed on.
+    pub fn command(&self, binaries: &Binaries) -> Command {
+        let mut command = Command::new(&binaries.weft);
+        command.args(self.arguments()).stdin(std::process::Stdio::null());
+        for (name, _) in std::env::vars_os() {
+            if name.to_str().is_some_and(|name| name.starts_with("WEFT_")) {
+                command.env_remove(name);
+            }
+        }
+        command.env("PATH", tools::path_variable());
+        command
+    }
+
     fn arguments(&self) -> Vec<OsString> {
         let mut arguments: Vec<OsString> = vec!["agent".into()];
         let mut flag = |name: &str, value: OsString| arguments.extend([name.into(), value]);
@@ -68,17 +81,10 @@ impl Agent {
             .append(true)
             .open(&settings.log)
             .with_context(|| format!("open {}", settings.log.display()))?;
-        let mut command = Command::new(&binaries.weft);
-        command.args(settings.arguments()).stdin(std::process::Stdio::null());
+        let mut command = settings.command(binaries);
         command.stdout(log.try_clone()?).stderr(log);
         // Ctrl-C is for the lab, which then ends the agents.
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
-        for (name, _) in std::env::vars_os() {
-            if name.to_str().is_some_and(|name| name.starts_with("WEFT_")) {
-                command.env_remove(name);
-            }
-        }
-        command.env("PATH", tools::path_variable());
         let child = node
             .sandbox()
             .spawn(node, command)

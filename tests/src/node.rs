@@ -117,6 +117,11 @@ impl Node {
         Ok(())
     }
 
+    /// The command by which its agent starts, to be changed and run by hand.
+    pub fn agent_command(&self) -> anyhow::Result<Command> {
+        Ok(self.settings().command(self.binaries()?))
+    }
+
     /// Waits until ADD would work.
     ///
     /// # Errors

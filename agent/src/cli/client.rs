@@ -17,6 +17,7 @@ use weft_proto::local::{self, admin_client::AdminClient};
 #[derive(Debug)]
 pub struct Client {
     socket: PathBuf,
+    process: Option<u32>,
     admin: AdminClient<Channel>,
 }
 
@@ -52,6 +53,9 @@ impl Client {
             io::ErrorKind::PermissionDenied => CallError::Denied(socket.into()),
             _ => CallError::Connect { socket: socket.into(), source: error },
         })?;
+        // 0 stands for a process of another process namespace.
+        let process =
+            stream.peer_cred().ok().and_then(|peer| peer.pid()?.try_into().ok()).filter(|pid| *pid > 0);
         let mut stream = Some(TokioIo::new(stream));
         let connector = tower::service_fn(move |_: Uri| {
             let stream = stream.take();
@@ -62,7 +66,12 @@ impl Client {
         let channel = channel
             .map_err(|error| CallError::Connect { socket: socket.into(), source: io::Error::other(error) })?;
         let admin = AdminClient::new(channel).max_decoding_message_size(LARGEST_REPLY);
-        Ok(Self { socket: socket.into(), admin })
+        Ok(Self { socket: socket.into(), process, admin })
+    }
+
+    /// The agent's process id, if the kernel tells.
+    pub fn process(&self) -> Option<u32> {
+        self.process
     }
 
     pub async fn status(&mut self) -> Result<local::StatusReply, CallError> {

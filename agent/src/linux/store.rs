@@ -131,6 +131,11 @@ impl Store {
         Ok(Incarnation(next))
     }
 
+    /// Removes the file: what was never in use need not be remembered.
+    pub fn discard(self) -> Result<(), StoreError> {
+        fs::remove_file(&self.path).map_err(|error| StoreError::Io { path: self.path.to_path_buf(), error })
+    }
+
     /// Writes all or nothing; on disk when it returns.
     pub fn commit(&self, writes: &[Write]) -> Result<(), StoreError> {
         let mut database = self.database.lock().unwrap_or_else(PoisonError::into_inner);

@@ -132,6 +132,7 @@ impl Mesh {
             Verdict::Refused(refusal) => {
                 warn!(remote, peer = hello.name, reason = refusal.reason, "link refused");
                 self.count_refused(refusal.code());
+                self.object(dialled.is_some(), &remote, &refusal.reason);
                 self.close(id, refusal.code(), &refusal.reason, now);
             }
             Verdict::Garbage(what) => return Err(what),
@@ -217,8 +218,19 @@ impl Mesh {
             Code::Surplus | Code::Leaving => debug!(remote, reason, "the other end closed the link"),
             _ => warn!(remote, reason, "the other end refused the link"),
         }
+        if matches!(refusal.code(), Code::UniverseDiffers | Code::SeedDiffers) {
+            let dialled = self.links.get(&id).is_some_and(|link| link.dialled.is_some());
+            self.object(dialled, &remote, &reason);
+        }
         self.output(Output::Close { link: id });
         self.closed(id, &reason, now);
+    }
+
+    /// One whom we called and we do not belong to one network, as our configurations differ.
+    fn object(&mut self, dialled: bool, remote: &str, reason: &str) {
+        if dialled {
+            self.objection = Some(format!("the peer at {remote} belongs to another network: {reason}"));
+        }
     }
 
     /// Sends a frame if the link has room for it.

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!             Joining ──synced, or nobody there──▶ Joined ──Leave──▶ Leaving ──told──▶ Ended
+//!                ├──none but refusals──▶ Ended (fatal)
 //!                └──our name is known elsewhere──▶ Checking ──nobody answers──▶ Joined
 //!                                                     └──an elder answers──▶ Ended (fatal)
 //! ```
@@ -126,6 +127,8 @@ pub struct Mesh {
     pub(super) greeting: Greeting,
     pub(super) own: PeerRecord,
     pub(super) naming: Naming,
+    /// Why somebody whom we called to join through will have nothing to do with us.
+    pub(super) objection: Option<String>,
     pub(super) phase: Phase,
     pub(super) replica: Replica,
     pub(super) peers: PeerSet,
@@ -195,6 +198,7 @@ impl Mesh {
             (record.name.clone(), record.incarnation, record.software.clone());
         let mut mesh = Self {
             naming: Naming::new(incarnation),
+            objection: None,
             dialer: Dialer::new(name.clone(), bootstrap, max_links),
             greeting: Greeting { name, incarnation, software, universe, seed_hash },
             peers: PeerSet::new(record.clone()),
@@ -463,6 +467,46 @@ mod tests {
             let told = outputs(&mut mesh);
             assert_eq!(told.iter().filter(|output| **output == Output::Contact).count(), contacts);
         }
+    }
+
+    #[test]
+    fn who_is_refused_by_all_whom_it_calls_must_not_run_alone() {
+        let now = start();
+        let address = |port| PeerAddress { host: "192.0.2.1".into(), port };
+        let calls = |mesh: &mut Mesh, name: &str, universe: &str, link: u64| {
+            let target = Target::Bootstrap(address(6783 + link as u16));
+            let (name, universe) = (name.parse().unwrap(), universe.parse().unwrap());
+            let hello = Greeting { name, universe, ..mesh.greeting.clone() }.hello();
+            let id = LinkId(link);
+            mesh.handle(Input::Opened { link: id, dialled: Some(target), remote: "192.0.2.1:1".into() }, now);
+            mesh.handle(Input::Frame { link: id, frame: Frame { body: Some(Body::Hello(hello)) } }, now);
+        };
+        let joiner = || {
+            let mut mesh = mesh("a", now);
+            mesh.dialer = Dialer::new("a".parse().unwrap(), vec![address(6783), address(6784)], 8);
+            mesh.handle(Input::Wake, now);
+            mesh
+        };
+        let mut refused = joiner();
+        calls(&mut refused, "b", "10.64.0.0/12", 0);
+        assert!(
+            !outputs(&mut refused).iter().any(|output| matches!(output, Output::Fatal(_))),
+            "one is left"
+        );
+        calls(&mut refused, "c", "10.64.0.0/12", 1);
+        let fatal = outputs(&mut refused).into_iter().find_map(|output| match output {
+            Output::Fatal(why) => Some(why),
+            _ => None,
+        });
+        let why = fatal.unwrap();
+        assert!(why.contains("--universe 10.32.0.0/12, not 10.64.0.0/12"), "{why}");
+
+        let mut welcome = joiner();
+        calls(&mut welcome, "b", "10.64.0.0/12", 0);
+        calls(&mut welcome, "c", "10.32.0.0/12", 1);
+        welcome.handle(Input::Wake, now + PATIENCE);
+        let outputs = outputs(&mut welcome);
+        assert!(outputs.contains(&Output::Joined), "{outputs:?}");
     }
 
     #[test]

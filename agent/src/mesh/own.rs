@@ -76,8 +76,14 @@ impl Mesh {
     /// Goes on to be a member of the network once there is somebody who told all, or nobody to wait for.
     pub(super) fn try_join(&mut self, now: Instant) {
         let Phase::Joining { patience } = self.phase else { return };
-        if self.links.values().any(|link| link.synced) || self.dialer.hopeless() || now >= patience {
-            self.phase = Phase::Checking;
+        let synced = self.links.values().any(|link| link.synced);
+        if !(synced || self.dialer.hopeless() || now >= patience) {
+            return;
+        }
+        match self.objection.take() {
+            // Alone it would make a network of its own beside theirs.
+            Some(why) if self.links.values().all(|link| link.peer.is_none()) => self.end(Output::Fatal(why)),
+            _ => self.phase = Phase::Checking,
         }
     }
 

@@ -43,7 +43,7 @@ pub async fn reset(args: ResetArgs) -> anyhow::Result<()> {
                 "" => print("no peer took addresses\n")?,
                 heir => print(&format!("addresses handed to {heir}\n"))?,
             }
-            gone(&socket).await?;
+            gone(&socket, agent.process()).await?;
             print("agent stopped\n")?;
         }
         Err(CallError::NoAgent { .. }) => {
@@ -102,16 +102,24 @@ fn in_state_dir(name: &str) -> bool {
     name.starts_with(store::FILE) || name.starts_with(links::FOUND)
 }
 
-/// The agent answers first and ends then.
-async fn gone(socket: &Path) -> anyhow::Result<()> {
+/// The agent answers first and ends then; until its process has ended it may repair what is removed.
+async fn gone(socket: &Path, process: Option<u32>) -> anyhow::Result<()> {
     let deadline = Instant::now() + PATIENCE;
-    while Client::connect(socket).await.is_ok() {
+    while process.is_some_and(runs) || Client::connect(socket).await.is_ok() {
         if Instant::now() > deadline {
             bail!("the agent has left the network, but still runs after {} s", PATIENCE.as_secs());
         }
         sleep(PAUSE).await;
     }
     Ok(())
+}
+
+/// Whether there is such a process that does more than wait for its parent to take notice of its end.
+fn runs(process: u32) -> bool {
+    // The state follows the name, which is in parentheses and may hold anything (proc_pid_stat(5)).
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+    state.is_some_and(|state| !matches!(state, 'Z' | 'X'))
 }
 
 fn remove(path: &Path, how: impl FnOnce(&Path) -> io::Result<()>) -> anyhow::Result<()> {
@@ -135,7 +143,9 @@ mod tests {
         let (ours, shared) = (temp.path().join("weft"), temp.path().join("home"));
         for dir in [&ours, &shared] {
             fs::create_dir(dir).unwrap();
-            for file in ["weft.redb", "weft.redb.new", "weft.redb.damaged-1", "sysctls.json", "sysctls.damaged"] {
+            for file in
+                ["weft.redb", "weft.redb.new", "weft.redb.damaged-1", "sysctls.json", "sysctls.damaged"]
+            {
                 fs::write(dir.join(file), "").unwrap();
             }
         }
@@ -145,7 +155,8 @@ mod tests {
             clear(dir, in_state_dir).unwrap();
         }
         assert!(!ours.exists());
-        let mut left: Vec<_> = fs::read_dir(&shared).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        let mut left: Vec<_> =
+            fs::read_dir(&shared).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         left.sort();
         assert_eq!(left, ["letter.txt", "weft"]);
 

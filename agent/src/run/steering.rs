@@ -50,6 +50,8 @@ pub struct State {
     known: Vec<KnownPeer>,
     followed: Option<(Option<IpAddr>, Vec<Prefix>, BTreeMap<Prefix, u32>)>,
     guards: BTreeMap<String, Pending>,
+    /// Until it has been judged for the first time whether ADD would work.
+    starting: Option<Pending>,
     steered: watch::Sender<Arc<Steered>>,
     cni_node: watch::Sender<Option<cni::Node>>,
     cni_readiness: watch::Sender<cni::Readiness>,
@@ -69,7 +71,7 @@ impl State {
         mesh: &Mesh,
         ipam: &Ipam,
         links: &links::Handle,
-        readiness: &Readiness,
+        (readiness, starting): (&Readiness, Pending),
         tables: Arc<ArcSwap<Table>>,
     ) -> Self {
         let listen = config.listen.ip();
@@ -88,6 +90,7 @@ impl State {
             known: Vec::new(),
             followed: None,
             guards: BTreeMap::new(),
+            starting: Some(starting),
             steered: watch::Sender::default(),
             cni_node: watch::Sender::new(None),
             cni_readiness: watch::Sender::new(cni::Readiness {
@@ -128,6 +131,7 @@ impl State {
             // Before it is judged, or what changes meanwhile is not seen until the next tick.
             readiness.mark_unchanged();
             self.judge(&ring, &links.borrow_and_update().clone());
+            self.starting = None;
             tokio::select! {
                 Ok(()) = peers.changed() => {}
                 changed = view.changed() => changed.context("the allocator has stopped")?,
