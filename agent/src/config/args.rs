@@ -44,7 +44,7 @@ pub struct Args {
     #[arg(long, env = "WEFT_PEER", hide_env_values = true, value_name = "HOST[:PORT]", value_delimiter = ',', help_heading = NODE)]
     pub peer: Vec<String>,
 
-    /// Most control links that this agent keeps, 2 to 1024
+    /// Most control links that this agent keeps, 4 to 64
     ///
     /// Up to 16 nodes are linked each to each; beyond, about twice the binary logarithm of their number suffices.
     /// Data needs no links.
