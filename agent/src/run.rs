@@ -95,8 +95,7 @@ pub async fn build(config: Config) -> anyhow::Result<Running> {
     let started = Instant::now();
     let control = TcpListener::bind(config.listen)
         .with_context(|| format!("--listen {}: take the TCP port for control links", config.listen))?;
-    // The TUN needs at least two queues to be a multi-queue device.
-    let threads = config.data_threads.get().max(2);
+    let threads = config.data_threads.get();
     let sockets = udp::Socket::bind_group(config.listen, threads).context("--listen")?;
     let http = HttpServer::bind(config.metrics).await?;
     let local = LocalSocket::bind(&config.socket())?;
