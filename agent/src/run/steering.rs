@@ -48,13 +48,16 @@ pub struct State {
     /// As they were when the table was made last.
     peers: Arc<[Peer]>,
     known: Vec<KnownPeer>,
-    followed: Option<(Option<IpAddr>, Vec<Prefix>, BTreeMap<Prefix, u32>)>,
+    followed: Option<Followed>,
     guards: BTreeMap<String, Pending>,
     steered: watch::Sender<Arc<Steered>>,
     cni_node: watch::Sender<Option<cni::Node>>,
     cni_readiness: watch::Sender<cni::Readiness>,
     bridge: cni::Node,
 }
+
+/// Bridge address, own ranges, and narrow ranges with their MTU.
+type Followed = (Option<IpAddr>, Vec<Prefix>, BTreeMap<Prefix, u32>);
 
 /// Makes what is desired follow the ring.
 pub fn follow(desired: &mut Desired, view: &View, narrow: &BTreeMap<Prefix, u32>) {
