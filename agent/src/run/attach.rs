@@ -54,7 +54,9 @@ impl From<IpamError> for AddressError {
     fn from(error: IpamError) -> Self {
         let text = error.to_string();
         match error {
-            IpamError::NotReady(_) | IpamError::PodsLeft(_) | IpamError::Left | IpamError::Stopped => Self::NotReady(text),
+            IpamError::NotReady(_) | IpamError::PodsLeft(_) | IpamError::Left | IpamError::Stopped => {
+                Self::NotReady(text)
+            }
             IpamError::Full { .. } => Self::Full(text),
             IpamError::NotOurs { .. }
             | IpamError::InUse { .. }

@@ -135,7 +135,9 @@ mod tests {
         let (ours, shared) = (temp.path().join("weft"), temp.path().join("home"));
         for dir in [&ours, &shared] {
             fs::create_dir(dir).unwrap();
-            for file in ["weft.redb", "weft.redb.new", "weft.redb.damaged-1", "sysctls.json", "sysctls.damaged"] {
+            for file in
+                ["weft.redb", "weft.redb.new", "weft.redb.damaged-1", "sysctls.json", "sysctls.damaged"]
+            {
                 fs::write(dir.join(file), "").unwrap();
             }
         }
@@ -145,7 +147,8 @@ mod tests {
             clear(dir, in_state_dir).unwrap();
         }
         assert!(!ours.exists());
-        let mut left: Vec<_> = fs::read_dir(&shared).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        let mut left: Vec<_> =
+            fs::read_dir(&shared).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         left.sort();
         assert_eq!(left, ["letter.txt", "weft"]);
 
