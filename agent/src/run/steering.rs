@@ -78,6 +78,7 @@ impl State {
         let listen = config.listen.ip();
         Self {
             node: Node {
+                universe: config.universe,
                 mtu: config.mtu,
                 ipv6: listen.is_ipv6(),
                 ipv4: listen.is_ipv4() || listen.is_unspecified(),
