@@ -16,7 +16,8 @@ pub(super) fn plan(desired: &Desired, observed: &Observed, changes: &mut Vec<Cha
 /// By path. Forwarding is checked on the link that a packet comes in by, so the way back of masqueraded traffic needs
 /// it on the underlay; `send_redirects` holds if it is on for the link *or* for `all`; of `rp_filter` the greater of
 /// the link's and `all`'s holds, and 2 asks only for *some* route back; `accept_local` lets packets in that the
-/// agent injects with the bridge's address as their source.
+/// agent injects with the bridge's address as their source. Where the universe is IPv4, bridge and TUN have no IPv6: they
+/// would only send router solicitations to nobody.
 pub(in crate::links) fn wanted(desired: &Desired, observed: &Observed) -> BTreeMap<String, &'static str> {
     let mut wanted = BTreeMap::from([("net/ipv4/conf/all/send_redirects".to_string(), "0")]);
     let mut set = |family: &str, link: &str, name: &str, value| {
@@ -28,7 +29,9 @@ pub(in crate::links) fn wanted(desired: &Desired, observed: &Observed) -> BTreeM
         set("ipv4", link, "send_redirects", "0");
         set("ipv4", link, "rp_filter", "2");
         if observed.ipv6 && desired.bridge.mtu >= IPV6_MIN_MTU {
+            let only_v4 = desired.universe.prefix().addr().is_ipv4();
             set("ipv6", link, "accept_ra", "0");
+            set("ipv6", link, "disable_ipv6", if only_v4 { "1" } else { "0" });
         }
     }
     if let Some(tun) = tun {
