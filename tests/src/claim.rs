@@ -182,7 +182,7 @@ pub fn abandon_all() {
     }
 }
 
-/// The directory that holds everything of all labs: `/run/weft-lab`, or what [`BASE`] says.
+/// The directory that holds everything of all labs: `/run/weft-lab`, or what `WEFT_LAB_DIR` says.
 pub fn base() -> PathBuf {
     env::var_os(BASE).map_or_else(|| "/run/weft-lab".into(), PathBuf::from)
 }
