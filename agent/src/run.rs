@@ -93,8 +93,10 @@ pub struct Running {
 /// What was refused or failed, and which flag is concerned.
 pub async fn build(config: Config) -> anyhow::Result<Running> {
     let started = Instant::now();
-    let control = TcpListener::bind(config.listen)
-        .with_context(|| format!("--listen {}: take the TCP port for control links", config.listen))?;
+    let control = TcpListener::bind(config.listen).with_context(|| {
+        let hint = "stop what uses it (see `ss -tlpn`) or choose another";
+        format!("--listen {}: cannot take the TCP port for control links; {hint}", config.listen)
+    })?;
     let threads = config.data_threads.get();
     let sockets = udp::Socket::bind_group(config.listen, threads).context("--listen")?;
     let http = HttpServer::bind(config.metrics).await?;
