@@ -94,10 +94,11 @@ pub struct Running {
 pub async fn build(config: Config) -> anyhow::Result<Running> {
     let started = Instant::now();
     host::check_means()?;
-    let control = TcpListener::bind(config.listen)
-        .with_context(|| format!("--listen {}: take the TCP port for control links", config.listen))?;
-    // The TUN needs at least two queues to be a multi-queue device.
-    let threads = config.data_threads.get().max(2);
+    let control = TcpListener::bind(config.listen).with_context(|| {
+        let hint = "stop what uses it (see `ss -tlpn`) or choose another";
+        format!("--listen {}: cannot take the TCP port for control links; {hint}", config.listen)
+    })?;
+    let threads = config.data_threads.get();
     let sockets = udp::Socket::bind_group(config.listen, threads).context("--listen")?;
     let http = HttpServer::bind(config.metrics).await?;
     let local = LocalSocket::bind(&config.socket())?;

@@ -12,7 +12,7 @@ use nix::{sys::signal::Signal, unistd::Pid};
 
 use crate::{binaries::Binaries, claim::Claim, namespace::Netns, process::Process, tools, wait};
 
-/// What an agent is told on its command line. Flags and keys that all agents get are added in [`Settings::arguments`].
+/// What an agent is told on its command line. Flags and keys that all agents get are added in `arguments`.
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub name: String,

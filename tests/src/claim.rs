@@ -139,7 +139,7 @@ impl Place {
     }
 
     fn try_lock(&self) -> anyhow::Result<Option<Flock<File>>> {
-        try_lock(&self.run.join("owner"))
+        try_lock(&self.run.join(OWNER))
     }
 
     fn processes(&self) -> Vec<Process> {
@@ -182,7 +182,7 @@ pub fn abandon_all() {
     }
 }
 
-/// The directory that holds everything of all labs: `/run/weft-lab`, or what [`BASE`] says.
+/// The directory that holds everything of all labs: `/run/weft-lab`, or what `WEFT_LAB_DIR` says.
 pub fn base() -> PathBuf {
     env::var_os(BASE).map_or_else(|| "/run/weft-lab".into(), PathBuf::from)
 }
@@ -219,6 +219,10 @@ fn sweep_locked() -> anyhow::Result<Vec<String>> {
             continue;
         }
         let place = Place::at(entry.path());
+        // What never was a lab's is not ours to remove, wherever the variable points.
+        if !place.run.join(OWNER).exists() {
+            continue;
+        }
         if let Some(_owner) = place.try_lock()? {
             place.clear()?;
             swept.push(entry.file_name().to_string_lossy().into_owned());
@@ -234,5 +238,7 @@ fn living() -> MutexGuard<'static, Vec<Place>> {
 
 /// Environment variable for a directory other than `/run/weft-lab`, which then holds the labs' states too.
 const BASE: &str = "WEFT_LAB_DIR";
+/// The file that a lab's process holds locked.
+const OWNER: &str = "owner";
 /// How the names of state directories begin.
 const STATE: &str = "weft-lab-";

@@ -52,7 +52,7 @@ impl HttpServer {
         self.listener.local_addr().map_err(HttpError::Serve)
     }
 
-    /// Serves until `shutdown` resolves and the requests under way are answered, or [`GRACE`] later at the latest.
+    /// Serves until `shutdown` resolves and the requests under way are answered, or `GRACE` later at the latest.
     pub async fn serve(
         self,
         pages: Pages,

@@ -67,7 +67,7 @@ impl LocalSocket {
         &self.path
     }
 
-    /// Serves until `shutdown` resolves and the calls under way are answered, or [`GRACE`] later at the latest.
+    /// Serves until `shutdown` resolves and the calls under way are answered, or `GRACE` later at the latest.
     pub async fn serve(
         self,
         routes: Routes,

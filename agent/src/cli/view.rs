@@ -37,7 +37,7 @@ pub(super) struct Status {
     pub addresses_owned: u64,
     pub addresses_free: u64,
     pub uptime_seconds: u64,
-    /// `packets_sent`, `bytes_sent`, `packets_received`, `bytes_received`, and `drops/…`, `gossip/…`, `cni/…`.
+    /// `packets_sent`, `bytes_sent`, `packets_received`, `bytes_received`, `repairs`, and `drops/…`, `gossip/…`.
     pub counters: BTreeMap<String, u64>,
 }
 

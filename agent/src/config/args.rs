@@ -23,13 +23,13 @@ pub struct Args {
     ///
     /// Default: the address of the default route's interface.
     ///
-    /// Examples: 192.0.2.1, 192.0.2.1:6783, [2001:db8::1]:6783
+    /// Examples: `192.0.2.1`, `192.0.2.1:6783`, `[2001:db8::1]:6783`
     #[arg(long, env = "WEFT_ADVERTISE", hide_env_values = true, value_name = "ADDR[:PORT]", value_delimiter = ',', help_heading = NODE)]
     pub advertise: Vec<String>,
 
     /// Address and port to listen on: TCP for control, UDP with the same number for data
     ///
-    /// Default: [::]:6783, all addresses of both families; 0.0.0.0:6783 where IPv6 is off.
+    /// Default: `[::]:6783`, all addresses of both families; `0.0.0.0:6783` where IPv6 is off.
     #[arg(long, env = "WEFT_LISTEN", hide_env_values = true, value_name = "ADDR:PORT", help_heading = NODE)]
     pub listen: Option<String>,
 
@@ -44,7 +44,7 @@ pub struct Args {
     #[arg(long, env = "WEFT_PEER", hide_env_values = true, value_name = "HOST[:PORT]", value_delimiter = ',', help_heading = NODE)]
     pub peer: Vec<String>,
 
-    /// Most control links that this agent keeps, 2 to 1024
+    /// Most control links that this agent keeps, 4 to 64
     ///
     /// Up to 16 nodes are linked each to each; beyond, about twice the binary logarithm of their number suffices.
     /// Data needs no links.

@@ -25,7 +25,7 @@ pub(super) fn check(args: &Args, host: &HostFacts) -> Result<Config, ConfigError
     let endpoints = check.endpoints(listen, universe);
     let peers = check.peers(name.as_ref(), listen, universe);
     let ipam_seed = check.ipam_seed();
-    let max_links = check.count("--max-links", &args.max_links, 2..=1024);
+    let max_links = check.count("--max-links", &args.max_links, 4..=64);
     let mtu = check.mtu(&endpoints, universe);
     let data_threads = check.data_threads();
     let no_masquerade = check.no_masquerade();

@@ -222,7 +222,7 @@ fn directories_are_absolute_and_apart() {
 #[test]
 fn counts_prefixes_names_and_filters_are_checked() {
     assert_snapshot!(refused(&["--max-links", "1", "--data-threads", "0"]), @r"
---max-links 1: not a number from 2 to 1024
+--max-links 1: not a number from 4 to 64
 --data-threads 0: not a number from 1 to 256
 ");
     assert_snapshot!(refused(&["--no-masquerade", "192.0.2.9/24,x"]), @r"

@@ -264,7 +264,11 @@ impl Task {
         let outcome = spawn_blocking(move || store.commit(&copy)).await;
         let outcome = outcome.map_err(anyhow::Error::from).and_then(|result| Ok(result?));
         if outcome.is_err() {
-            self.unwritten = Arc::unwrap_or_clone(writes);
+            // Of each entry only the last change, or what waits for a full disk would grow for ever.
+            let entry = |write: Write| ((write.table, write.key), write.value);
+            let last: BTreeMap<_, _> = Arc::unwrap_or_clone(writes).into_iter().map(entry).collect();
+            let write = |((table, key), value)| Write { table, key, value };
+            self.unwritten = last.into_iter().map(write).collect();
         }
         outcome
     }

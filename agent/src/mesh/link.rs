@@ -143,7 +143,7 @@ impl fmt::Display for LinkId {
     }
 }
 
-/// Frames of a link that may wait for the network: [`WINDOW`] of items, the rest short ones. The last two places are
+/// Frames of a link that may wait for the network: `WINDOW` of items, the rest short ones. The last two places are
 /// for the hello and the refusal.
 pub const QUEUE_FRAMES: usize = 32;
 /// Frames of items on the way at a time; with more, a slow reader would be told old news.

@@ -174,7 +174,7 @@ impl PeerSet {
         self.iter().filter(|record| record.name != self.own && !record.left)
     }
 
-    pub(super) fn insert(&mut self, record: PeerRecord) {
+    pub(crate) fn insert(&mut self, record: PeerRecord) {
         self.records.insert(record.name.clone(), Arc::new(record));
     }
 }

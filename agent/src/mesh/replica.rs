@@ -136,7 +136,7 @@ impl Replica {
         wire::Digest { channels: self.channels.iter().map(channel).collect() }
     }
 
-    /// Answers a digest with what is here in the buckets that differ, about [`MAX_SUMMARY`] bytes of them, beginning
+    /// Answers a digest with what is here in the buckets that differ, about `MAX_SUMMARY` bytes of them, beginning
     /// with bucket `first`; `None` if nothing differs.
     ///
     /// # Errors

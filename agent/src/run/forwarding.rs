@@ -11,7 +11,7 @@ use crate::{
     datapath::table::{self, Owner},
     ipam::{KnownPeer, View},
     mesh::peers::PeerSet,
-    types::{PeerName, Prefix},
+    types::{PeerName, Prefix, Universe},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -31,6 +31,7 @@ pub struct Forwarding {
 /// The node's own part in it.
 #[derive(Clone, Copy, Debug)]
 pub struct Node {
+    pub universe: Universe,
     /// The pods' MTU, in bytes.
     pub mtu: u16,
     /// Underlay sockets can reach IPv6 endpoints, IPv4 endpoints.
@@ -44,7 +45,9 @@ impl Forwarding {
         let others: Vec<_> = peers.others().collect();
         let places: BTreeMap<&PeerName, usize> =
             others.iter().enumerate().map(|(place, record)| (&record.name, place)).collect();
-        let usable = |ip: IpAddr| if ip.is_ipv4() { node.ipv4 } else { node.ipv6 };
+        // Inside the universe what we send would come back to us by the TUN, to be sent again.
+        let usable =
+            |ip: IpAddr| !node.universe.contains(ip) && if ip.is_ipv4() { node.ipv4 } else { node.ipv6 };
         let path = |record: &crate::mesh::peers::PeerRecord| table::Peer {
             name: record.name.clone(),
             data_id: record.data_id,
@@ -85,5 +88,27 @@ impl Forwarding {
                 peers: table_peers,
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{mesh::peers::PeerRecord, types::Incarnation};
+
+    #[test]
+    fn a_peer_is_sent_to_at_its_first_endpoint_that_can_be_one() {
+        let record = |name: &str| PeerRecord::new(name.parse().unwrap(), Incarnation(1));
+        let node = Node { universe: "10.32.0.0/12".parse().unwrap(), mtu: 1440, ipv6: false, ipv4: true };
+        let endpoint = |endpoints: &[&str]| {
+            let endpoints = endpoints.iter().map(|text| text.parse().unwrap()).collect();
+            let mut peers = PeerSet::new(record("me"));
+            peers.insert(PeerRecord { endpoints, ..record("b") });
+            let made = Forwarding::new(node, &peers, &BTreeSet::new(), &View::default());
+            made.table.peers[0].endpoint.map(|address| address.to_string())
+        };
+        let good = "192.0.2.2:6783";
+        assert_eq!(endpoint(&["[2001:db8::2]:6783", "10.33.0.1:6783", good]).as_deref(), Some(good));
+        assert_eq!(endpoint(&["10.33.0.1:6783"]), None, "inside the universe");
     }
 }

@@ -48,7 +48,7 @@ pub struct State {
     /// As they were when the table was made last.
     peers: Arc<[Peer]>,
     known: Vec<KnownPeer>,
-    followed: Option<(Option<IpAddr>, Vec<Prefix>, BTreeMap<Prefix, u32>)>,
+    followed: Option<Followed>,
     guards: BTreeMap<String, Pending>,
     /// Until it has been judged for the first time whether ADD would work.
     starting: Option<Pending>,
@@ -57,6 +57,9 @@ pub struct State {
     cni_readiness: watch::Sender<cni::Readiness>,
     bridge: cni::Node,
 }
+
+/// Bridge address, own ranges, and narrow ranges with their MTU.
+type Followed = (Option<IpAddr>, Vec<Prefix>, BTreeMap<Prefix, u32>);
 
 /// Makes what is desired follow the ring.
 pub fn follow(desired: &mut Desired, view: &View, narrow: &BTreeMap<Prefix, u32>) {
@@ -77,6 +80,7 @@ impl State {
         let listen = config.listen.ip();
         Self {
             node: Node {
+                universe: config.universe,
                 mtu: config.mtu,
                 ipv6: listen.is_ipv6(),
                 ipv4: listen.is_ipv4() || listen.is_unspecified(),
