@@ -87,7 +87,7 @@ fn check_verifies_that_the_veths_peer_is_ours() {
         let index = h.veths()[0].index;
         inside(h.node(), async |netlink| netlink.rename(index, "mine0").await.unwrap());
     };
-    has(&after(nothing, renamed), "the other end of eth0 is not wf");
+    has(&after(nothing, renamed), "is gone");
 }
 
 /// The agent would put right what is only taken away: another's route keeps it from that.

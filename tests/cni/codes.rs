@@ -171,7 +171,7 @@ fn code_50_is_an_add_that_would_fail_and_51_is_pods_that_are_cut_off() {
     let (joiner, _giver) = Harness::waiting(|_| {});
     joiner.status().fails_with(50);
     let h = Harness::start();
-    h.nft("table inet other { chain forward { type filter hook forward priority 0; policy drop; } }");
+    h.nft(crate::status::DROPPING);
     eventually("the agent has noticed", || h.status().code == Some(1));
     let message = h.status().fails_with(51);
     assert!(message.contains("inet other forward drops forwarded packets"), "{message}");

@@ -84,12 +84,17 @@ fn a_service_that_leads_back_to_the_pod_works() {
     let (h, [pod]) = attached();
     h.nft(
         "table ip service {
-           chain to { type nat hook prerouting priority dstnat; ip daddr 10.96.0.10 tcp dport 80 dnat to 10.32.0.2:8080; }
-           chain from { type nat hook postrouting priority srcnat; ip saddr 10.32.0.2 ip daddr 10.32.0.2 masquerade; }
+           chain to { type nat hook prerouting priority dstnat; ip daddr 10.96.0.10 tcp dport 80 counter dnat to 10.32.0.2:8080; }
+           chain from { type nat hook postrouting priority srcnat; ip saddr 10.32.0.2 ip daddr 10.32.0.2 counter masquerade; }
          }",
     );
     let listener = pod.netns.enter(|| TcpListener::bind("10.32.0.2:8080").unwrap()).unwrap();
-    connect(&pod.netns, "10.96.0.10:80").expect("the pod reaches itself by the service's address");
+    let c = connect(&pod.netns, "10.96.0.10:80");
+    if c.is_err() {
+        let o = h.node().enter(|| std::process::Command::new("sh").arg("-c").arg("nft list ruleset; ip route; ip -s link show weft; cat /proc/net/nf_conntrack; ip neigh; bridge fdb; nstat -a").output().unwrap()).unwrap();
+        println!("{}", String::from_utf8_lossy(&o.stdout));
+    }
+    c.expect("the pod reaches itself by the service's address");
     assert_eq!(listener.accept().unwrap().1.ip(), gateway());
 }
 
@@ -145,8 +150,10 @@ fn connections(h: &Harness, address: IpAddr) -> usize {
 
 /// Sends something beyond the node, so that the kernel tracks it.
 fn speak(h: &Harness, pod: &Pod) {
-    send(&pod.netns, ip(2), h.node.address(), "to be remembered");
-    eventually("the kernel tracks the connection", || connections(h, ip(2)) > 0);
+    eventually("the kernel tracks the connection", || {
+        send(&pod.netns, ip(2), h.node.address(), "to be remembered");
+        connections(h, ip(2)) > 0
+    });
 }
 
 #[test]

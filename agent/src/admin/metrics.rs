@@ -253,13 +253,13 @@ weft_pod_mtu_bytes 1440
 # TYPE weft_pods gauge
 weft_pods{state="active"} 1
 weft_pods{state="reserved"} 1
+# HELP weft_links_repairs Times that links, routes or rules were put right after others changed them
+# TYPE weft_links_repairs counter
+weft_links_repairs_total 1
 # HELP weft_gossip_events Events of the gossip
 # TYPE weft_gossip_events counter
 weft_gossip_events_total{event="items_received"} 40
 weft_gossip_events_total{event="items_rejected"} 0
-# HELP weft_cni_events Events of the CNI calls
-# TYPE weft_cni_events counter
-weft_cni_events_total{event="add"} 2
 # HELP weft_ipam_addresses Addresses that this node owns
 # TYPE weft_ipam_addresses gauge
 weft_ipam_addresses{state="free"} 524284.0

@@ -262,13 +262,13 @@ async fn json_has_stable_names() {
     "counters": {
       "bytes_received": 5000,
       "bytes_sent": 3145728,
-      "cni/add": 2,
       "drops/no_peer": 3,
       "drops/too_big": 1,
       "gossip/items_received": 40,
       "gossip/items_rejected": 0,
       "packets_received": 900,
-      "packets_sent": 1200
+      "packets_sent": 1200,
+      "repairs": 1
     },
     "encryption": "off",
     "endpoints": [

@@ -65,7 +65,7 @@ impl From<IpamError> for AddressError {
             IpamError::OutsideUniverse { .. }
             | IpamError::Reserved { .. }
             | IpamError::TooManyWanted(_)
-            | IpamError::Contradiction { .. } => Self::Refused(text),
+            | IpamError::Contradiction { .. } => Self::Refused(format!("ips: {text}")),
             IpamError::Store(_) => Self::Store(text),
         }
     }
