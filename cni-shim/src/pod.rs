@@ -12,8 +12,11 @@ use crate::{
     failure::{Failure, code},
     prev_result::PrevResult,
 };
-use std::{net::IpAddr, os::fd::AsFd};
-use tokio::runtime::Handle;
+use std::{net::IpAddr, os::fd::AsFd, time::Duration};
+use tokio::{
+    runtime::Handle,
+    time::{Instant, sleep},
+};
 use weft::{
     linux::{
         netlink::{Address, AddressFlags, Family, Link, Netlink, NetlinkError, Route, VethPair},
@@ -118,6 +121,19 @@ impl<'a> Pod<'a> {
     pub async fn settle(&self) -> Result<(), Failure> {
         self.inside.link_by_name(self.key.ifname()).await?;
         Ok(())
+    }
+
+    /// Waits until what the pod sends leaves: an interface throws it away until the kernel has taken note of the carrier
+    /// that the other end gave it. Looking makes it do so at once since Linux 6.7; before, it takes up to a second.
+    pub async fn wait_running(&self) -> Result<(), Failure> {
+        let until = Instant::now() + CARRIER_WAIT;
+        loop {
+            let link = self.inside.link_by_name(self.key.ifname()).await?;
+            if link.running || Instant::now() > until {
+                return Ok(());
+            }
+            sleep(CARRIER_LOOK).await;
+        }
     }
 
     /// Takes the veth away; both ends go.
@@ -248,3 +264,7 @@ fn union<T: PartialEq>(ours: impl IntoIterator<Item = T>, theirs: impl IntoItera
 fn shown(mac: Option<weft::types::Mac>) -> String {
     mac.map_or("none".into(), |mac| mac.to_string())
 }
+
+/// Then the pod's first packets may be lost, which is no reason to fail.
+const CARRIER_WAIT: Duration = Duration::from_millis(1200);
+const CARRIER_LOOK: Duration = Duration::from_millis(2);

@@ -130,11 +130,14 @@ fn a_joiner_that_finds_nobody_is_alive_and_says_why_it_is_not_ready() {
         settings.more.extend(["--cni-conf-dir".into(), conf.path().display().to_string()]);
     });
     node.start_agent().unwrap();
-    let pages = |path: &str| wait::until(path, Duration::from_secs(10), || node.http(path)).unwrap();
-    assert_eq!(pages("/livez"), (200, "ok\n".into()));
-    let (status, reasons) = pages("/readyz");
-    assert_eq!(status, 503);
-    assert!(reasons.contains("no addresses to hand out: waiting for "), "{reasons}");
+    wait::until("it says why it is not ready", Duration::from_secs(10), || {
+        let (status, reasons) = node.http("/readyz")?;
+        assert_eq!(status, 503, "{reasons}");
+        ensure!(reasons.contains("no addresses to hand out: waiting for "), "{reasons}");
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(node.http("/livez").unwrap(), (200, "ok\n".into()));
     let text = printed(node.weft(&["status"]).unwrap()).unwrap();
     assert!(text.contains("ready       no") && text.contains("no addresses to hand out"), "{text}");
     assert!(text.contains("192.0.2.77"), "whom it cannot reach is missing: {text}");

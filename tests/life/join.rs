@@ -7,7 +7,7 @@ use std::{
 use anyhow::ensure;
 use weft_lab::wait::{self, Deadline};
 
-use crate::harness::{SHORT, lab};
+use crate::harness::{SHORT, attached, lab, reaches};
 
 #[test]
 fn a_joiner_with_one_peer_reaches_everybody_within_two_seconds() {
@@ -49,6 +49,19 @@ fn a_joiner_with_one_peer_reaches_everybody_within_two_seconds() {
         Ok(())
     })
     .unwrap();
+}
+
+#[test]
+fn a_pods_very_first_packet_arrives() {
+    let lab = lab(2, 1);
+    let (node, there) = (lab.node("n1").unwrap(), lab.pod("n2/p1").unwrap());
+    let address = there.address().unwrap();
+    reaches(&lab.pod("n1/p1").unwrap(), &there);
+    for _ in 0..30 {
+        // One echo, and no other.
+        let pod = attached(&lab, &node);
+        pod.ping(address, SHORT).unwrap();
+    }
 }
 
 const WITHIN: Duration = Duration::from_secs(2);

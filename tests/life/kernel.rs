@@ -53,7 +53,9 @@ impl Kernel {
 
     /// What is there when no agent holds the TUN's queues: the device has no carrier then.
     pub fn without_carrier(self) -> Self {
-        let text = |line: String| line.replace("carrier: false", "carrier: true");
+        let text = |line: String| {
+            line.replace("carrier: false", "carrier: true").replace("running: false", "running: true")
+        };
         Self(self.0.into_iter().map(text).collect())
     }
 

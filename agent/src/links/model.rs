@@ -132,6 +132,7 @@ fn made(index: u32, name: &str, kind: LinkKind) -> Link {
         kind,
         up: false,
         carrier: false,
+        running: false,
         mac: None,
         mtu: 1500,
         master: None,

@@ -47,6 +47,7 @@ pub async fn run(version: Version, call: Call, config: Config) -> Result<Value, 
         undo.made = Some(reservation.clone());
         pod.configure(&reservation).await?;
         agent.activate(&key).await?;
+        pod.wait_running().await?;
         pod.settle().await?;
         Ok(reservation)
     };

@@ -18,6 +18,8 @@ pub struct Link {
     pub up: bool,
     /// The other end is up too.
     pub carrier: bool,
+    /// The kernel has taken note of the carrier: what is sent leaves, and is not thrown away.
+    pub running: bool,
     pub mac: Option<Mac>,
     /// Bytes of an IP packet.
     pub mtu: u32,
@@ -270,6 +272,7 @@ pub(super) fn link_of(message: LinkMessage) -> Option<Link> {
         kind: LinkKind::Other,
         up: message.header.flags.contains(LinkFlags::Up),
         carrier: message.header.flags.contains(LinkFlags::LowerUp),
+        running: message.header.flags.contains(LinkFlags::Running),
         mac: None,
         mtu: 0,
         master: None,
