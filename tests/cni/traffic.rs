@@ -78,24 +78,36 @@ fn node_and_pods_of_one_node_reach_each_other() {
     assert_eq!(receive(&at_one), ("to itself".into(), ip(2)));
 }
 
-/// A Service's address whose only endpoint is the pod that calls it, as kube-proxy has it.
+/// The pod's own Service, and another's, as kube-proxy has them: NAT to an endpoint on this node. Where `br_netfilter` is
+/// on, it is switched, else routed.
 #[test]
-fn a_service_that_leads_back_to_the_pod_works() {
-    let (h, [pod]) = attached();
+fn services_lead_to_pods_of_the_node_and_back_to_the_pod_itself() {
+    let (h, [one, two]) = attached();
     h.nft(
         "table ip service {
-           chain to { type nat hook prerouting priority dstnat; ip daddr 10.96.0.10 tcp dport 80 counter dnat to 10.32.0.2:8080; }
-           chain from { type nat hook postrouting priority srcnat; ip saddr 10.32.0.2 ip daddr 10.32.0.2 counter masquerade; }
+           chain to {
+             type nat hook prerouting priority dstnat
+             ip daddr 10.96.0.2 tcp dport 80 dnat to 10.32.0.2:8080
+             ip daddr 10.96.0.3 tcp dport 80 dnat to 10.32.0.3:8080
+           }
+           chain from {
+             type nat hook postrouting priority srcnat
+             ip saddr 10.32.0.2 ip daddr 10.32.0.2 masquerade
+           }
          }",
     );
-    let listener = pod.netns.enter(|| TcpListener::bind("10.32.0.2:8080").unwrap()).unwrap();
-    let c = connect(&pod.netns, "10.96.0.10:80");
-    if c.is_err() {
-        let o = h.node().enter(|| std::process::Command::new("sh").arg("-c").arg("nft list ruleset; ip route; ip -s link show weft; cat /proc/net/nf_conntrack; ip neigh; bridge fdb; nstat -a").output().unwrap()).unwrap();
-        println!("{}", String::from_utf8_lossy(&o.stdout));
+    let listen = |pod: &Pod, to: &str| pod.netns.enter(|| TcpListener::bind(to).unwrap()).unwrap();
+    let (at_one, at_two) = (listen(&one, "10.32.0.2:8080"), listen(&two, "10.32.0.3:8080"));
+    let switched = h.node().enter(|| sysctl::read(BRIDGE_NF).unwrap().is_some()).unwrap();
+    for on in if switched { &["1", "0"][..] } else { &["0"] } {
+        if switched {
+            h.node().enter(|| sysctl::write(BRIDGE_NF, on).unwrap()).unwrap();
+        }
+        connect(&one.netns, "10.96.0.3:80").unwrap_or_else(|error| panic!("to another pod, {on}: {error}"));
+        assert_eq!(at_two.accept().unwrap().1.ip(), ip(2));
+        connect(&one.netns, "10.96.0.2:80").unwrap_or_else(|error| panic!("to itself, {on}: {error}"));
+        assert_eq!(at_one.accept().unwrap().1.ip(), gateway());
     }
-    c.expect("the pod reaches itself by the service's address");
-    assert_eq!(listener.accept().unwrap().1.ip(), gateway());
 }
 
 #[test]
@@ -141,6 +153,18 @@ fn packets_with_anothers_address_or_mac_are_dropped() {
         send(&one.netns, ip(2), to, "another's MAC");
     }
     with_mac(own_mac);
+    honest();
+    // Past the gateway.
+    let (mac, to_two) = (two.link("eth0").unwrap().mac.unwrap(), Prefix::from(ip(3)));
+    let past = inside(&one.netns, async |netlink| {
+        let eth0 = netlink.link_by_name("eth0").await.unwrap().index;
+        let route = Route::on_link(to_two, eth0);
+        netlink.set_neighbour(eth0, ip(3), mac).await.unwrap();
+        netlink.add_route(&route).await.unwrap();
+        route
+    });
+    send(&one.netns, ip(2), ip(3), "past the gateway");
+    inside(&one.netns, async |netlink| netlink.delete_route(&past).await.unwrap());
     honest();
 }
 
@@ -243,5 +267,7 @@ fn advertisements(pod: &Pod) -> u64 {
     line.expect("the kernel counts them").trim().parse().unwrap()
 }
 
+/// Has bridged packets pass the hooks of routed ones.
+const BRIDGE_NF: &str = "net/bridge/bridge-nf-call-iptables";
 const PORT: u16 = 9999;
 const WITHIN: Duration = Duration::from_secs(5);

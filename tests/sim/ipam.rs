@@ -286,8 +286,8 @@ impl World {
     fn live(&mut self, time: Duration) {
         let end = self.sim.now + time;
         while self.sim.now < end {
-            self.sim.run(SECOND / 10);
-            self.churn();
+            self.sim.run(SECOND / 20);
+            (0..3).for_each(|_| self.churn());
         }
         self.check();
     }
@@ -336,53 +336,56 @@ fn name(n: usize) -> String {
 
 #[test]
 fn a_hundred_agents_share_the_addresses_in_any_weather() {
-    for seed in 1..=3 {
-        let mut world = World::new(seed, 3);
-        world.all_have_space(SECOND * 5);
-        // Joiners in crowds, each through any one that is there; they wait for space no longer than this.
-        while world.sim.nodes.len() < 100 {
-            let there = world.sim.nodes.len();
-            for _ in 0..20.min(100 - there) {
-                let through = world.rng.random_range(0..there);
-                world.join(&[through], &SeedPlan::default());
-            }
-            let took = world.all_have_space(SECOND * 10);
-            println!("seed {seed}: {there} and a crowd more have space after {took:?}");
-            world.live(SECOND);
-        }
-        world.sim.expect("all know all", SECOND * 10, all_know_all);
+    std::thread::scope(|scope| {
+        (1..=3).for_each(|seed| drop(scope.spawn(move || in_any_weather(seed))));
+    });
+}
 
-        world.sim.weather.loss = 0.3;
-        world.sim.weather.delay = SECOND / 100..SECOND / 5;
-        world.live(SECOND * 5);
-        for _ in 0..10 {
-            let n = world.rng.random_range(0..100);
-            world.restart(n);
-            world.live(SECOND / 2);
+fn in_any_weather(seed: u64) {
+    let begun = std::time::Instant::now();
+    let mut world = World::new(seed, 3);
+    world.all_have_space(SECOND * 5);
+    // Joiners in crowds, each through any one that is there; they wait for space no longer than this.
+    while world.sim.nodes.len() < 100 {
+        let there = world.sim.nodes.len();
+        for _ in 0..25.min(100 - there) {
+            let through = world.rng.random_range(0..there);
+            world.join(&[through], &SeedPlan::default());
         }
-        world.sim.weather.loss = 0.0;
-
-        // Both sides go on, each with what it has.
-        let groups = split(&mut world.rng, 100);
-        world.sim.weather.groups = groups.into();
-        let attached = world.attached;
-        world.live(SECOND * 5);
-        for _ in 0..5 {
-            let n = world.rng.random_range(1..100);
-            world.restart(n);
-            world.live(SECOND / 2);
-        }
-        assert!(world.attached > attached);
-        world.sim.weather.groups.clear();
-        world.live(SECOND * 3);
-
-        world.sim.run(SECOND * 5);
-        for n in 0..100 {
-            assert!(world.attach(n), "seed {seed}: node {n} has no address to hand out");
-        }
-        world.agrees();
-        println!("seed {seed}: {} pods were attached, {} refused for now", world.attached, world.refused);
+        let took = world.all_have_space(SECOND * 2);
+        println!("seed {seed}: {there} and a crowd more have space after {took:?}");
+        world.live(SECOND / 2);
     }
+    world.sim.expect("all know all", SECOND * 10, all_know_all);
+
+    world.sim.weather.loss = 0.3;
+    world.sim.weather.delay = SECOND / 100..SECOND / 5;
+    world.live(SECOND * 2);
+    for _ in 0..8 {
+        let n = world.rng.random_range(0..100);
+        world.restart(n);
+        world.live(SECOND / 4);
+    }
+    world.sim.weather.loss = 0.0;
+
+    // Both sides go on, each with what it has.
+    world.sim.weather.groups = split(&mut world.rng, 100).into();
+    let attached = world.attached;
+    world.live(SECOND * 4);
+    for _ in 0..4 {
+        let n = world.rng.random_range(1..100);
+        world.restart(n);
+        world.live(SECOND / 4);
+    }
+    assert!(world.attached > attached);
+    world.sim.weather.groups.clear();
+    world.live(SECOND * 3);
+    for n in 0..100 {
+        assert!(world.attach(n), "seed {seed}: node {n} has no address to hand out");
+    }
+    world.agrees();
+    println!("seed {seed}: {} pods were attached, {} refused for now", world.attached, world.refused);
+    println!("T {:?}", begun.elapsed());
 }
 
 /// Two groups that everybody is in one of.

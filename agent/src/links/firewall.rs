@@ -170,7 +170,8 @@ fn inet(desired: &Desired) -> Table {
 }
 
 /// Switching: a frame from a pod's port passes only with the pod's own MAC and address, in ARP too. All else, also
-/// VLAN tags, DHCP and neighbour discovery from link-local addresses, is dropped; pods need none of it.
+/// VLAN tags, DHCP and neighbour discovery from link-local addresses, is dropped; pods need none of it. And it goes to
+/// the gateway only, not to another pod's port past the `forward` hook.
 fn bridge(desired: &Desired) -> Table {
     let mut sets = BTreeMap::from([(PODS4.to_string(), BTreeSet::new()), (PODS6.into(), BTreeSet::new())]);
     for pod in desired.pods.values() {
@@ -182,6 +183,7 @@ fn bridge(desired: &Desired) -> Table {
     let rules = [
         // Other bridges' ports; `meta ibrname` would say it better, but not every kernel has it.
         format!("iifname != \"{PORTS}\" accept"),
+        format!("ether daddr != {{ {}, ff:ff:ff:ff:ff:ff }} counter drop", desired.bridge.mac),
         format!("iifname . ether saddr . ip saddr @{PODS4} accept"),
         format!("iifname . ether saddr . ip6 saddr @{PODS6} accept"),
         format!(
