@@ -4,7 +4,6 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::Context;
 use weft_lab::{Lab, node::Node, pod::Pod, traffic, wait};
 
 use crate::{
@@ -135,8 +134,8 @@ fn frames_dropped(pod: &Pod) -> u64 {
     let mut list = std::process::Command::new(nft);
     list.args(["list", "table", "bridge", "weft"]);
     let text = String::from_utf8(pod.node().exec(list).unwrap().stdout).unwrap();
-    let after = text.split("counter packets ").nth(1).context("no counter").unwrap();
-    after.split(' ').next().unwrap().parse().unwrap()
+    let counters = text.split("counter packets ").skip(1);
+    counters.map(|after| after.split(' ').next().unwrap().parse::<u64>().unwrap()).sum()
 }
 
 const NO_ROUTE: &str = "weft_drops_total{reason=\"no_route\"}";
