@@ -139,6 +139,7 @@ pub async fn build(config: Config) -> anyhow::Result<Running> {
     let observed = links::look().await.context("look at links and routes")?;
     let found = Found {
         veths: observed.veths().into_iter().map(|veth| veth.alias).collect(),
+        macs: neighbours(&observed),
         bridge: bridge_address(&observed, &config),
         rebooted,
     };
@@ -275,6 +276,12 @@ fn open_store(config: &Config) -> anyhow::Result<(Store, bool)> {
 fn bridge_address(observed: &Observed, config: &Config) -> Option<IpAddr> {
     let of_bridge = observed.addresses.iter().filter(|(link, _)| link == BRIDGE);
     of_bridge.map(|(_, prefix)| prefix.addr()).find(|address| config.universe.contains(*address))
+}
+
+/// The pods' MACs that the agent before this one has set.
+fn neighbours(observed: &Observed) -> BTreeMap<IpAddr, Mac> {
+    let of_bridge = observed.neighbours.iter().filter(|((link, _), _)| link == BRIDGE);
+    of_bridge.map(|((_, address), mac)| (*address, *mac)).collect()
 }
 
 /// What the kernel should look like right at the start, so that pods that run go on running.

@@ -36,7 +36,7 @@ pub fn wish(request: local::ReserveRequest) -> Result<Wish, Failure> {
     addresses.sort();
     let ranges = request.ranges.iter().map(|text| parse("range", text)).collect::<Result<_, _>>()?;
     let mac = match request.mac.as_str() {
-        "" => pod_mac(&attachment),
+        "" => attachment.pod_mac(),
         text => parse("mac", text)?,
     };
     let pod = PodRef { uid: pod.uid, namespace: pod.namespace, name: pod.name };
@@ -72,10 +72,6 @@ pub fn refuse_an_old_pod(wish: &Wish, allocations: &[Allocation]) -> Result<(), 
         );
         Err(Failure::new(Code::Environment, msg))
     })
-}
-
-fn pod_mac(key: &AttachmentKey) -> Mac {
-    Mac::derived(format!("pod {key}").as_bytes())
 }
 
 /// The host's end of the veth.

@@ -115,7 +115,7 @@ impl Allocator {
             None => self.pick(&request.ranges, now)?,
         };
         self.demand = None;
-        let mac = request.mac.unwrap_or_else(|| Mac::derived(request.key.to_string().as_bytes()));
+        let mac = request.mac.unwrap_or_else(|| request.key.pod_mac());
         self.unactivated.insert(request.key, now.at + UNACTIVATED_FOR);
         let allocation = self.allocate(offset, owner, request.pod, mac, now);
         self.settle(now);

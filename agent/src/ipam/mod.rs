@@ -67,6 +67,8 @@ pub struct Stored {
 pub struct Found {
     /// The host's ends of our pods' veths.
     pub veths: Vec<VethAlias>,
+    /// Of the pods' ends, as far as the kernel knows them.
+    pub macs: BTreeMap<IpAddr, Mac>,
     /// The bridge's address.
     pub bridge: Option<IpAddr>,
     /// There was no boot marker: pods without a veth are gone.

@@ -7,7 +7,7 @@ use super::{
     span::{Layout, coalesce},
     token::Token,
 };
-use crate::types::{PodRef, VethAlias};
+use crate::types::{Mac, PodRef, VethAlias};
 use std::{collections::BTreeSet, net::IpAddr, time::Instant};
 
 #[test]
@@ -181,6 +181,7 @@ fn addresses_are_reclaimed_from_veths() {
     };
     let found = Found {
         veths: vec![veth(1, "10.32.0.2"), veth(2, "10.32.0.4"), veth(3, "10.32.0.4"), veth(4, "192.0.2.1")],
+        macs: [("10.32.0.2".parse().unwrap(), Mac([2, 0, 0, 0, 0, 7]))].into(),
         bridge: Some("10.32.0.3".parse().unwrap()),
         rebooted: false,
     };
@@ -189,6 +190,9 @@ fn addresses_are_reclaimed_from_veths() {
     assert_eq!(view.bridge, Some("10.32.0.3".parse().unwrap()), "pods know it as their gateway");
     assert_eq!(view.allocations.len(), 3);
     assert!(view.reserved.is_empty(), "what has a veth is active");
+    let mac = |address: &str| view.allocations[&address.parse::<IpAddr>().unwrap()].mac;
+    assert_eq!(mac("10.32.0.2"), Mac([2, 0, 0, 0, 0, 7]), "as the kernel still knows it");
+    assert_eq!(mac("10.32.0.4"), key(0, 2).pod_mac(), "as the pod has it unless it asked for another");
     assert_eq!(
         allocator.reserve(request(0, 1), now).unwrap().address,
         "10.32.0.2".parse::<IpAddr>().unwrap()
@@ -201,7 +205,7 @@ fn addresses_are_reclaimed_from_veths() {
     // The node reboots: pods without a veth are gone, and their addresses rest.
     let mut disk = Stored::default();
     allocator.effects().changes.into_iter().for_each(|change| disk.apply(change));
-    let rebooted = Found { veths: vec![veth(6, "10.32.0.5")], bridge: None, rebooted: true };
+    let rebooted = Found { veths: vec![veth(6, "10.32.0.5")], rebooted: true, ..Found::default() };
     let mut allocator = Allocator::new(config, disk, rebooted, now).unwrap();
     let owners: Vec<Owner> = allocator.view().allocations.values().map(|a| a.owner.clone()).collect();
     assert_eq!(owners, [Owner::Bridge, Owner::Pod(key(0, 6))]);
@@ -219,7 +223,7 @@ fn a_pod_on_a_lost_address_is_held_and_the_new_owner_leaves_it_alone() {
         addresses: vec!["10.32.0.2".parse().unwrap()],
         pod: PodRef::default(),
     };
-    let found = Found { veths: vec![veth], bridge: None, rebooted: false };
+    let found = Found { veths: vec![veth], ..Found::default() };
     let config = Config {
         name: "n1".parse().unwrap(),
         universe: sim.layout.universe(),

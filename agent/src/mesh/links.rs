@@ -115,6 +115,14 @@ impl Mesh {
         match self.greeting.judge(hello) {
             Verdict::Welcome { name, incarnation } => self.welcome(id, dialled, name, incarnation, now),
             Verdict::Myself => self.close(id, Code::Surplus, "this agent itself", now),
+            // Anybody can say so: it counts where somebody answers to that at an endpoint.
+            Verdict::ElderTwin if dialled.is_none() => {
+                warn!(remote, name = %self.greeting.name, "an agent under our name says that it was started before");
+                let reason = format!("agent {} looks whether its name is taken", self.greeting.name);
+                self.count_refused(Code::NameTaken);
+                self.close(id, Code::NameTaken, &reason, now);
+                self.call_twin_at(&remote, now);
+            }
             Verdict::ElderTwin => {
                 let name = &self.greeting.name;
                 let reason = format!(

@@ -526,6 +526,30 @@ mod tests {
     }
 
     #[test]
+    fn who_only_says_that_the_name_is_taken_is_called_back() {
+        let now = start();
+        let mut mesh = mesh("a", now);
+        mesh.own.endpoints.push("192.0.2.1:6783".parse().unwrap());
+        mesh.handle(Input::Wake, now);
+        let _ = outputs(&mut mesh);
+        let hello = Greeting { incarnation: Incarnation(0), ..mesh.greeting.clone() }.hello();
+        let say_hello = |mesh: &mut Mesh, link: u64, dialled: Option<Target>| {
+            let remote = "[::ffff:192.0.2.9]:40000".into();
+            mesh.handle(Input::Opened { link: LinkId(link), dialled, remote }, now);
+            let frame = Frame { body: Some(Body::Hello(hello.clone())) };
+            mesh.handle(Input::Frame { link: LinkId(link), frame }, now);
+            outputs(mesh)
+        };
+        let addresses = vec!["192.0.2.9:6783".parse().unwrap()];
+        let call = Output::Dial { target: Target::Twin, addresses };
+        assert!(say_hello(&mut mesh, 1, None).contains(&call));
+        assert!(!say_hello(&mut mesh, 2, None).contains(&call), "once is enough");
+        assert!(mesh.joined() && mesh.links().is_empty());
+        let last = say_hello(&mut mesh, 3, Some(Target::Twin)).pop();
+        assert!(matches!(last, Some(Output::Fatal(_))), "{last:?}");
+    }
+
+    #[test]
     fn only_a_real_change_of_the_record_raises_its_version() {
         let mut mesh = mesh("a", start());
         mesh.handle(Input::Wake, start());

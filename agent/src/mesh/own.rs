@@ -13,9 +13,10 @@ use super::{
     peers::{self, MAX_NEIGHBOURS, Neighbour, PeerGossip, PeerRecord},
     replica::{ItemKey, Merged},
 };
-use crate::types::Incarnation;
+use crate::types::{Incarnation, PeerAddress};
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
     time::{Duration, Instant},
 };
 use tracing::{info, warn};
@@ -103,6 +104,18 @@ impl Mesh {
             info!(endpoints = endpoints.join(","), "our name is known elsewhere; calling there");
             (self.naming.calling, self.naming.called) = (true, Some(now));
             self.output(Output::Dial { target: Target::Twin, addresses: addresses(&elsewhere) });
+        }
+    }
+
+    /// Somebody who called us from there uses our name; an agent of that host would answer at the port that we use, too.
+    pub(super) fn call_twin_at(&mut self, remote: &str, now: Instant) {
+        let recently = self.naming.called.is_some_and(|called| now < called + CALL_AGAIN);
+        let port = self.own.endpoints.first().map(|endpoint| endpoint.0.port());
+        let (Ok(remote), Some(port)) = (remote.parse::<SocketAddr>(), port) else { return };
+        if !self.naming.calling && !recently {
+            (self.naming.calling, self.naming.called) = (true, Some(now));
+            let address = PeerAddress { host: remote.ip().to_canonical().to_string(), port };
+            self.output(Output::Dial { target: Target::Twin, addresses: vec![address] });
         }
     }
 

@@ -10,13 +10,14 @@ use super::{
 use crate::types::PeerAddress;
 use anyhow::{Context as _, bail};
 use std::{
+    collections::BTreeMap,
     future::Future,
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     pin::Pin,
     sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
@@ -25,7 +26,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc},
-    time::{Sleep, sleep, timeout},
+    time::{Instant, Sleep, sleep, timeout},
 };
 use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
 use tonic::{
@@ -68,27 +69,39 @@ pub struct Outgoing {
     frames: mpsc::Receiver<Frame>,
     left: Arc<AtomicUsize>,
     progress: Arc<Notify>,
+    /// Of the connection that it came on, if we were called.
+    _link: Option<Arc<()>>,
 }
 
-/// An accepted connection. It ends if no link comes of it in time.
+/// An accepted connection. It ends if no link comes of it in time, or none is left of it.
 pub struct Guarded {
     stream: TcpStream,
     caller: Caller,
     deadline: Pin<Box<Sleep>>,
-    _permit: OwnedSemaphorePermit,
+    /// It had a link when it was last looked at.
+    linked: bool,
+    _place: Place,
 }
 
 #[derive(Clone)]
 pub struct Caller {
     remote: SocketAddr,
-    linked: Arc<AtomicBool>,
+    /// Lives as long as any link of the connection.
+    link: Arc<Mutex<Weak<()>>>,
+}
+
+/// Room for one more connection, in all and from its address.
+struct Place {
+    address: IpAddr,
+    taken: Arc<Mutex<BTreeMap<IpAddr, usize>>>,
+    _permit: OwnedSemaphorePermit,
 }
 
 impl Wires {
     fn link(&self) -> (LinkId, mpsc::Sender<Frame>, Outgoing) {
         let id = LinkId(self.next_link.fetch_add(1, Ordering::Relaxed));
         let (tx, frames) = mpsc::channel(QUEUE_FRAMES);
-        (id, tx, Outgoing { frames, left: Arc::default(), progress: self.progress.clone() })
+        (id, tx, Outgoing { frames, left: Arc::default(), progress: self.progress.clone(), _link: None })
     }
 }
 
@@ -99,8 +112,8 @@ impl mesh_server::Mesh for Wires {
     async fn link(&self, request: Request<Streaming<Frame>>) -> Result<Response<Self::LinkStream>, Status> {
         let caller = request.extensions().get::<Caller>().cloned();
         let caller = caller.ok_or_else(|| Status::internal("the connection is not one of ours"))?;
-        caller.linked.store(true, Ordering::Relaxed);
-        let (link, outgoing, stream) = self.link();
+        let (link, outgoing, mut stream) = self.link();
+        stream._link = Some(caller.begin_link());
         let opened = Opened {
             link,
             dialled: None,
@@ -116,23 +129,30 @@ impl mesh_server::Mesh for Wires {
     }
 }
 
-/// Accepts connections, at most `limit` at a time; more wait in the kernel's queue. The port is free
-/// when the future is dropped.
+/// Accepts connections, at most `limit` at a time; more wait in the kernel's queue. One address has at most a quarter of
+/// the places, so that nobody alone keeps the others out: what it opens beyond is closed. The port is free when the
+/// future is dropped.
 pub fn accept(
     listener: TcpListener,
     limit: Arc<Semaphore>,
 ) -> (impl Future<Output = ()> + Send, ReceiverStream<io::Result<Guarded>>) {
     let (tx, rx) = mpsc::channel(1);
+    let (share, taken) = ((limit.available_permits() / 4).max(1), Arc::default());
     let accept = async move {
         while let Ok(permit) = limit.clone().acquire_owned().await {
             match listener.accept().await {
                 Ok((stream, remote)) => {
-                    let _ = stream.set_nodelay(true);
                     // A dual-stack socket shows IPv4 callers as ::ffff:192.0.2.1.
                     let remote = SocketAddr::new(remote.ip().to_canonical(), remote.port());
-                    let caller = Caller { remote, linked: Arc::default() };
+                    let Some(place) = Place::take(&taken, remote.ip(), share, permit) else {
+                        tracing::debug!(%remote, "a connection too many from this address");
+                        continue;
+                    };
+                    let _ = stream.set_nodelay(true);
+                    let caller = Caller { remote, link: Arc::default() };
                     let deadline = Box::pin(sleep(IDLE));
-                    if tx.send(Ok(Guarded { stream, caller, deadline, _permit: permit })).await.is_err() {
+                    let guarded = Guarded { stream, caller, deadline, linked: false, _place: place };
+                    if tx.send(Ok(guarded)).await.is_err() {
                         return;
                     }
                 }
@@ -283,6 +303,48 @@ impl Stream for Outgoing {
     }
 }
 
+impl Caller {
+    fn begin_link(&self) -> Arc<()> {
+        let mut link = self.link.lock().unwrap_or_else(PoisonError::into_inner);
+        let token = link.upgrade().unwrap_or_default();
+        *link = Arc::downgrade(&token);
+        token
+    }
+
+    fn is_linked(&self) -> bool {
+        self.link.lock().unwrap_or_else(PoisonError::into_inner).strong_count() > 0
+    }
+}
+
+impl Place {
+    /// None where that address has its share.
+    fn take(
+        taken: &Arc<Mutex<BTreeMap<IpAddr, usize>>>,
+        address: IpAddr,
+        share: usize,
+        permit: OwnedSemaphorePermit,
+    ) -> Option<Self> {
+        let mut places = taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let has = places.entry(address).or_default();
+        (*has < share).then(|| {
+            *has += 1;
+            Self { address, taken: taken.clone(), _permit: permit }
+        })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut places = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(has) = places.get_mut(&self.address) {
+            *has -= 1;
+            if *has == 0 {
+                places.remove(&self.address);
+            }
+        }
+    }
+}
+
 impl Connected for Guarded {
     type ConnectInfo = Caller;
 
@@ -297,7 +359,11 @@ impl AsyncRead for Guarded {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if !self.caller.linked.load(Ordering::Relaxed) && self.deadline.as_mut().poll(cx).is_ready() {
+        let linked = self.caller.is_linked();
+        if std::mem::replace(&mut self.linked, linked) && !linked {
+            self.deadline.as_mut().reset(Instant::now() + IDLE);
+        }
+        if !linked && self.deadline.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         Pin::new(&mut self.stream).poll_read(cx, buf)
@@ -343,7 +409,7 @@ const CONNECT: Duration = Duration::from_secs(1);
 const RESOLVE: Duration = Duration::from_secs(3);
 /// Addresses of one target that are tried in a row.
 const MAX_ADDRESSES: usize = 4;
-/// How long an accepted connection may go without a link.
+/// How long an accepted connection may go without a link, before the first and after the last.
 const IDLE: Duration = Duration::from_secs(3);
 /// Rest after a failed accept, which fails again at once where descriptors have run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

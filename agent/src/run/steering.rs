@@ -202,6 +202,7 @@ impl State {
         match (&view.waiting_for, view.own.is_empty()) {
             (Some(waiting), true) => reasons.push(format!("no addresses to hand out: waiting for {waiting}")),
             (None, true) => reasons.push("no addresses to hand out yet".into()),
+            _ if view.bridge.is_none() => reasons.push("no address is free for the bridge".into()),
             _ => {}
         }
         reasons.extend(links.error.clone());

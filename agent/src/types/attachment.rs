@@ -1,3 +1,4 @@
+use super::Mac;
 use std::{fmt, net::IpAddr, str::FromStr};
 
 /// What a pod's attachment is known by: the runtime's container id and the interface's name in the pod.
@@ -62,6 +63,11 @@ impl AttachmentKey {
 
     pub fn ifname(&self) -> &str {
         &self.ifname
+    }
+
+    /// MAC of the pod's end, unless the runtime asks for another: stable for the key.
+    pub fn pod_mac(&self) -> Mac {
+        Mac::derived(format!("pod {self}").as_bytes())
     }
 
     /// Name of the host's end of the veth: `wf` and 12 hex digits, stable for the key.

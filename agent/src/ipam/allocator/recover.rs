@@ -36,7 +36,8 @@ impl Allocator {
                 warn!(attachment = %veth.attachment, "a veth of ours has no address in the universe");
                 continue;
             };
-            self.reclaim(veth, offset, address, now);
+            let mac = found.macs.get(&address).copied().unwrap_or_else(|| veth.attachment.pod_mac());
+            self.reclaim(veth, offset, address, mac, now);
         }
         if let Some(offset) = found.bridge.and_then(|address| self.layout.offset(address))
             && self.space.find(&Owner::Bridge).is_none()
@@ -52,7 +53,7 @@ impl Allocator {
         }
     }
 
-    fn reclaim(&mut self, veth: VethAlias, offset: u128, address: IpAddr, now: Now) {
+    fn reclaim(&mut self, veth: VethAlias, offset: u128, address: IpAddr, mac: Mac, now: Now) {
         let owner = Owner::Pod(veth.attachment.clone());
         let known = self.space.at(offset).map(|allocation| allocation.owner.clone());
         if known.as_ref().is_some_and(|known| *known != owner && *known != Owner::Bridge)
@@ -68,7 +69,6 @@ impl Allocator {
                 self.free(&bridge, now);
             }
             self.free(&owner, now);
-            let mac = Mac::derived(veth.attachment.to_string().as_bytes());
             self.allocate(offset, owner, veth.pod, mac, now);
         }
     }
