@@ -109,7 +109,7 @@ fn what_is_taken_away_on_the_host_is_put_right_or_told() {
     let added = h.add(&pod, &h.conf());
     let check = || h.check(&pod, &h.conf(), added.result());
     let veth = h.veths()[0].clone();
-    let route = h.pod_routes()[0].clone();
+    let route = h.pod_routes()[0];
     let damages: [&dyn Fn(); 3] = [
         &|| inside(h.node(), async |netlink| netlink.delete_route(&route).await.unwrap()),
         &|| inside(h.node(), async |netlink| netlink.set_master(veth.index, None).await.unwrap()),
@@ -117,7 +117,7 @@ fn what_is_taken_away_on_the_host_is_put_right_or_told() {
     ];
     let whole = || {
         let now = h.veths();
-        now[0].master == veth.master && now[0].up && h.pod_routes() == [route.clone()]
+        now[0].master == veth.master && now[0].up && h.pod_routes() == [route]
     };
     for damage in damages {
         damage();

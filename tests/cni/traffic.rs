@@ -234,7 +234,7 @@ fn router_advertisements_do_not_change_the_pod() {
     };
     assert!(!default() && inside(&pod.netns, addresses) == before);
     // That is not because it could not have worked.
-    pod.netns.enter(|| ["accept_ra", "autoconf"].map(|key| allow(key))).unwrap();
+    pod.netns.enter(|| ["accept_ra", "autoconf"].map(allow)).unwrap();
     eventually("a pod that allows it follows the advertisement", || {
         advertise();
         default() && inside(&pod.netns, addresses).len() > before.len()

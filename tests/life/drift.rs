@@ -10,6 +10,9 @@ use crate::{
     kernel::{Kernel, meddle},
 };
 
+/// What somebody else does to a node.
+type Deed = fn(&Arc<Node>);
+
 #[test]
 fn what_others_change_is_put_right_within_a_second() {
     let lab = lab(2, 1);
@@ -18,7 +21,7 @@ fn what_others_change_is_put_right_within_a_second() {
     reaches(&here, &there);
     let whole = Kernel::of(&node).without_handles();
 
-    let deeds: [(&str, fn(&Arc<Node>)); 5] = [
+    let deeds: [(&str, Deed); 5] = [
         ("the universe's route is deleted", |node| {
             meddle(node, async |netlink| delete_route(netlink, "10.32.0.0/12").await);
         }),
