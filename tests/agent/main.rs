@@ -2,6 +2,11 @@
 #![allow(clippy::unwrap_used)]
 
 mod burst;
+mod control;
+mod datagrams;
+mod full;
 mod living;
 mod seen;
+mod state_file;
 mod storm;
+mod stranger;

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, ensure};
 use serde_json::Value;
 use weft::linux::netlink::{Family, Netlink, NetlinkError};
-use weft_lab::{namespace::Netns, node::Node, tools};
+use weft_lab::{namespace::Netns, node::Node, process::Process, tools};
 
 /// Links, Weft's routes, permanent neighbours, static bridge entries and the firewall of a node, a line each: so that
 /// what was left behind, or is missing, is the difference of two sets.
@@ -44,6 +44,14 @@ pub fn pods(node: &Node) -> anyhow::Result<BTreeMap<String, (IpAddr, String)>> {
 pub fn tombstones(node: &Node) -> Vec<String> {
     let files = fs::read_dir(node.run_dir().join("tombstones")).into_iter().flatten().flatten();
     files.map(|file| file.file_name().to_string_lossy().into_owned()).collect()
+}
+
+/// Memory that a process has in use, in bytes.
+pub fn resident(process: Process) -> anyhow::Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{}/status", process.pid))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("it has ended")?;
+    let kib: u64 = line.trim().trim_end_matches(" kB").parse()?;
+    Ok(kib << 10)
 }
 
 fn on_runtime<T>(work: impl Future<Output = T>) -> anyhow::Result<T> {
