@@ -70,7 +70,8 @@ fn connections_that_say_nothing_or_little_keep_nobody_out() {
         scope.spawn(|| slow(underlay, target, &opened, &over));
         let _stop = Stop(&over);
         wait::until("hundreds have come", SOON, || {
-            Ok(ensure!(opened.load(Relaxed) >= SILENT, "{opened:?} connections were made"))
+            ensure!(opened.load(Relaxed) >= SILENT, "{opened:?} connections were made");
+            Ok(())
         })
         .unwrap();
         joins(&lab);
@@ -101,7 +102,11 @@ fn links_that_never_say_hello_give_their_places_back() {
     thread::scope(|scope| {
         scope.spawn(|| talk(&lab.underlay().netns, mute).unwrap());
         let _stop = Stop(&over);
-        wait::until("all strangers have come", SOON, || Ok(ensure!(opened.load(Relaxed) == MUTE))).unwrap();
+        wait::until("all strangers have come", SOON, || {
+            ensure!(opened.load(Relaxed) == MUTE);
+            Ok(())
+        })
+        .unwrap();
         joins(&lab);
     });
     n1.check_agent().unwrap();
@@ -116,7 +121,8 @@ fn joins(lab: &Lab) {
     let (n1, name) = (lab.node("n1").unwrap(), node.name());
     wait::until(&format!("{name} is linked"), SOON, || {
         let (linked, _) = peer(&n1, name);
-        Ok(ensure!(linked))
+        ensure!(linked);
+        Ok(())
     })
     .unwrap();
     let pod = lab.add_pod(&node).unwrap();
@@ -140,7 +146,7 @@ fn peer(node: &Node, name: &str) -> (bool, usize) {
 fn silent(from: &Netns, to: IpAddr, opened: &AtomicUsize, over: &AtomicBool) {
     let mut held: Vec<TcpStream> = Vec::new();
     while !over.load(Relaxed) {
-        held.retain(|stream| is_open(stream));
+        held.retain(is_open);
         let wave = (SILENT - held.len()).min(50);
         let more = stranger::connections(from, to, &vec![Vec::new(); wave]).unwrap_or_default();
         opened.fetch_add(more.len(), Relaxed);
