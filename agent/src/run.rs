@@ -238,7 +238,7 @@ async fn join(incoming: &mut mpsc::Receiver<Incoming>) -> anyhow::Result<Vec<Inc
         match incoming.recv().await {
             Some(Incoming::Fatal(why)) => bail!(why),
             Some(message) => {
-                let joined = message == Incoming::Joined;
+                let joined = matches!(message, Incoming::Joined { .. });
                 early.push(message);
                 if joined {
                     return Ok(early);

@@ -111,8 +111,11 @@ pub enum Output {
     },
     /// [`Mesh::peers`] is another.
     PeersChanged,
-    /// The first exchange is done, or there is nobody to have one with; the own record is published.
-    Joined,
+    /// The first exchange is done (`met`), or there is nobody to have one with; the own record is published. Where there
+    /// was nobody, it comes once more after the first exchange.
+    Joined {
+        met: bool,
+    },
     /// All peers that could be told know that this agent has left.
     Left,
     /// This agent must not run.
@@ -124,6 +127,8 @@ pub struct Mesh {
     pub(super) own: PeerRecord,
     pub(super) naming: Naming,
     pub(super) phase: Phase,
+    /// [`Output::Joined`] was said after an exchange.
+    pub(super) met: bool,
     pub(super) replica: Replica,
     pub(super) peers: PeerSet,
     pub(super) links: BTreeMap<LinkId, Link>,
@@ -196,6 +201,7 @@ impl Mesh {
             peers: PeerSet::new(record.clone()),
             own: record,
             phase: Phase::Joining { patience: now + PATIENCE },
+            met: false,
             replica: Replica::new(gossipers),
             links: BTreeMap::new(),
             routes: None,
@@ -436,7 +442,7 @@ mod tests {
     fn who_has_nobody_to_join_joins_at_once() {
         let mut mesh = mesh("a", start());
         mesh.handle(Input::Wake, start());
-        assert!(outputs(&mut mesh).contains(&Output::Joined));
+        assert!(outputs(&mut mesh).contains(&Output::Joined { met: false }));
     }
 
     #[test]

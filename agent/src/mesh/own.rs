@@ -75,10 +75,19 @@ impl Mesh {
 
     /// Goes on to be a member of the network once there is somebody who told all, or nobody to wait for.
     pub(super) fn try_join(&mut self, now: Instant) {
-        let Phase::Joining { patience } = self.phase else { return };
-        if self.links.values().any(|link| link.synced) || self.dialer.hopeless() || now >= patience {
-            self.phase = Phase::Checking;
+        let synced = self.links.values().any(|link| link.synced);
+        match self.phase {
+            Phase::Joining { patience } if synced || self.dialer.hopeless() || now >= patience => {
+                self.phase = Phase::Checking;
+            }
+            Phase::Joined if synced && !self.met => self.say_joined(),
+            _ => {}
         }
+    }
+
+    fn say_joined(&mut self) {
+        self.met = self.links.values().any(|link| link.synced);
+        self.output(Output::Joined { met: self.met });
     }
 
     /// Decides about the foreign record, if there is one; without one, what waits for the decision goes on.
@@ -124,7 +133,7 @@ impl Mesh {
             self.phase = Phase::Joined;
             self.own.neighbours = self.neighbours();
             self.publish_own();
-            self.output(Output::Joined);
+            self.say_joined();
         }
     }
 

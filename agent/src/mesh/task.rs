@@ -47,8 +47,11 @@ pub enum Incoming {
         channel: String,
         body: Vec<u8>,
     },
-    /// The first exchange is done, or there is nobody to have one with. What it brought came before.
-    Joined,
+    /// The first exchange is done (`met`), and what it brought came before; or there is nobody to have one with, and this
+    /// comes once more after the first exchange.
+    Joined {
+        met: bool,
+    },
     /// This agent must not run.
     Fatal(String),
 }
@@ -278,7 +281,7 @@ impl Task {
                     }
                 }
                 Output::PeersChanged => peers_changed = true,
-                Output::Joined => self.pending.push_back(Incoming::Joined),
+                Output::Joined { met } => self.pending.push_back(Incoming::Joined { met }),
                 Output::Left => {
                     self.pending.clear();
                     self.ended = true;

@@ -49,17 +49,13 @@ impl Switchboard {
             }
             // Peer records come as snapshots; what else there is belongs to a newer version.
             Incoming::Items { .. } | Incoming::Unicast { .. } => {}
-            // Without a link nobody has been heard: a node that lost its state must go on waiting.
-            Incoming::Joined => self.contact().await?,
+            // Without an exchange nobody has been heard: a node that lost its state must go on waiting.
+            Incoming::Joined { met } => {
+                if met {
+                    self.ipam.contact().await?
+                }
+            }
             Incoming::Fatal(why) => bail!(why),
-        }
-        Ok(())
-    }
-
-    async fn contact(&self) -> anyhow::Result<()> {
-        let heard = self.mesh.peers().borrow().others().next().is_some();
-        if heard {
-            self.ipam.contact().await?;
         }
         Ok(())
     }

@@ -66,7 +66,7 @@ async fn three() -> [Agent; 3] {
 async fn three_agents_with_one_bootstrap_address_know_each_other() {
     let mut agents = three().await;
     for agent in &mut agents {
-        assert_eq!(agent.next().await, Incoming::Joined);
+        assert!(matches!(agent.next().await, Incoming::Joined { .. }));
     }
     let [a, b, mut c] = agents;
     assert_eq!(a.handle.items().await.unwrap().len(), 3);
@@ -150,7 +150,7 @@ async fn the_later_of_two_with_one_name_is_told_who_was_first() {
 async fn who_cannot_be_reached_is_shown_with_the_reason() {
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let mut alone = agent("alone", 1, &[free]);
-    assert_eq!(alone.next().await, Incoming::Joined);
+    assert_eq!(alone.next().await, Incoming::Joined { met: false });
     let troubles = alone.handle.status().await.unwrap().troubles;
     assert!(troubles[0].reason.contains("refused"), "{troubles:?}");
 }
