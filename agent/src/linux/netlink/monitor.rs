@@ -34,7 +34,7 @@ pub enum Event {
     },
     /// Forwarding, reverse path filter and the like of some link.
     Sysctl,
-    /// A change of an nftables table, or of a base chain in it, by the process with this netlink port.
+    /// A change of an nftables table, or of what may be a base chain in it, by the process with this netlink port.
     Firewall {
         table: String,
         base_chain: bool,
@@ -171,8 +171,9 @@ fn firewall_events(bytes: &[u8]) -> Vec<Event> {
         .filter_map(|(kind, by, message)| {
             let kind = kind & 0xff;
             let attributes = attributes(message.get(HEADER + NFGENMSG..)?);
-            let chain = matches!(kind, NFT_MSG_NEWCHAIN | NFT_MSG_DELCHAIN);
-            let base_chain = chain && attributes.iter().any(|(kind, _)| *kind == NFTA_CHAIN_HOOK);
+            let hook = attributes.iter().any(|(kind, _)| *kind == NFTA_CHAIN_HOOK);
+            // Not every kernel says of a chain that is gone whether it was one.
+            let base_chain = kind == NFT_MSG_DELCHAIN || kind == NFT_MSG_NEWCHAIN && hook;
             let named = !matches!(kind, NFT_MSG_NEWGEN | NFT_MSG_TRACE);
             let (_, name) = attributes.into_iter().find(|(kind, _)| named && *kind == NFTA_TABLE)?;
             let table = String::from_utf8_lossy(name.strip_suffix(&[0]).unwrap_or(name)).into_owned();
