@@ -272,6 +272,8 @@ impl Worker {
 
     async fn answer(&mut self, batch: Batch) {
         let leaving: Vec<String> = batch.detached.keys().cloned().collect();
+        // Before a pod can speak: what it begins must not be forgotten with what is left of the address's last one.
+        forget_connections(self.conntrack.clone(), self.taken_over(&batch)).await;
         let round = self.round(&leaving).await;
         let failed = || LinksError::Failed(self.status().error.unwrap_or_default());
         let outcome = |concerns: &dyn Fn(&Change) -> bool| match &round {
@@ -313,24 +315,17 @@ impl Worker {
             self.desired.pods.extend(before.map(|pod| (name, pod)));
             self.mark_dirty();
         }
-        self.forget_connections(freed);
+        // In the background: nobody gets a freed address for some seconds, and the table may be big.
+        tokio::spawn(forget_connections(self.conntrack.clone(), freed));
     }
 
-    /// In the background: nobody gets a freed address for some seconds, and the table may be big.
-    fn forget_connections(&self, addresses: Vec<IpAddr>) {
-        if addresses.is_empty() {
-            return;
-        }
-        let conntrack = self.conntrack.clone();
-        tokio::task::spawn_blocking(move || {
-            let mut conntrack = conntrack.lock().expect("nothing panics with the connection table");
-            for address in addresses {
-                match conntrack.forget(address) {
-                    Ok(connections) => debug!(%address, connections, "forgot a pod's connections"),
-                    Err(error) => warn!(%address, %error, "a pod's connections could not be forgotten"),
-                }
-            }
+    /// Addresses of pods that were not attached before.
+    fn taken_over(&self, batch: &Batch) -> Vec<IpAddr> {
+        let new = batch.attached.iter().flat_map(|(name, (before, _))| {
+            let had = |address: &IpAddr| before.as_ref().is_some_and(|pod| pod.addresses.contains(address));
+            self.desired.pods[name].addresses.iter().copied().filter(move |address| !had(address))
         });
+        new.collect()
     }
 
     /// A pod can be planned wholly only if nobody else's link or route stands in its way.
@@ -404,6 +399,23 @@ impl Worker {
         let (bridge, tun) = (&self.desired.bridge.name, &self.desired.tun.name);
         remove(&self.state_dir, bridge, tun).await.map_err(|error| LinksError::Failed(format!("{error:#}")))
     }
+}
+
+async fn forget_connections(conntrack: Arc<Mutex<Conntrack>>, addresses: Vec<IpAddr>) {
+    if addresses.is_empty() {
+        return;
+    }
+    let forget = move || {
+        let mut conntrack = conntrack.lock().expect("nothing panics with the connection table");
+        for address in addresses {
+            match conntrack.forget(address) {
+                Ok(connections) => debug!(%address, connections, "forgot an address's connections"),
+                Err(error) => warn!(%address, %error, "an address's connections could not be forgotten"),
+            }
+        }
+    };
+    // It panics only with the kernel's answers, and then the next call says so.
+    let _ = tokio::task::spawn_blocking(forget).await;
 }
 
 /// Commands that one round answers.

@@ -36,6 +36,12 @@ impl Conntrack {
         Ok(forgotten)
     }
 
+    /// How many connections there are from or to an address. Linux 5.8 and later.
+    pub fn connections(&self, address: IpAddr) -> io::Result<usize> {
+        let directions = [CTA_TUPLE_ORIG, CTA_TUPLE_REPLY];
+        directions.iter().map(|tuple| Ok(self.list(address, *tuple)?.len())).sum()
+    }
+
     /// Connections with this source in this direction, each as the attributes that name it.
     fn list(&self, address: IpAddr, tuple: u16) -> io::Result<Vec<Vec<u8>>> {
         let source = match address {
