@@ -170,7 +170,8 @@ fn inet(desired: &Desired) -> Table {
 }
 
 /// Switching: a frame from a pod's port passes only with the pod's own MAC and address, in ARP too. All else, also
-/// VLAN tags, DHCP and neighbour discovery from link-local addresses, is dropped; pods need none of it.
+/// VLAN tags, DHCP and neighbour discovery from link-local addresses, is dropped; pods need none of it. And it goes to
+/// the gateway only, not to another pod's port past the `forward` hook.
 fn bridge(desired: &Desired) -> Table {
     let mut sets = BTreeMap::from([(PODS4.to_string(), BTreeSet::new()), (PODS6.into(), BTreeSet::new())]);
     for pod in desired.pods.values() {
@@ -182,6 +183,7 @@ fn bridge(desired: &Desired) -> Table {
     let rules = [
         // Other bridges' ports; `meta ibrname` would say it better, but not every kernel has it.
         format!("iifname != \"{PORTS}\" accept"),
+        format!("ether daddr != {{ {}, ff:ff:ff:ff:ff:ff }} counter drop", desired.bridge.mac),
         format!("iifname . ether saddr . ip saddr @{PODS4} accept"),
         format!("iifname . ether saddr . ip6 saddr @{PODS6} accept"),
         format!(
@@ -337,6 +339,7 @@ mod tests {
             chain prerouting {
                 type filter hook prerouting priority -300; policy accept;
                 iifname != "wf*" accept comment "weft b5de6db69f7bcfab"
+                ether daddr != { 02:00:00:00:00:01, ff:ff:ff:ff:ff:ff } counter drop comment "weft ee63d42c191d1a77"
                 iifname . ether saddr . ip saddr @pods4 accept comment "weft 2a318ad4a0bbe0e3"
                 iifname . ether saddr . ip6 saddr @pods6 accept comment "weft c8bbae984369c8e0"
                 iifname . ether saddr . arp saddr ip @pods4 iifname . arp saddr ether . arp saddr ip @pods4 accept comment "weft c68a5890011ce628"

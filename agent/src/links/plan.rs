@@ -146,14 +146,17 @@ pub(super) fn host_prefix(address: IpAddr) -> Prefix {
 pub const BRIDGE_OPTIONS: BridgeOptions =
     BridgeOptions { stp: false, multicast_snooping: false, vlan_filtering: false };
 
-/// Pods talk to the bridge itself only (its gateway), never to each other's ports. Nothing is learnt or flooded: what
-/// the host sends finds its port by a static entry. What a pod floods, its ARP for the gateway, still reaches the
-/// bridge: these flags are about frames that leave through the port. Service hairpin is routed, so it needs no
-/// bridge hairpin.
+/// Pods talk to the bridge itself only (its gateway), never to each other's ports: the firewall sees to that. Nothing is
+/// learnt or flooded: what the host sends finds its port by a static entry. What a pod floods, its ARP for the gateway,
+/// still reaches the bridge: these flags are about frames that leave through the port.
+///
+/// Where `br_netfilter` is on, as Docker and kubeadm have it, it does NAT before the bridge decides, and a Service's
+/// packet that is now for a pod of this node is switched to that pod's port instead of routed: to another's, so ports
+/// are not isolated, or to the very port it came from, so they are hairpins.
 pub const PORT_OPTIONS: PortOptions = PortOptions {
-    isolated: true,
+    isolated: false,
     learning: false,
-    hairpin: false,
+    hairpin: true,
     unicast_flood: false,
     multicast_flood: false,
     broadcast_flood: false,
