@@ -43,14 +43,23 @@ impl<'a> Pod<'a> {
         Ok(Self { netns, key, inside, outside: Netlink::open()? })
     }
 
+    /// What a shim that was killed left in the pod gives way: our veth, which the agent has not made a port yet.
+    ///
     /// # Errors
-    /// Code 102 if the pod has an interface of that name.
+    /// Code 102 if the pod has any other interface of that name.
     pub async fn refuse_existing(&self) -> Result<(), Failure> {
         let ifname = self.key.ifname();
-        match self.inside.link_by_name(ifname).await {
-            Err(error) if error.is_gone() => Ok(()),
-            Err(error) => Err(error.into()),
-            Ok(_) => {
+        let link = match self.inside.link_by_name(ifname).await {
+            Err(error) if error.is_gone() => return Ok(()),
+            link => link?,
+        };
+        let host = find(&self.outside, &self.key.host_interface()).await?;
+        match host.filter(|host| are_joined(&link, host) && host.master.is_none() && !host.up) {
+            Some(host) => {
+                let removed = self.outside.delete_link(host.index).await;
+                Ok(removed.or_else(|error| if error.is_gone() { Ok(()) } else { Err(error) })?)
+            }
+            None => {
                 let msg = format!("the pod of {} has an interface {ifname} already", self.key.container_id());
                 Err(Failure::new(code::INTERFACE_EXISTS, msg))
             }
@@ -104,6 +113,13 @@ impl<'a> Pod<'a> {
         Ok(())
     }
 
+    /// Has the kernel take note that the host's end is up, which it does later by itself: until then it drops what the
+    /// pod sends.
+    pub async fn settle(&self) -> Result<(), Failure> {
+        self.inside.link_by_name(self.key.ifname()).await?;
+        Ok(())
+    }
+
     /// Takes the veth away; both ends go.
     pub async fn remove(&self, reservation: &Reservation) -> Result<(), Failure> {
         Ok(remove(&self.outside, &reservation.host_interface).await?)
@@ -132,11 +148,8 @@ impl<'a> Pod<'a> {
         expect(link.up, &|| format!("{ifname} is down"));
         expect(link.mtu == mtu, &|| format!("{ifname} has MTU {}, not {mtu}", link.mtu));
         expect(link.mac == Some(mac), &|| format!("{ifname} has MAC {}, not {mac}", shown(link.mac)));
-        let host = self.host_end(reservation).await?;
-        // Both ways, as a link of the pod's own may have the same number as the host's end.
-        let joined = host.is_some_and(|host| {
-            link.peer == Some(host.index) && host.peer == Some(link.index) && link.peer_netns.is_some()
-        });
+        let host = find(&self.outside, &reservation.host_interface).await?;
+        let joined = host.is_some_and(|host| are_joined(&link, &host));
         expect(joined, &|| format!("the other end of {ifname} is not {}", reservation.host_interface));
         let addresses = self.inside.addresses().await?;
         let ours = reservation.addresses.iter().map(|(address, _)| *address);
@@ -158,14 +171,6 @@ impl<'a> Pod<'a> {
         Ok(wrong)
     }
 
-    async fn host_end(&self, reservation: &Reservation) -> Result<Option<Link>, NetlinkError> {
-        match self.outside.link_by_name(&reservation.host_interface).await {
-            Ok(link) => Ok(Some(link)),
-            Err(error) if error.is_gone() => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
     async fn routes_of(&self, link: &Link) -> Result<Vec<(Prefix, Option<IpAddr>)>, NetlinkError> {
         let mut routes = self.inside.routes(Family::V4).await?;
         routes.extend(self.inside.routes(Family::V6).await?);
@@ -177,6 +182,20 @@ impl<'a> Pod<'a> {
 /// Takes the host's end of an attachment away, and with it the pod's; nothing there is success.
 pub async fn remove_host_end(key: &AttachmentKey) -> Result<(), Failure> {
     Ok(remove(&Netlink::open()?, &key.host_interface()).await?)
+}
+
+async fn find(netlink: &Netlink, name: &str) -> Result<Option<Link>, NetlinkError> {
+    match netlink.link_by_name(name).await {
+        Ok(link) => Ok(Some(link)),
+        Err(error) if error.is_gone() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Looked at from both ends, as a link of the pod's own may have the same number as the host's end.
+fn are_joined(inside: &Link, outside: &Link) -> bool {
+    let each_other = inside.peer == Some(outside.index) && outside.peer == Some(inside.index);
+    each_other && inside.peer_netns.is_some() && outside.peer_netns.is_some()
 }
 
 async fn remove(outside: &Netlink, name: &str) -> Result<(), NetlinkError> {

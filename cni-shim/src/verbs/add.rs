@@ -47,6 +47,7 @@ pub async fn run(version: Version, call: Call, config: Config) -> Result<Value, 
         undo.made = Some(reservation.clone());
         pod.configure(&reservation).await?;
         agent.activate(&key).await?;
+        pod.settle().await?;
         Ok(reservation)
     };
     let late = |_| Err(Failure::new(code::AGENT_UNREACHABLE, "ADD did not end within 20 s"));
