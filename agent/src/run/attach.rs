@@ -35,7 +35,7 @@ impl Addresses for IpamAddresses {
 
     async fn allocations(&self) -> Result<Vec<Allocation>, AddressError> {
         let view = self.0.view().borrow().clone();
-        Ok(view.allocations.values().filter_map(|allocation| of_pod(allocation)).collect())
+        Ok(view.allocations.values().filter_map(of_pod).collect())
     }
 }
 
@@ -63,7 +63,7 @@ impl From<IpamError> for AddressError {
             IpamError::OutsideUniverse { .. }
             | IpamError::Reserved { .. }
             | IpamError::TooManyWanted(_)
-            | IpamError::Contradiction { .. } => Self::Refused(text),
+            | IpamError::Contradiction { .. } => Self::Refused(format!("ips: {text}")),
             IpamError::Store(_) => Self::Store(text),
         }
     }
