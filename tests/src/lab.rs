@@ -1,7 +1,10 @@
 //! A whole lab: built by [`Lab::builder`], taken down by [`Lab::finish`] or by dropping it.
 use std::{
     collections::BTreeSet,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -25,6 +28,8 @@ use crate::{
 
 pub struct Lab {
     nodes: Mutex<Vec<Arc<Node>>>,
+    /// Numbers are not used twice, also when nodes are removed in between.
+    numbers: AtomicUsize,
     pods: Mutex<Vec<Arc<Pod>>>,
     common: Arc<Common>,
     host: Host,
@@ -96,11 +101,23 @@ impl Lab {
     /// Adds a node whose agent is not started and knows the first node as its only peer.
     pub fn add_node(&self) -> anyhow::Result<Arc<Node>> {
         let mut nodes = locked(&self.nodes);
-        let node = Arc::new(Node::create(&self.common, nodes.len() + 1)?);
+        let number = self.numbers.fetch_add(1, Ordering::Relaxed) + 1;
+        let node = Arc::new(Node::create(&self.common, number)?);
         let first = nodes.first().map(|first| first.address().to_string());
         node.configure(|settings| settings.peers.extend(first));
         nodes.push(Arc::clone(&node));
         Ok(node)
+    }
+
+    /// Stops a node's agent, if one runs, and forgets the node with its pods; its namespace ends with the last handle to
+    /// it.
+    ///
+    /// # Errors
+    /// When the agent does not stop on SIGTERM.
+    pub fn remove_node(&self, node: &Node) -> anyhow::Result<()> {
+        locked(&self.pods).retain(|pod| pod.node().name() != node.name());
+        locked(&self.nodes).retain(|other| other.name() != node.name());
+        node.take_running().map_or(Ok(()), |agent| agent.stop().map(|_| ()))
     }
 
     /// Adds a pod that is not attached: `p1` is the node's first one.
@@ -269,6 +286,7 @@ impl Builder {
         });
         let lab = Lab {
             nodes: Mutex::default(),
+            numbers: AtomicUsize::new(0),
             pods: Mutex::default(),
             common,
             host,
