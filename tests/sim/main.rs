@@ -1,4 +1,5 @@
 //! A hundred agents under a virtual clock: the real machines, a made-up network. Replayable: a failure names its seed.
 
+mod ipam;
 mod mesh;
 mod net;

@@ -28,13 +28,13 @@ fn settled(seed: u64, n: usize) -> Mesh {
     sim
 }
 
-fn running<A: App>(sim: &Sim<A>) -> impl Iterator<Item = usize> {
+pub fn running<A: App>(sim: &Sim<A>) -> impl Iterator<Item = usize> {
     (0..sim.nodes.len())
         .filter(|n| !sim.nodes[*n].left && !sim.nodes[*n].dead && sim.nodes[*n].fatal.is_none())
 }
 
 /// Each running agent knows every other, and its record as it is now.
-fn all_know_all<A: App>(sim: &Sim<A>) -> bool {
+pub fn all_know_all<A: App>(sim: &Sim<A>) -> bool {
     let names: BTreeSet<_> = running(sim).map(|n| &sim.nodes[n].name).collect();
     running(sim).all(|n| {
         let mesh = &sim.nodes[n].mesh;
@@ -49,7 +49,7 @@ fn all_know<A: App>(sim: &Sim<A>, name: &PeerName) -> bool {
 }
 
 /// All replicas are alike, bit by bit.
-fn all_equal<A: App>(sim: &Sim<A>) -> bool {
+pub fn all_equal<A: App>(sim: &Sim<A>) -> bool {
     let mut running = running(sim).map(|n| &sim.nodes[n].mesh);
     running.next().is_none_or(|first| running.all(|other| first.items().eq(other.items())))
 }

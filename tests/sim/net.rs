@@ -37,11 +37,14 @@ pub trait App {
     fn gossipers(&self) -> Vec<Box<dyn Gossiper>> {
         Vec::new()
     }
-    fn joined(&mut self, _now: Instant, _out: &mut Outbox) {}
+    /// `met`: an exchange with a peer is done.
+    fn joined(&mut self, _met: bool, _now: Instant, _out: &mut Outbox) {}
+    /// Other peers are known, or the same ones otherwise.
+    fn peers_changed(&mut self, _now: Instant) {}
     fn items(&mut self, _channel: &str, _items: Vec<Item>, _now: Instant, _out: &mut Outbox) {}
     fn unicast(&mut self, _from: PeerName, _channel: &str, _body: Vec<u8>, _now: Instant, _out: &mut Outbox) {
     }
-    fn wake(&mut self, _now: Instant, _out: &mut Outbox) {}
+    fn wake(&mut self, _mesh: &Mesh, _now: Instant, _out: &mut Outbox) {}
     fn next_wake(&self) -> Option<Instant> {
         None
     }
@@ -171,8 +174,13 @@ impl<A: App> Sim<A> {
 
     /// Kills an agent and starts it anew with the items that it knew.
     pub fn restart(&mut self, n: usize, bootstrap: &[usize]) {
-        self.kill(n);
         let items = self.nodes[n].mesh.items().cloned().collect();
+        self.kill(n);
+        self.revive(n, bootstrap, items);
+    }
+
+    /// Starts an agent anew that was killed.
+    pub fn revive(&mut self, n: usize, bootstrap: &[usize], items: Vec<Item>) {
         let node = &self.nodes[n];
         let (name, address, gossipers) = (node.name.clone(), node.address, node.app.gossipers());
         let mesh = self.mesh(&name, address, bootstrap, items, gossipers);
@@ -190,6 +198,17 @@ impl<A: App> Sim<A> {
             self.ends.remove(&end);
             self.break_pipe(pipe);
         }
+    }
+
+    /// Has an app do something, and passes on what it then wants of the mesh.
+    pub fn call<T>(&mut self, n: usize, work: impl FnOnce(&mut A, Instant, &mut Outbox) -> T) -> T {
+        let mut out = Outbox::default();
+        let done = work(&mut self.nodes[n].app, self.now, &mut out);
+        for input in out.inputs {
+            self.handle(n, input);
+        }
+        self.handle(n, Input::Wake);
+        done
     }
 
     fn mesh(
@@ -233,11 +252,11 @@ impl<A: App> Sim<A> {
                 Output::Unicast { from, channel, body } => {
                     node.app.unicast(from, &channel, body, self.now, &mut out)
                 }
-                Output::PeersChanged => {}
-                Output::Joined => {
+                Output::PeersChanged => node.app.peers_changed(self.now),
+                Output::Joined { met } => {
                     node.joined = Some(self.now);
                     deliver(node, self.now, &mut out);
-                    node.app.joined(self.now, &mut out);
+                    node.app.joined(met, self.now, &mut out);
                 }
                 Output::Left => node.left = true,
                 Output::Fatal(reason) => node.fatal = Some(reason),
@@ -311,7 +330,7 @@ impl<A: App> Sim<A> {
                 let mut out = Outbox::default();
                 let node = &mut self.nodes[n];
                 if node.app.next_wake().is_some_and(|at| at <= self.now) {
-                    node.app.wake(self.now, &mut out);
+                    node.app.wake(&node.mesh, self.now, &mut out);
                 }
                 for input in out.inputs {
                     self.handle(n, input);
