@@ -15,12 +15,12 @@ use nix::sys::socket::{setsockopt, sockopt};
 use std::{
     fs::File,
     net::{IpAddr, SocketAddr, UdpSocket},
-    os::fd::AsRawFd,
-    process::Command,
+    os::fd::AsFd,
     sync::Arc,
     thread,
     time::{Duration, Instant},
 };
+use tokio_tun::Tun;
 use weft::{
     datapath::{
         Drop, Snapshot,
@@ -29,10 +29,11 @@ use weft::{
         task::{Config, Datapath, spawn},
     },
     linux::{
+        netlink::{AddressFlags, BridgeOptions, Netlink, Route, VethPair},
         tun::{self, TunError},
         udp::{Incoming, Outgoing, Socket},
     },
-    types::DataId,
+    types::{DataId, Mac, Prefix},
 };
 
 #[test]
@@ -76,7 +77,7 @@ fn packets_cross_an_ipv6_underlay() {
 fn sockets_serve_ipv4_where_ipv6_is_off() {
     within(&namespace(), || {
         std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1").unwrap();
-        ip("link set lo up").unwrap();
+        netlink(async |netlink| netlink.set_up(index(&netlink, "lo").await, true).await.unwrap());
         let sockets = Socket::bind_group("[::]:6783".parse().unwrap(), 2).unwrap();
         let to = SocketAddr::from(([127, 0, 0, 1], 6783));
         assert!(sockets[0].path_mtu(to).unwrap() > 1500);
@@ -157,13 +158,12 @@ fn too_big_packets_are_answered_with_the_mtu() {
         for (from, to) in [("10.32.0.1", "10.32.1.1:9"), ("fd00:0:0:0::1", "[fd00:0:0:1::1]:9")] {
             let socket = pair.a.socket(from);
             socket.connect(to).unwrap();
-            let route = soon(&format!("{from} learns the MTU of {to}"), || {
+            let learned = soon(&format!("{from} learns the MTU of {to}"), || {
                 let _ = socket.send(&[0; 2000]);
-                let peer = to.trim_start_matches('[').rsplit_once(':').unwrap().0.trim_end_matches(']');
-                let route = within(&pair.a.netns, || ip(&format!("route get {peer}")).unwrap());
-                route.contains(" mtu ").then_some(route)
+                let mtu = within(&pair.a.netns, || path_mtu(to.parse().unwrap()));
+                (mtu != TUN_MTU as usize).then_some(mtu)
             });
-            assert!(route.contains(&format!(" mtu {found} ")), "{route}");
+            assert_eq!(learned, usize::from(found), "{from} to {to}");
         }
         assert!(pair.a.datapath.counters().drops[&Drop::TooBig] >= 2);
     }
@@ -201,16 +201,25 @@ fn the_device_outlives_its_process_and_is_held_by_one() {
         let queues = tun::open("weft0", 3).unwrap();
         busy(&queues);
         drop(queues);
-        ip("link show weft0").expect("it is persistent");
+        assert!(exists("weft0"), "it is persistent");
         assert!(tun::remove("weft0").unwrap());
-        ip("link show weft0").unwrap_err();
-        for other in ["link add weft0 type bridge", "tuntap add weft0 mode tap", "tuntap add weft0 mode tun"]
+        assert!(!exists("weft0"));
+        let bridge = || {
+            netlink(async |netlink| {
+                let options = BridgeOptions::default();
+                netlink.create_bridge("weft0", Mac([2, 0, 0, 0, 0, 1]), 1500, options).await.unwrap();
+            });
+        };
+        let tap = || drop(Tun::builder().name("weft0").tap().persist().build().unwrap());
+        let tun = || drop(Tun::builder().name("weft0").persist().build().unwrap());
+        for (what, make) in
+            [("a bridge", &bridge as &dyn Fn()), ("a TAP", &tap), ("a TUN of one queue", &tun)]
         {
-            ip(other).unwrap();
+            make();
             for error in [tun::open("weft0", 2).unwrap_err(), tun::remove("weft0").unwrap_err()] {
-                assert!(matches!(error, TunError::NotOurs { .. }), "{other}: {error}");
+                assert!(matches!(error, TunError::NotOurs { .. }), "{what}: {error}");
             }
-            ip("link del weft0").unwrap();
+            delete("weft0");
         }
         assert!(matches!(tun::open("a-name-that-is-too-long", 2), Err(TunError::Name(_))));
     });
@@ -219,7 +228,7 @@ fn the_device_outlives_its_process_and_is_held_by_one() {
 #[test]
 fn a_removed_device_is_reported_and_the_rest_stops() {
     let pair = Pair::new(["192.0.2.1", "192.0.2.2"], LINK_MTU - 36);
-    within(&pair.a.netns, || ip("link del weft0").unwrap());
+    within(&pair.a.netns, || delete("weft0"));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     let why = runtime.block_on(async {
         tokio::time::timeout(DEADLINE, pair.a.datapath.failed()).await.expect("a report within 5 s")
@@ -246,8 +255,12 @@ impl Pair {
     fn new(underlay: [&str; 2], mtu: u16) -> Self {
         let (a, b) = (namespace(), namespace());
         within(&a, || {
-            let there = format!("/proc/{}/fd/{}", std::process::id(), b.as_raw_fd());
-            ip(&format!("link add u type veth peer name u netns {there}")).unwrap();
+            netlink(async |netlink| {
+                let peer_netns = Some(b.as_fd());
+                let (mac, peer_mac, mtu) = (None, None, LINK_MTU.into());
+                let pair = VethPair { name: "u", mac, peer_name: "u", peer_mac, peer_netns, mtu };
+                netlink.create_veth(&pair).await.unwrap();
+            });
         });
         let [a, b] = [(0, a), (1, b)].map(|(side, netns)| Node::new(side, netns, underlay, mtu));
         Self { a, b }
@@ -265,18 +278,24 @@ impl Node {
             for setting in ["conf/weft0/accept_local", "conf/all/forwarding"] {
                 std::fs::write(format!("/proc/sys/net/ipv4/{setting}"), "1").unwrap();
             }
-            for command in [
-                "link set lo up".into(),
-                format!("link set u up mtu {LINK_MTU}"),
-                format!("addr add {}/{long} dev u nodad", underlay[side]),
-                format!("addr add 10.32.{side}.1/32 dev weft0"),
-                format!("addr add fd00:0:0:{side}::1/128 dev weft0 nodad"),
-                format!("link set weft0 up mtu {TUN_MTU}"),
-                format!("route add 10.32.0.0/12 dev weft0 src 10.32.{side}.1"),
-                format!("route add fd00::/16 dev weft0 src fd00:0:0:{side}::1"),
-            ] {
-                ip(&command).unwrap_or_else(|error| panic!("ip {command}: {error}"));
-            }
+            netlink(async |netlink| {
+                let (u, tun) = (index(&netlink, "u").await, index(&netlink, "weft0").await);
+                netlink.set_mtu(tun, TUN_MTU as u32).await.unwrap();
+                let inner = [format!("10.32.{side}.1"), format!("fd00:0:0:{side}::1")];
+                let inner = inner.map(|address| address.parse::<IpAddr>().unwrap());
+                let outer = Prefix::new(underlay[side].parse().unwrap(), long).unwrap();
+                let flags = AddressFlags { no_dad: true, no_prefix_route: false };
+                for (link, address) in [(u, outer), (tun, inner[0].into()), (tun, inner[1].into())] {
+                    netlink.add_address(link, address, flags).await.unwrap();
+                }
+                for link in [index(&netlink, "lo").await, u, tun] {
+                    netlink.set_up(link, true).await.unwrap();
+                }
+                for (to, source) in [("10.32.0.0/12", inner[0]), ("fd00::/16", inner[1])] {
+                    let route = Route::on_link(to.parse().unwrap(), tun);
+                    netlink.add_route(&Route { source: Some(source), ..route }).await.unwrap();
+                }
+            });
             let sockets = Socket::bind_group("[::]:6783".parse().unwrap(), 2).unwrap();
             spawn(Config { queues, sockets }, tables.clone()).unwrap()
         });
@@ -352,11 +371,28 @@ fn within<T: Send>(netns: &File, work: impl FnOnce() -> T + Send) -> T {
     })
 }
 
-/// Runs `ip` with these words.
-fn ip(words: &str) -> Result<String, String> {
-    let done = Command::new("ip").args(words.split(' ')).output().expect("run `ip` (package iproute2)");
-    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
-    if done.status.success() { Ok(text(&done.stdout)) } else { Err(text(&done.stderr)) }
+/// Runs netlink calls in the calling thread's namespace.
+fn netlink<T>(work: impl AsyncFnOnce(Netlink) -> T) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async { work(Netlink::open().unwrap()).await })
+}
+
+async fn index(netlink: &Netlink, name: &str) -> u32 {
+    netlink.link_by_name(name).await.unwrap().index
+}
+
+fn exists(name: &str) -> bool {
+    netlink(async |netlink| netlink.link_by_name(name).await.is_ok())
+}
+
+fn delete(name: &str) {
+    netlink(async |netlink| netlink.delete_link(index(&netlink, name).await).await.unwrap());
+}
+
+/// What the kernel knows of the way there, in bytes.
+fn path_mtu(to: SocketAddr) -> usize {
+    let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    Socket::bind_group(any.parse().unwrap(), 1).unwrap()[0].path_mtu(to).unwrap()
 }
 
 /// Asks again until there is an answer.
