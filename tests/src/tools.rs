@@ -1,4 +1,4 @@
-//! Programs that the lab and the tests call, and the packages that bring them.
+//! What the lab and the tests call or read, and the packages that bring it.
 use std::{
     env,
     ffi::OsString,
@@ -18,14 +18,35 @@ pub enum Purpose {
     Test,
 }
 
-/// Each program, the package that has it on Debian and Ubuntu, and whether only the tests call it.
-const TOOLS: &[Tool] =
-    &[Tool { program: "nft", package: "nftables", needed_by: &[Purpose::Demo, Purpose::Test] }];
+/// What is needed beside Rust and a C compiler, the package that has it on Debian and Ubuntu, and for what.
+const TOOLS: &[Tool] = &[
+    Tool { what: What::Program("nft"), package: "nftables", needed_by: &[Purpose::Demo, Purpose::Test] },
+    // The reference CNI plugins come from Debian, on Ubuntu too, through an apt of their own.
+    Tool {
+        what: What::File("/usr/share/keyrings/debian-archive-keyring.gpg"),
+        package: "debian-archive-keyring",
+        needed_by: &[Purpose::Test],
+    },
+];
 
 struct Tool {
-    program: &'static str,
+    what: What,
     package: &'static str,
     needed_by: &'static [Purpose],
+}
+
+enum What {
+    Program(&'static str),
+    File(&'static str),
+}
+
+impl What {
+    fn is_there(&self) -> bool {
+        match self {
+            Self::Program(name) => find(name).is_some(),
+            Self::File(path) => Path::new(path).exists(),
+        }
+    }
 }
 
 /// Makes sure that the programs are there: installs what is missing, or with `install` false only names it.
@@ -33,27 +54,27 @@ struct Tool {
 /// # Errors
 /// When something is missing and must not or can't be installed; the message is the command that does it.
 pub fn ensure_present(purpose: Purpose, install: bool) -> anyhow::Result<()> {
-    let missing = missing(purpose, |program| find(program).is_some());
+    let missing = missing(purpose, What::is_there);
     if !missing.is_empty() {
         let packages = missing.join(" ");
         let command = format!("apt-get install --no-install-recommends {packages}");
         ensure!(install, "missing: install it with `{command}` (Debian, Ubuntu)");
         ensure!(
             find("apt-get").is_some(),
-            "missing: the programs of these Debian packages: {packages}; there is no apt-get here to install them with"
+            "missing: what these Debian packages bring: {packages}; there is no apt-get here to install them with"
         );
         eprintln!("installing {packages}");
         apt(&["update"])?;
         apt(&[&["install", "--yes", "--no-install-recommends"], &missing[..]].concat())?;
-        let still = self::missing(purpose, |program| find(program).is_some());
-        ensure!(still.is_empty(), "{} was installed, but its program is not in PATH", still.join(" "));
+        let still = self::missing(purpose, What::is_there);
+        ensure!(still.is_empty(), "{} was installed, but what it should bring is not there", still.join(" "));
     }
     ensure_tun(install)
 }
 
-fn missing(purpose: Purpose, is_there: impl Fn(&str) -> bool) -> Vec<&'static str> {
+fn missing(purpose: Purpose, is_there: impl Fn(&What) -> bool) -> Vec<&'static str> {
     let needed = TOOLS.iter().filter(|tool| tool.needed_by.contains(&purpose));
-    needed.filter(|tool| !is_there(tool.program)).map(|tool| tool.package).collect()
+    needed.filter(|tool| !is_there(&tool.what)).map(|tool| tool.package).collect()
 }
 
 /// The program's path, from `PATH` and from where administrators' programs lie.
@@ -106,7 +127,9 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_named_by_its_package() {
-        assert_eq!(missing(Purpose::Demo, |program| program != "nft"), ["nftables"]);
+        assert_eq!(missing(Purpose::Demo, |_| false), ["nftables"]);
+        assert_eq!(missing(Purpose::Test, |_| false), ["nftables", "debian-archive-keyring"]);
+        assert_eq!(missing(Purpose::Test, |what| matches!(what, What::File(_))), ["nftables"]);
         assert!(missing(Purpose::Test, |_| true).is_empty());
     }
 
