@@ -1,9 +1,6 @@
 //! "ADD".
 
-use crate::{
-    agent::{bridge_mac, gateway},
-    harness::{Harness, MTU, Pod, cable, inside},
-};
+use crate::harness::{Harness, MTU, Pod, cable, foreign_route, gateway, inside};
 use serde_json::json;
 use weft::{
     linux::netlink::{Address, Family, Neighbour},
@@ -29,7 +26,7 @@ fn the_pods_side_is_set_up() {
     let dev = eth0.index;
     assert!(shown.contains(&format!("10.32.0.1/32 dev {dev} proto 99")), "{shown:?}");
     assert!(shown.contains(&format!("0.0.0.0/0 via 10.32.0.1 dev {dev} proto 99")), "{shown:?}");
-    let gateway = Neighbour { link: dev, address: gateway(), mac: bridge_mac(), permanent: true };
+    let gateway = Neighbour { link: dev, address: gateway(), mac: h.bridge_mac(), permanent: true };
     assert!(neighbours.contains(&gateway), "{neighbours:?}");
 }
 
@@ -57,8 +54,11 @@ fn the_hosts_side_is_a_port_that_says_whose_it_is() {
     assert_eq!(added.result()["interfaces"][1]["name"], veths[0].name.as_str());
     assert_eq!(veths[0].alias.as_deref(), Some("weft c1 eth0 10.32.0.2 u-7 default web"));
     assert!(veths[0].master.is_some());
-    let allocation = h.state().allocations[&pod.key()].clone();
-    assert_eq!((allocation.pod.uid.as_str(), allocation.pod.to_string().as_str()), ("u-7", "default/web"));
+    let known = h.pods();
+    assert_eq!(known.len(), 1);
+    let told = ["uid", "namespace", "name", "container_id", "ifname", "state"].map(|key| &known[0][key]);
+    assert_eq!(told, ["u-7", "default", "web", "c1", "eth0", "active"]);
+    assert_eq!(known[0]["addresses"], json!(["10.32.0.2"]));
 }
 
 #[test]
@@ -95,9 +95,9 @@ fn a_second_add_is_an_error_and_the_address_stays() {
     let h = Harness::start();
     let pod = Pod::new("c1");
     let added = h.add(&pod, &h.conf());
-    let before = h.state().allocations.clone();
+    let before = h.pods();
     h.add(&pod, &h.conf()).fails_with(102);
-    assert_eq!(h.state().allocations, before);
+    assert_eq!(h.pods(), before);
     assert_eq!(h.veths().len(), 1);
     h.check(&pod, &h.conf(), added.result()).silence();
 }
@@ -132,11 +132,15 @@ fn what_a_killed_shim_left_on_the_host_gives_way() {
 fn a_failure_after_the_reservation_is_undone() {
     let h = Harness::start();
     let pod = Pod::new("c1");
-    h.state().kernel_refuses = true;
-    h.add(&pod, &h.conf()).fails_with(104);
+    // The first address's place in the routing table is taken.
+    let lo = inside(h.node(), async |netlink| netlink.link_by_name("lo").await.unwrap().index);
+    let route = foreign_route("10.32.0.2/32", lo);
+    inside(h.node(), async |netlink| netlink.add_route(&route).await.unwrap());
+    let message = h.add(&pod, &h.conf()).fails_with(104);
+    assert!(message.contains("10.32.0.2/32"), "{message}");
     h.is_clean();
     assert!(pod.link("eth0").is_none());
-    h.state().kernel_refuses = false;
+    inside(h.node(), async |netlink| netlink.delete_route(&route).await.unwrap());
     h.add(&pod, &h.conf()).result();
 }
 
@@ -145,14 +149,13 @@ fn a_refusal_does_not_touch_what_the_same_attachment_has() {
     let h = Harness::start();
     let pod = Pod::new("c1");
     let added = h.add(&pod, &h.conf());
-    let mut conf = h.conf();
-    conf["runtimeConfig"] = json!({"ips": ["10.32.0.300"]});
     let elsewhere = Pod::new("c1");
-    h.add(&elsewhere, &conf).fails_with(2);
-    let node = h.agent().node.send_replace(None);
-    h.add(&elsewhere, &h.conf()).fails_with(11);
-    h.agent().node.send_replace(node);
-    h.check(&pod, &h.conf(), added.result()).silence();
+    let mut conf = h.conf();
+    for (ip, code) in [("10.32.0.300", 2), ("192.0.2.7", 2), ("10.32.0.9", 101)] {
+        conf["runtimeConfig"] = json!({"ips": [ip]});
+        h.add(&elsewhere, &conf).fails_with(code);
+        h.check(&pod, &h.conf(), added.result()).silence();
+    }
 }
 
 #[test]
@@ -181,7 +184,7 @@ fn interfaces_come_in_the_order_bridge_host_pod() {
     let result = added.result();
     let names: Vec<_> = (0..3).map(|n| result["interfaces"][n]["name"].as_str().unwrap()).collect();
     assert_eq!(names, ["weft", &pod.key().host_interface(), "eth0"]);
-    assert_eq!(result["interfaces"][0]["mac"], bridge_mac().to_string());
+    assert_eq!(result["interfaces"][0]["mac"], h.bridge_mac().to_string());
     assert_eq!(result["interfaces"][2]["mac"], pod.link("eth0").unwrap().mac.unwrap().to_string());
     assert_eq!(result["interfaces"][2]["sandbox"], pod.path());
     assert!(result["interfaces"][1].get("sandbox").is_none());
@@ -256,18 +259,4 @@ fn a_late_add_for_an_old_pod_is_refused() {
     second.result();
     let (_late, third) = add("c3", "old");
     assert!(third.fails_with(4).contains("new has taken its place"));
-}
-
-#[test]
-fn the_pod_is_reached_from_its_node() {
-    let h = Harness::start();
-    let pod = Pod::new("c1");
-    h.add(&pod, &h.conf()).result();
-    let listener = pod.netns.enter(|| std::net::TcpListener::bind("10.32.0.2:80").unwrap()).unwrap();
-    let connected = h.node().enter(|| {
-        let address = "10.32.0.2:80".parse().unwrap();
-        std::net::TcpStream::connect_timeout(&address, std::time::Duration::from_secs(3))
-    });
-    connected.unwrap().expect("node to pod");
-    drop(listener);
 }

@@ -1,6 +1,6 @@
 //! "CHECK".
 
-use crate::harness::{Harness, Pod, inside};
+use crate::harness::{Harness, Pod, eventually, foreign_route, gateway, inside};
 use serde_json::{Value, json};
 use weft::{
     linux::netlink::{AddressFlags, Family, Netlink, Route},
@@ -74,12 +74,7 @@ fn check_verifies_the_routes() {
 }
 
 #[test]
-fn check_verifies_that_the_veths_peer_is_on_our_bridge() {
-    let off = |h: &Harness, _: &Pod| {
-        let index = h.veths()[0].index;
-        inside(h.node(), async |netlink| netlink.set_master(index, None).await.unwrap());
-    };
-    has(&after(nothing, off), "not a port of the bridge");
+fn check_verifies_that_the_veths_peer_is_ours() {
     let swapped = async |netlink: Netlink, link| {
         let mac = netlink.link_by_index(link).await.unwrap().mac.unwrap();
         netlink.rename(link, "old0").await.unwrap();
@@ -88,24 +83,67 @@ fn check_verifies_that_the_veths_peer_is_on_our_bridge() {
         netlink.set_mac(eth0, mac).await.unwrap();
     };
     has(&after(swapped, |_, _| {}), "the other end of eth0");
+    let renamed = |h: &Harness, _: &Pod| {
+        let index = h.veths()[0].index;
+        inside(h.node(), async |netlink| netlink.rename(index, "mine0").await.unwrap());
+    };
+    has(&after(nothing, renamed), "is gone");
+}
+
+/// The agent would put right what is only taken away: another's route keeps it from that.
+#[test]
+fn check_verifies_the_host_route() {
+    let stolen = |h: &Harness, _: &Pod| {
+        inside(h.node(), async |netlink| {
+            let lo = netlink.link_by_name("lo").await.unwrap().index;
+            netlink.replace_route(&foreign_route("10.32.0.2/32", lo)).await.unwrap();
+        });
+    };
+    has(&after(nothing, stolen), "no route to 10.32.0.2/32");
 }
 
 #[test]
-fn check_verifies_the_host_route() {
-    let off = |h: &Harness, _: &Pod| {
-        inside(h.node(), async |netlink| {
-            let routes = netlink.routes(Family::V4).await.unwrap();
-            let pod: Prefix = "10.32.0.2/32".parse().unwrap();
-            let route = routes.into_iter().find(|route| route.destination == pod).unwrap();
-            netlink.delete_route(&route).await.unwrap();
-        });
+fn what_is_taken_away_on_the_host_is_put_right_or_told() {
+    let h = Harness::start();
+    let pod = Pod::new("c1");
+    let added = h.add(&pod, &h.conf());
+    let check = || h.check(&pod, &h.conf(), added.result());
+    let veth = h.veths()[0].clone();
+    let route = h.pod_routes()[0];
+    let damages: [&dyn Fn(); 3] = [
+        &|| inside(h.node(), async |netlink| netlink.delete_route(&route).await.unwrap()),
+        &|| inside(h.node(), async |netlink| netlink.set_master(veth.index, None).await.unwrap()),
+        &|| inside(h.node(), async |netlink| netlink.set_up(veth.index, false).await.unwrap()),
+    ];
+    let whole = || {
+        let now = h.veths();
+        now[0].master == veth.master && now[0].up && h.pod_routes() == [route]
     };
-    has(&after(nothing, off), "no route to 10.32.0.2/32");
+    for damage in damages {
+        damage();
+        let answer = check();
+        // Silence means that all is as it was.
+        assert!(answer.code == Some(1) || whole(), "{answer:?}");
+        if answer.code == Some(1) {
+            answer.fails_with(103);
+        }
+        eventually("the agent has put it right", whole);
+        check().silence();
+    }
 }
 
 #[test]
 fn check_verifies_the_allocation() {
-    has(&after(nothing, |h, _| h.state().allocations.clear()), "no allocation");
+    let h = Harness::start();
+    let (pod, never) = (Pod::new("c1"), Pod::new("c9"));
+    let added = h.add(&pod, &h.conf());
+    // Its address has become another's, as when a state file of another time is put back.
+    h.rewrite(|_, allocation| allocation.owner = weft::ipam::Owner::Pod(never.key()));
+    let answer = h.check(&pod, &h.conf(), added.result());
+    answer.fails_with(103);
+    has(&answer.details(), "no allocation");
+    h.del(&pod, &h.conf()).silence();
+    h.check(&pod, &h.conf(), added.result()).fails_with(3);
 }
 
 #[test]
@@ -135,7 +173,7 @@ fn more_addresses_and_routes_than_ours_are_fine() {
     inside(&pod.netns, async |netlink| {
         let more: Prefix = "192.0.2.7/32".parse().unwrap();
         netlink.add_address(link, more, AddressFlags::default()).await.unwrap();
-        let via = Route::via("192.0.2.0/24".parse().unwrap(), crate::agent::gateway(), link);
+        let via = Route::via("192.0.2.0/24".parse().unwrap(), gateway(), link);
         netlink.add_route(&via).await.unwrap();
     });
     h.check(&pod, &h.conf(), added.result()).silence();

@@ -1,8 +1,7 @@
 //! The table of codes: one test for each row.
 
-use crate::harness::{Harness, Pod, inside};
+use crate::harness::{Harness, Pod, eventually, foreign_route, inside};
 use serde_json::{Value, json};
-use weft::cni::{Node, Readiness};
 
 fn with(mut conf: Value, key: &str, value: Value) -> Value {
     conf[key] = value;
@@ -148,50 +147,36 @@ fn code_8_is_a_namespace_that_is_the_hosts_or_none() {
 }
 
 #[test]
-fn code_11_is_an_agent_that_is_starting_and_a_universe_that_is_full() {
-    let mut h = Harness::without_agent();
+fn code_11_is_an_agent_without_addresses_and_a_universe_that_is_full() {
+    let (joiner, _giver) = Harness::waiting(|_| {});
     let pod = Pod::new("c1");
-    let waiting =
-        Readiness { reasons: vec!["ring: no peer has given us addresses yet".into()], impaired: false };
-    h.start_agent_with(None, waiting, None);
-    assert!(h.add(&pod, &h.conf()).fails_with(11).contains("no peer has given us addresses yet"));
-    let facts = Node {
-        bridge: crate::agent::BRIDGE.into(),
-        bridge_mac: crate::agent::bridge_mac(),
-        gateways: vec![crate::agent::gateway()],
-        mtu: 1400,
-    };
-    h.agent().node.send_replace(Some(facts));
-    for last in 2..=60u8 {
-        fill(&h, last);
+    let message = joiner.add(&pod, &joiner.conf()).fails_with(11);
+    assert!(message.contains("the agent is starting") || message.contains("no addresses"), "{message}");
+    assert!(pod.link("eth0").is_none());
+
+    let h = Harness::start_with(|settings| settings.universe = Some("10.32.0.0/29".into()));
+    // Eight, less the first, the last and the bridge's.
+    let pods: Vec<_> = (0..5).map(|n| Pod::new(&format!("full{n}"))).collect();
+    for pod in &pods {
+        h.add(pod, &h.conf()).result();
     }
     let message = h.add(&pod, &h.conf()).fails_with(11);
-    assert!(message.contains("full") && message.contains("node-1"), "who owns what: {message}");
-    assert_eq!(h.veths(), []);
+    assert!(message.contains("full") && message.contains(h.node.name()), "who owns what: {message}");
+    assert_eq!(h.veths().len(), 5);
     assert!(pod.link("eth0").is_none());
 }
 
-fn fill(h: &Harness, last: u8) {
-    let attachment = weft::types::AttachmentKey::new(&format!("full{last}"), "eth0").unwrap();
-    let allocation = weft::cni::Allocation {
-        attachment: attachment.clone(),
-        pod: Default::default(),
-        addresses: vec![std::net::IpAddr::from([10, 32, 0, last])],
-        mac: weft::types::Mac::derived(&[last]),
-        reserved: std::time::SystemTime::now(),
-    };
-    h.state().allocations.insert(attachment, allocation);
-}
-
 #[test]
-fn code_50_and_51_are_what_status_says() {
+fn code_50_is_an_add_that_would_fail_and_51_is_pods_that_are_cut_off() {
+    let (joiner, _giver) = Harness::waiting(|_| {});
+    joiner.status().fails_with(50);
     let h = Harness::start();
-    let say = |impaired| {
-        h.agent().readiness.send_replace(Readiness { reasons: vec!["bridge weft is down".into()], impaired });
-        h.status()
-    };
-    assert!(say(false).fails_with(50).contains("bridge weft is down"));
-    assert!(say(true).fails_with(51).contains("bridge weft is down"));
+    h.nft(crate::status::DROPPING);
+    eventually("the agent has noticed", || h.status().code == Some(1));
+    let message = h.status().fails_with(51);
+    assert!(message.contains("inet other forward drops forwarded packets"), "{message}");
+    h.nft("delete table inet other");
+    eventually("all is well again", || h.status().code == Some(0));
 }
 
 #[test]
@@ -238,15 +223,10 @@ fn code_103_is_a_check_that_finds_a_difference() {
 #[test]
 fn code_104_is_a_kernel_that_refuses() {
     let h = Harness::start();
-    h.state().kernel_refuses = true;
-    assert!(h.add(&Pod::new("c1"), &h.conf()).fails_with(104).contains("EBUSY"));
-    h.is_clean();
-}
-
-#[test]
-fn code_105_is_a_policy_that_is_late() {
-    let h = Harness::start();
-    h.state().policy_is_late = true;
-    h.add(&Pod::new("c1"), &h.conf()).fails_with(105);
+    inside(h.node(), async |netlink| {
+        let lo = netlink.link_by_name("lo").await.unwrap().index;
+        netlink.add_route(&foreign_route("10.32.0.2/32", lo)).await.unwrap();
+    });
+    assert!(h.add(&Pod::new("c1"), &h.conf()).fails_with(104).contains("10.32.0.2/32"));
     h.is_clean();
 }

@@ -2,13 +2,12 @@
 
 use crate::{
     call::{Answer, Call},
-    harness::{Harness, Pod, eventually, shim},
+    harness::{Harness, Pod, shim},
 };
 use serde_json::{Value, json};
 use std::{
     collections::BTreeSet,
     io::{Read, Write},
-    path::Path,
     process::Stdio,
     sync::mpsc,
     thread,
@@ -144,39 +143,13 @@ fn parallel_calls_for_different_containers_are_safe() {
 }
 
 #[test]
-fn the_trace_context_goes_into_the_metadata() {
-    let h = Harness::start();
-    let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-    let call = h.call("STATUS", &h.conf_of("1.1.0"));
-    call.env("TRACEPARENT", trace).env("TRACESTATE", "a=b").env("BAGGAGE", "c=d").run(h.node()).silence();
-    let metadata = h.state().metadata.clone();
-    for (key, value) in [("traceparent", trace), ("tracestate", "a=b"), ("baggage", "c=d")] {
-        assert_eq!(metadata.get(key).map(String::as_str), Some(value));
-    }
-}
-
-#[test]
 fn the_shim_is_small_and_starts_at_once() {
-    let h = Harness::start();
+    let h = Harness::without_agent();
     let size = std::fs::metadata(shim()).unwrap().len();
     assert!(size < 6 << 20, "weft-cni has {size} bytes");
     let version = least(|| Call::new(shim(), "VERSION", &h.conf()).run(h.node()).took);
-    let add = {
-        let mut took: Vec<_> = (0..11)
-            .map(|n| {
-                let pod = Pod::new(&format!("c{n}"));
-                let answer = h.add(&pod, &h.conf());
-                answer.result();
-                h.del(&pod, &h.conf()).silence();
-                answer.took
-            })
-            .collect();
-        took.sort();
-        took[took.len() / 2]
-    };
-    println!("weft-cni: {size} bytes, VERSION {version:?}, ADD {add:?}");
+    println!("weft-cni: {size} bytes, VERSION {version:?}");
     assert!(version < Duration::from_millis(5), "VERSION takes {version:?}");
-    assert!(add < Duration::from_millis(30), "ADD takes {add:?}");
 }
 
 /// The best of thirty runs: what a machine's other work adds is not the shim's.
@@ -195,7 +168,5 @@ fn nothing_is_done_before_everything_is_checked() {
     h.call_for("ADD", &pod, &h.conf()).stdin("{").run(h.node()).fails_with(6);
     h.is_clean();
     assert_eq!(h.tombstones(), [""; 0]);
-    assert!(h.state().metadata.is_empty(), "the agent was not even asked");
-    assert!(Path::new(&pod.path()).exists());
-    eventually("the pod is as it was", || pod.link("eth0").is_none());
+    assert!(pod.link("eth0").is_none());
 }

@@ -1,11 +1,10 @@
 //! "STATUS".
 
 use crate::{
-    harness::{Harness, Pod},
+    harness::{Harness, Pod, eventually},
     protocol::least,
 };
 use std::time::Duration;
-use weft::cni::Readiness;
 
 #[test]
 fn status_is_silent_when_add_would_work() {
@@ -22,15 +21,12 @@ fn status_takes_under_five_milliseconds() {
 }
 
 #[test]
-fn status_says_the_agents_own_words() {
-    let h = Harness::start();
-    let reasons = vec!["no addresses: none of 3 peers has given any".into(), "TUN weft0 is missing".into()];
-    h.agent().readiness.send_replace(Readiness { reasons, impaired: false });
-    let message = h.status().fails_with(50);
-    assert_eq!(
-        message,
-        "Weft can't attach pods: no addresses: none of 3 peers has given any; TUN weft0 is missing"
-    );
+fn status_of_an_agent_that_waits_for_addresses_says_for_whose() {
+    let (h, giver) = Harness::waiting(|_| {});
+    let words = "Weft can't attach pods: no addresses to hand out: waiting for ";
+    eventually("it says so", || h.status().fails_with(50).starts_with(words));
+    giver.start_agent();
+    eventually("it has addresses", || h.status().code == Some(0));
 }
 
 #[test]
@@ -43,10 +39,15 @@ fn status_of_an_agent_that_is_down_tells_an_operator_what_to_do() {
 #[test]
 fn status_stops_neither_add_nor_del() {
     let h = Harness::start();
-    h.agent().readiness.send_replace(Readiness { reasons: vec!["a sysctl is off".into()], impaired: false });
-    h.status().fails_with(50);
+    h.nft(DROPPING);
+    eventually("the agent has noticed", || h.status().code == Some(1));
+    h.status().fails_with(51);
     let pod = Pod::new("c1");
     h.add(&pod, &h.conf()).result();
     h.del(&pod, &h.conf()).silence();
     h.is_clean();
 }
+
+/// As a firewall's that knows nothing of us.
+pub const DROPPING: &str =
+    "table inet other {\nchain forward {\ntype filter hook forward priority 0; policy drop\n}\n}\n";

@@ -1,13 +1,16 @@
-//! The agent's side for these tests: the real service; its addresses from a book in memory, its ports made with
-//! real netlink calls in the node's namespace.
+//! An agent whose allocator and links are made up, for the errors that a real one can't be brought to.
+//!
+//! The service is the real one, and its ports are made with real netlink calls, so that the real shim can attach pods.
 
+use crate::harness::{BRIDGE, MTU, Place, gateway, inside};
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    path::Path,
+    ops::Deref,
     sync::{Arc, Mutex, MutexGuard},
     time::SystemTime,
 };
+use tempfile::TempDir;
 use tokio::{net::UnixListener, runtime::Runtime, sync::watch};
 use tokio_stream::wrappers::UnixListenerStream;
 use weft::{
@@ -16,32 +19,32 @@ use weft::{
         Wish,
     },
     linux::{
-        netlink::{Family, Netlink, NetlinkError, Route},
+        netlink::{AddressFlags, BridgeOptions, Family, Link, Netlink, NetlinkError, Route},
         netns::Netns,
     },
     types::{AttachmentKey, Mac, Prefix},
 };
 use weft_proto::local::cni_server::CniServer;
 
-/// What outlives an agent: its store, and what a test has to say about it.
+/// What a test has to say about the agent, and what it may know of it.
 #[derive(Debug, Default)]
 pub struct State {
     pub allocations: BTreeMap<AttachmentKey, Allocation>,
-    /// Attaching fails.
-    pub kernel_refuses: bool,
     pub policy_is_late: bool,
     /// Detaching these fails.
     pub stuck: BTreeSet<AttachmentKey>,
-    /// The metadata of the last call.
+    /// The metadata of the last call; empty before it.
     pub metadata: BTreeMap<String, String>,
 }
 
-/// A running agent.
-pub struct Agent {
-    runtime: Runtime,
+/// A node with such an agent.
+pub struct Fake {
+    place: Place,
+    state: Arc<Mutex<State>>,
     pub node: watch::Sender<Option<Node>>,
     pub readiness: watch::Sender<Readiness>,
-    pub warnings: watch::Receiver<Vec<String>>,
+    runtime: Option<Runtime>,
+    _directory: TempDir,
 }
 
 #[derive(Clone)]
@@ -54,38 +57,38 @@ struct Wires {
     bridge: u32,
 }
 
-impl Agent {
-    /// Serves on `socket` until it is dropped.
-    pub fn start(
-        netns: &Netns,
-        run_dir: &Path,
-        socket: &Path,
-        conf_dir: Option<&Path>,
-        state: &Arc<Mutex<State>>,
-        facts: Option<Node>,
-        ready: Readiness,
-    ) -> Self {
+impl Fake {
+    pub fn start() -> Self {
+        let netns = Netns::create().expect("these tests make network namespaces: run them as root");
+        let bridge_mac = Mac::derived(b"bridge");
+        inside(&netns, async |netlink: Netlink| {
+            netlink.create_bridge(BRIDGE, bridge_mac, MTU.into(), BridgeOptions::default()).await.unwrap();
+            let bridge = netlink.link_by_name(BRIDGE).await.unwrap().index;
+            netlink.add_address(bridge, Prefix::from(gateway()), AddressFlags::default()).await.unwrap();
+            netlink.set_up(bridge, true).await.unwrap();
+        });
+        let directory = tempfile::Builder::new().prefix("weft-cni-test-").tempdir().unwrap();
+        let place = Place::new(netns, directory.path().into());
+        let state = Arc::<Mutex<State>>::default();
+        let facts = Node { bridge: BRIDGE.into(), bridge_mac, gateways: vec![gateway()], mtu: MTU };
+        let (node, watched_node) = watch::channel(Some(facts));
+        let (readiness, watched_readiness) = watch::channel(Readiness::default());
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let (node, watched_node) = watch::channel(facts);
-        let (readiness, watched_readiness) = watch::channel(ready);
         let handle = runtime.handle().clone();
-        let netlink = netns
-            .enter(|| {
-                let _inside = handle.enter();
-                Netlink::open().unwrap()
-            })
-            .unwrap();
-        let warnings = runtime.block_on(async {
+        let netlink = place.node().enter(|| {
+            let _inside = handle.enter();
+            Netlink::open().unwrap()
+        });
+        let netlink = netlink.unwrap();
+        runtime.block_on(async {
             let bridge = netlink.link_by_name(BRIDGE).await.unwrap().index;
             let wires = Wires { state: state.clone(), netlink, bridge };
-            let config =
-                Config { run_dir: run_dir.into(), socket: socket.into(), conf_dir: conf_dir.map(Into::into) };
+            let config = Config { run_dir: directory.path().into(), socket: place.socket(), conf_dir: None };
             let service =
                 Service::new(config, Book(state.clone()), wires, watched_node, watched_readiness).unwrap();
-            let warnings = service.warnings();
             tokio::spawn(service.clone().run());
-            let listener = UnixListener::bind(socket).unwrap();
+            let listener = UnixListener::bind(place.socket()).unwrap();
             let state = state.clone();
             let recorded = CniServer::with_interceptor(service, move |request: tonic::Request<()>| {
                 let ascii = request.metadata().iter().filter_map(|pair| match pair {
@@ -99,30 +102,36 @@ impl Agent {
             });
             let server = tonic::transport::Server::builder().add_service(recorded);
             tokio::spawn(server.serve_with_incoming(UnixListenerStream::new(listener)));
-            warnings
         });
-        Self { runtime, node, readiness, warnings }
+        Self { place, state, node, readiness, runtime: Some(runtime), _directory: directory }
     }
 
-    /// As a process that is killed: nothing is said to anybody.
-    pub fn kill(self, socket: &Path) {
-        self.runtime.shutdown_background();
-        std::fs::remove_file(socket).unwrap();
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    /// Neither addresses nor links are left.
+    #[track_caller]
+    pub fn is_clean(&self) {
+        assert_eq!(self.veths(), []);
+        assert!(self.state().allocations.is_empty(), "{:?}", self.state().allocations);
     }
 }
 
-pub const BRIDGE: &str = "weft";
-
-pub fn bridge_mac() -> Mac {
-    Mac::derived(b"bridge")
+impl Drop for Fake {
+    fn drop(&mut self) {
+        // Its blocking threads watch directories for ever.
+        self.runtime.take().into_iter().for_each(Runtime::shutdown_background);
+    }
 }
 
-pub fn gateway() -> IpAddr {
-    IpAddr::from([10, 32, 0, 1])
-}
+impl Deref for Fake {
+    type Target = Place;
 
-/// Last bytes of what can be handed out.
-const POOL: std::ops::RangeInclusive<u8> = 2..=60;
+    fn deref(&self) -> &Place {
+        &self.place
+    }
+}
 
 impl Book {
     fn state(&self) -> MutexGuard<'_, State> {
@@ -136,24 +145,10 @@ impl Addresses for Book {
         if let Some(known) = state.allocations.get(&wish.attachment) {
             return Ok(known.clone());
         }
-        let universe: Prefix = "10.32.0.0/26".parse().unwrap();
-        if let Some(outside) = wish.addresses.iter().find(|ip| !universe.contains(*ip)) {
-            return Err(AddressError::Refused(format!("ips {outside} is outside the universe {universe}")));
-        }
         let taken: BTreeSet<IpAddr> = state.allocations.values().flat_map(|a| a.addresses.clone()).collect();
-        let mut free = POOL.map(|last| IpAddr::from([10, 32, 0, last])).filter(|ip| !taken.contains(ip));
-        let address = match wish.addresses.first() {
-            Some(ip) if taken.contains(ip) => {
-                return Err(AddressError::Taken(format!("address {ip} is taken")));
-            }
-            Some(ip) => *ip,
-            None if wish.ranges.is_empty() => free
-                .next()
-                .ok_or_else(|| AddressError::Full(format!("{universe} is full: node-1 has 59 of 59")))?,
-            None => free
-                .find(|ip| wish.ranges.iter().any(|range| range.contains(ip)))
-                .ok_or_else(|| AddressError::Taken(format!("nothing is free in {:?}", wish.ranges)))?,
-        };
+        let mut all = (2..=60).map(|last| IpAddr::from([10, 32, 0, last]));
+        let free = all.find(|address| !taken.contains(address));
+        let address = free.ok_or_else(|| AddressError::Full("all 59 addresses are taken".into()))?;
         let allocation = Allocation {
             attachment: wish.attachment.clone(),
             pod: wish.pod,
@@ -181,14 +176,7 @@ impl Addresses for Book {
 
 impl Ports for Wires {
     async fn attach(&self, port: Port) -> Result<(), PortError> {
-        let (refused, late) = {
-            let state = self.state.lock().unwrap();
-            (state.kernel_refuses, state.policy_is_late)
-        };
-        if refused {
-            return Err(PortError::Kernel(format!("make {} a port: EBUSY", port.host_interface)));
-        }
-        if late {
+        if self.state.lock().unwrap().policy_is_late {
             return Err(PortError::Policy("policy was not in force after 10 s".into()));
         }
         let attach = async {
@@ -230,7 +218,7 @@ impl Ports for Wires {
         let on_bridge = routes.into_iter().filter(|route| route.link == Some(self.bridge));
         let routes: Vec<_> = on_bridge.map(|route| route.destination).collect();
         let links = self.netlink.links().await.map_err(kernel)?;
-        let veth = |link: weft::linux::netlink::Link| {
+        let veth = |link: Link| {
             Some(Veth {
                 alias: link.alias?.parse().ok()?,
                 host_interface: link.name,
