@@ -116,13 +116,6 @@ impl<'a> Pod<'a> {
         Ok(())
     }
 
-    /// Has the kernel take note that the host's end is up, which it does later by itself: until then it drops what the
-    /// pod sends.
-    pub async fn settle(&self) -> Result<(), Failure> {
-        self.inside.link_by_name(self.key.ifname()).await?;
-        Ok(())
-    }
-
     /// Waits until what the pod sends leaves: an interface throws it away until the kernel has taken note of the carrier
     /// that the other end gave it. Looking makes it do so at once since Linux 6.7; before, it takes up to a second.
     pub async fn wait_running(&self) -> Result<(), Failure> {

@@ -339,6 +339,7 @@ mod tests {
             chain prerouting {
                 type filter hook prerouting priority -300; policy accept;
                 iifname != "wf*" accept comment "weft b5de6db69f7bcfab"
+                ether daddr != { 02:00:00:00:00:01, ff:ff:ff:ff:ff:ff } counter drop comment "weft ee63d42c191d1a77"
                 iifname . ether saddr . ip saddr @pods4 accept comment "weft 2a318ad4a0bbe0e3"
                 iifname . ether saddr . ip6 saddr @pods6 accept comment "weft c8bbae984369c8e0"
                 iifname . ether saddr . arp saddr ip @pods4 iifname . arp saddr ether . arp saddr ip @pods4 accept comment "weft c68a5890011ce628"

@@ -48,7 +48,6 @@ pub async fn run(version: Version, call: Call, config: Config) -> Result<Value, 
         pod.configure(&reservation).await?;
         agent.activate(&key).await?;
         pod.wait_running().await?;
-        pod.settle().await?;
         Ok(reservation)
     };
     let late = |_| Err(Failure::new(code::AGENT_UNREACHABLE, "ADD did not end within 20 s"));
