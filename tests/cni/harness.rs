@@ -88,6 +88,7 @@ impl Harness {
             change(settings);
         });
         joiner.node.start_agent().unwrap();
+        eventually("the agent answers", || joiner.node.http("/livez").is_ok());
         (joiner, giver)
     }
 
