@@ -14,7 +14,10 @@ struct Agent {
 }
 
 fn agent(name: &str, incarnation: u64, bootstrap: &[SocketAddr]) -> Agent {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    // An address of its own: a port that it frees is then not taken by another test.
+    static AGENTS: AtomicUsize = AtomicUsize::new(0);
+    let [.., high, low] = AGENTS.fetch_add(1, Ordering::Relaxed).to_be_bytes();
+    let listener = TcpListener::bind(SocketAddr::from(([127, 78, high, low], 0))).unwrap();
     let address = listener.local_addr().unwrap();
     let mut record = PeerRecord::new(name.parse().unwrap(), Incarnation(incarnation));
     record.endpoints = vec![Endpoint(address)];
