@@ -1,8 +1,8 @@
 //! The two decisions of the data path: where a packet from here goes, and whether one from there may come in.
 //!
 //! ```text
-//!   outward  parse ─▶ martian? ─▶ home of the destination ─▶ endpoint ─▶ size ─▶ Route
-//!   inward   header ─▶ parse ─▶ home of the source is the sender? ─▶ home of the destination is here? ─▶ Delivery
+//!   outward  martian? ─▶ home of the destination ─▶ endpoint ─▶ size ─▶ Route
+//!   inward   header ─▶ [open] ─▶ parse ─▶ home of the source is the sender? ─▶ home of the destination is here? ─▶ peer
 //! ```
 //!
 //! Nothing comes in for an address that does not live here: so nothing loops between the TUN and the kernel.
@@ -10,12 +10,14 @@
 
 use super::{
     counters::Drop,
-    header::{Header, HeaderError},
+    header::HeaderError,
     icmp::Problem,
+    offload::headers::Headers,
     packet::Packet,
     table::{Home, Refused, Table},
 };
-use std::net::SocketAddr;
+use crate::types::DataId;
+use std::net::{IpAddr, SocketAddr};
 
 /// Where a packet goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,66 +31,82 @@ pub struct Route {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refusal {
     pub drop: Drop,
-    pub answer: Option<(Packet, Problem)>,
+    pub answer: Option<Problem>,
 }
 
-/// A packet to hand to the kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Delivery<'a> {
-    /// The sending peer's place in the table.
-    pub peer: u32,
-    pub packet: &'a [u8],
-}
-
-/// Decides on a packet that the kernel gave to the TUN.
-pub fn outward(table: &Table, bytes: &[u8]) -> Result<Route, Refusal> {
-    let silent = |drop| Refusal { drop, answer: None };
-    let packet = Packet::parse(bytes).ok_or(silent(Drop::Malformed))?;
+/// Decides on a packet that the kernel gave to the TUN. `largest` is its size in bytes, or that of its largest segment;
+/// `narrow` says of a peer what its path takes, where that is known to be less than the table says.
+pub fn outward(
+    table: &Table,
+    packet: &Packet,
+    largest: usize,
+    narrow: impl Fn(u32) -> Option<u16>,
+) -> Result<Route, Refusal> {
     if packet.is_martian() {
-        return Err(silent(Drop::Martian));
+        return Err(Refusal { drop: Drop::Martian, answer: None });
     }
-    let answered = |drop, problem| Refusal { drop, answer: Some((packet, problem)) };
+    let answered = |drop, problem| Refusal { drop, answer: Some(problem) };
     // What lives here has a route of its own in the kernel; if that is gone, sending it back would loop.
     let Home::Peer(place) = table.home(packet.destination) else {
         return Err(answered(Drop::NoRoute, Problem::Unreachable));
     };
     let peer = &table.peers()[place as usize];
     let endpoint = peer.endpoint.ok_or(answered(Drop::NoEndpoint, Problem::Unreachable))?;
-    if bytes.len() > usize::from(peer.mtu) {
-        return Err(answered(Drop::TooBig, Problem::TooBig { mtu: peer.mtu }));
+    let mtu = narrow(place).map_or(peer.mtu, |mtu| mtu.min(peer.mtu));
+    if largest > usize::from(mtu) {
+        return Err(answered(Drop::TooBig, Problem::TooBig { mtu }));
     }
     Ok(Route { peer: place, endpoint })
 }
 
-/// Decides on a datagram from the underlay.
-pub fn inward<'a>(table: &Table, datagram: &'a [u8]) -> Result<Delivery<'a>, Drop> {
-    let (header, inner) = Header::decode(datagram).map_err(|error| match error {
-        HeaderError::Short => Drop::Malformed,
-        HeaderError::Version(_) => Drop::UnknownVersion,
-        HeaderError::Kind(_) => Drop::UnknownKind,
-    })?;
-    // Flags and segments change what the rest means: without knowing how, it can't be delivered.
-    if header != Header::whole(header.sender) {
-        return Err(Drop::Malformed);
+/// Decides on packets from the underlay, most of which are like the one before.
+pub struct Gate<'a> {
+    table: &'a Table,
+    last: Option<(DataId, IpAddr, IpAddr, u32)>,
+}
+
+impl<'a> Gate<'a> {
+    pub fn new(table: &'a Table) -> Self {
+        Self { table, last: None }
     }
-    let packet = Packet::parse(inner).ok_or(Drop::Malformed)?;
-    let peer = table.sender(header.sender, packet.source).map_err(|refused| match refused {
-        Refused::Unknown => Drop::UnknownPeer,
-        Refused::Spoofed => Drop::SpoofedSource,
-    })?;
-    match table.home(packet.destination) {
-        Home::Local => Ok(Delivery { peer, packet: inner }),
-        _ => Err(Drop::NotLocal),
+
+    /// Whether an inner packet that `sender` sent may come in; gives the peer's place in the table.
+    pub fn admit(&mut self, sender: DataId, inner: &[u8], partial: bool) -> Result<u32, Drop> {
+        let packet = Packet::parse(inner).ok_or(Drop::Malformed)?;
+        if partial && Headers::plain(inner).is_none() {
+            return Err(Drop::Malformed);
+        }
+        if let Some((last, source, destination, peer)) = self.last
+            && (last, source, destination) == (sender, packet.source, packet.destination)
+        {
+            return Ok(peer);
+        }
+        let peer = self.table.sender(sender, packet.source).map_err(|refused| match refused {
+            Refused::Unknown => Drop::UnknownPeer,
+            Refused::Spoofed => Drop::SpoofedSource,
+        })?;
+        if self.table.home(packet.destination) != Home::Local {
+            return Err(Drop::NotLocal);
+        }
+        self.last = Some((sender, packet.source, packet.destination, peer));
+        Ok(peer)
+    }
+}
+
+impl From<HeaderError> for Drop {
+    fn from(error: HeaderError) -> Self {
+        match error {
+            HeaderError::Short | HeaderError::Flags(_) => Self::Malformed,
+            HeaderError::Version(_) => Self::UnknownVersion,
+            HeaderError::Kind(_) => Self::UnknownKind,
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        datapath::table::{Inputs, Owner, Peer},
-        types::DataId,
-    };
+    use crate::datapath::table::{Inputs, Owner, Peer};
     use etherparse::PacketBuilder;
     use proptest::prelude::*;
 

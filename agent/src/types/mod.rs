@@ -30,6 +30,10 @@ impl fmt::Display for Incarnation {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DataId(pub u32);
 
+/// Names a session in the packets to the one who chose it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionIndex(pub u32);
+
 /// Each node's one bridge, and its one TUN device.
 pub const BRIDGE: &str = "weft";
 pub const TUN: &str = "weft0";
