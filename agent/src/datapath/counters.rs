@@ -21,6 +21,16 @@ pub enum Drop {
     Malformed,
     UnknownVersion,
     UnknownKind,
+    /// In clear, where encryption is required.
+    Clear,
+    /// Sealed, where encryption is off.
+    Sealed,
+    /// Out: no key is agreed with the peer yet. In: of no session of ours.
+    NoSession,
+    /// It does not open: changed on its way, or sealed by somebody else.
+    Forged,
+    /// It came before, or too late to tell.
+    Replayed,
     /// Nobody has the sender's data id.
     UnknownPeer,
     /// The inner source does not live on the peer that sent it.
@@ -70,10 +80,15 @@ pub struct PeerTraffic {
 }
 
 impl Drop {
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 18] = [
         Self::Malformed,
         Self::UnknownVersion,
         Self::UnknownKind,
+        Self::Clear,
+        Self::Sealed,
+        Self::NoSession,
+        Self::Forged,
+        Self::Replayed,
         Self::UnknownPeer,
         Self::SpoofedSource,
         Self::NotLocal,
@@ -92,6 +107,11 @@ impl Drop {
             Self::Malformed => "malformed",
             Self::UnknownVersion => "unknown_version",
             Self::UnknownKind => "unknown_kind",
+            Self::Clear => "clear",
+            Self::Sealed => "sealed",
+            Self::NoSession => "no_session",
+            Self::Forged => "forged",
+            Self::Replayed => "replayed",
             Self::UnknownPeer => "unknown_peer",
             Self::SpoofedSource => "spoofed_source",
             Self::NotLocal => "not_local",

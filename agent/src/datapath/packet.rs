@@ -54,7 +54,9 @@ impl Packet {
             IpAddr::V6(_) => (40, true),
         };
         let ports = match head.get(at..at + 4) {
-            Some(&[a, b, c, d]) if whole && matches!(self.protocol, TCP | UDP) => u32::from_be_bytes([a, b, c, d]),
+            Some(&[a, b, c, d]) if whole && matches!(self.protocol, TCP | UDP) => {
+                u32::from_be_bytes([a, b, c, d])
+            }
             _ => 0,
         };
         let ends = match (self.source, self.destination) {
@@ -137,7 +139,8 @@ mod tests {
     fn a_flow_has_one_hash_and_flows_have_many() {
         let hash = |bytes: &[u8]| Packet::parse(bytes).unwrap().flow(bytes);
         assert_eq!(hash(&udp_v4((1, 2), b"hello")), hash(&udp_v4((1, 2), b"world")));
-        let hashes: std::collections::BTreeSet<_> = (0..1000).map(|port| hash(&udp_v4((port, 2), b""))).collect();
+        let hashes: std::collections::BTreeSet<_> =
+            (0..1000).map(|port| hash(&udp_v4((port, 2), b""))).collect();
         assert!(hashes.len() > 900, "{}", hashes.len());
         for bits in [0, 8] {
             let lanes: std::collections::BTreeSet<_> = hashes.iter().map(|hash| hash >> bits & 7).collect();

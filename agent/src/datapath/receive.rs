@@ -4,13 +4,17 @@ use super::{
     counters::Drop,
     header::{Envelope, Header},
     offload::coalesce::{Coalescer, MAX_SEGMENTS, Takes},
-    verdict::Gate,
+    sessions::{OpenError, Opener},
+    verdict::{Gate, Sender},
     worker::Shift,
 };
-use crate::linux::udp::{BATCH, Incoming, Message};
+use crate::{
+    linux::udp::{BATCH, Incoming, Message},
+    types::SessionIndex,
+};
 use arrayvec::ArrayVec;
 use nix::errno::Errno;
-use std::io::IoSlice;
+use std::{io::IoSlice, ops::Range};
 
 pub(super) struct Receiver {
     incoming: Incoming,
@@ -24,24 +28,32 @@ impl Receiver {
         Self { incoming: Incoming::new(), coalescer: Coalescer::new(takes), most: FEW }
     }
 
-    /// Takes a batch from one lane and hands in what may come in. False if none waited.
+    /// Takes a batch from one lane and hands in what may come in.
     ///
     /// # Errors
     /// `EBADFD` when the TUN device is gone; else what the socket says.
-    pub(super) fn batch(&mut self, shift: &Shift<'_>, lane: usize) -> Result<bool, Errno> {
+    pub(super) fn batch(&mut self, shift: &Shift<'_>, lane: usize) -> Result<(), Errno> {
         let received = match self.incoming.receive(&shift.lanes[lane], self.most) {
             Ok(received) => received,
-            Err(Errno::EAGAIN | Errno::EINTR) => return Ok(false),
+            Err(Errno::EAGAIN | Errno::EINTR) => return Ok(()),
             Err(errno) => return Err(errno),
         };
         let mut gate = Gate::new(shift.table);
         let mut merged = false;
         for at in 0..received {
             let Message { range, segment } = self.incoming.message(at);
+            if range.is_empty() {
+                shift.dropped(Drop::Malformed, 1);
+            }
             merged |= range.len() > segment;
+            let mut opened = None;
             for start in range.clone().step_by(segment) {
-                let datagram = start..(start + segment).min(range.end);
-                self.datagram(shift, &mut gate, datagram);
+                let place = start..(start + segment).min(range.end);
+                let buffer = self.incoming.buffer();
+                match admit(shift, &mut gate, &mut opened, buffer, place) {
+                    Ok((inner, partial, peer)) => self.coalescer.push(buffer, inner, partial, peer),
+                    Err(drop) => shift.dropped(drop, 1),
+                }
             }
         }
         // Large messages in few buffers stay in the cache; many small ones need not.
@@ -50,26 +62,7 @@ impl Receiver {
         } else if received == self.most {
             self.most = BATCH;
         }
-        self.hand_in(shift)?;
-        Ok(true)
-    }
-
-    fn datagram(&mut self, shift: &Shift<'_>, gate: &mut Gate<'_>, place: std::ops::Range<usize>) {
-        let buffer = self.incoming.buffer();
-        let admitted = Header::decode(&buffer[place.clone()]).map_err(Drop::from).and_then(|header| {
-            let inner = place.start + header.len()..place.end;
-            match header.envelope {
-                Envelope::Clear { sender } => {
-                    let peer = gate.admit(sender, &buffer[inner.clone()], header.partial)?;
-                    Ok((inner, header.partial, peer))
-                }
-                Envelope::Sealed { .. } => Err(Drop::UnknownKind),
-            }
-        });
-        match admitted {
-            Ok((inner, partial, peer)) => self.coalescer.push(buffer, inner, partial, peer),
-            Err(drop) => shift.dropped(drop, 1),
-        }
+        self.hand_in(shift)
     }
 
     /// Writes the batch's packets to the TUN.
@@ -96,6 +89,48 @@ impl Receiver {
         }
         coalescer.clear();
         result
+    }
+}
+
+/// Whether a datagram may come in: gives the inner packet's place, whether its checksum is partial, and its peer.
+fn admit<'a>(
+    shift: &Shift<'a>,
+    gate: &mut Gate<'a>,
+    opened: &mut Option<(SessionIndex, Opener<'a>)>,
+    buffer: &mut [u8],
+    place: Range<usize>,
+) -> Result<(Range<usize>, bool, u32), Drop> {
+    let header = Header::decode(&buffer[place.clone()])?;
+    let start = place.start + header.len();
+    let (sender, inner) = match (header.envelope, shift.sessions) {
+        (Envelope::Clear { sender }, None) => (Sender::Says(sender), start..place.end),
+        (Envelope::Sealed { index, .. }, Some(sessions)) => {
+            let opener = match opened {
+                Some((last, opener)) if *last == index => opener,
+                // The one before gives its window's lock back first.
+                _ => {
+                    *opened = None;
+                    let session = sessions.receiving(index).ok_or(Drop::NoSession)?;
+                    &mut opened.insert((index, session.opener())).1
+                }
+            };
+            let (header, sealed) = buffer[place].split_first_chunk_mut().ok_or(Drop::Malformed)?;
+            let len = opener.open(header, sealed)?;
+            (Sender::Is(opener.peer()), start..start + len)
+        }
+        (Envelope::Clear { .. }, Some(_)) => return Err(Drop::Clear),
+        (Envelope::Sealed { .. }, None) => return Err(Drop::Sealed),
+    };
+    let peer = gate.admit(sender, &buffer[inner.clone()], header.partial)?;
+    Ok((inner, header.partial, peer))
+}
+
+impl From<OpenError> for Drop {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::Forged(_) => Self::Forged,
+            OpenError::Replayed | OpenError::TooOld => Self::Replayed,
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{
     counters::Drop,
-    header::{CLEAR_LEN, Envelope, Header},
+    header::{CLEAR_LEN, Envelope, Header, SEALED_LEN},
     icmp::{self, Bucket, Problem},
     offload::{
         MAX_PACKET,
@@ -11,13 +11,15 @@ use super::{
         virtio::{Gso, VIRTIO_LEN, Virtio},
     },
     packet::Packet,
+    seal::TAG_LEN,
+    sessions::Sending,
     table::{Home, Table},
     verdict::{self, Refusal, Route},
     worker::Shift,
 };
 use crate::{
     linux::udp::{MAX_MESSAGE, MAX_SEGMENTS, Outgoing, ROOM, Report, Target},
-    types::{CLEAR_OVERHEAD, IPV6_EXTRA},
+    types::{CLEAR_OVERHEAD, DataId, IPV6_EXTRA, SEALED_OVERHEAD},
 };
 use arrayvec::ArrayVec;
 use nix::errno::Errno;
@@ -29,12 +31,28 @@ use std::{
 
 pub(super) struct Transmitter {
     outgoing: Outgoing,
+    around: Around,
     /// How the next super-packet will probably lie.
     foreseen: Shape,
     /// Packets that may come alone before none is foreseen any more.
     patience: u32,
     narrow: Vec<Narrow>,
     answers: Answers,
+}
+
+/// Room around each inner packet, in bytes, and what the outer headers make of it.
+#[derive(Clone, Copy)]
+struct Around {
+    front: usize,
+    back: usize,
+    overhead: u16,
+}
+
+/// What is put around the packets of one flow.
+enum Wrap<'a> {
+    Clear(DataId),
+    /// The next counter, and the key.
+    Sealed(u64, &'a Sending),
 }
 
 /// A path that takes less than the table says.
@@ -45,10 +63,12 @@ struct Narrow {
 }
 
 impl Transmitter {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(sealed: bool) -> Self {
+        let around = if sealed { SEALED } else { CLEAR };
         Self {
             outgoing: Outgoing::new(),
-            foreseen: WHOLE,
+            around,
+            foreseen: around.whole(),
             patience: 0,
             narrow: Vec::new(),
             answers: Answers::new(),
@@ -99,18 +119,20 @@ impl Transmitter {
         parts.push(IoSliceMut::new(&mut virtio));
         parts.extend(self.foreseen.places(self.outgoing.room(), MAX_PACKET).map(IoSliceMut::new));
         let len = shift.queue.read(&mut parts)?;
+        drop(parts);
         Ok((Virtio::decode(&virtio), len.saturating_sub(VIRTIO_LEN)))
     }
 
     fn packet(&mut self, shift: &Shift<'_>, virtio: &Virtio, len: usize) {
+        let Around { front, back, .. } = self.around;
         let foreseen = self.foreseen;
         self.patience = self.patience.saturating_sub(1);
         if self.patience == 0 {
-            self.foreseen = WHOLE;
+            self.foreseen = self.around.whole();
         }
         let room = self.outgoing.room();
         foreseen.gather(room, len);
-        let bytes = &mut room[FRONT..FRONT + len];
+        let bytes = &mut room[front..front + len];
         let Some(packet) = Packet::parse(bytes) else { return shift.dropped(Drop::Malformed, 1) };
         let Some(partial) = keep_or_complete(virtio, bytes) else { return shift.dropped(Drop::Malformed, 1) };
         let route = match verdict::outward(shift.table, &packet, len, narrow(&self.narrow)) {
@@ -118,14 +140,18 @@ impl Transmitter {
             Err(refusal) => return self.answers.refuse(shift, refusal, &packet, bytes),
         };
         let flow = packet.flow(bytes);
-        header(shift.table, partial, flow).write(room);
-        self.outgoing.push(target(shift, route, flow), FRONT + len + BACK, FRONT + len + BACK);
+        let target = target(shift, route, flow);
+        let Some(mut wrap) = Wrap::new(shift, &target, 1) else { return shift.dropped(Drop::NoSession, 1) };
+        let len = front + len + back;
+        wrap.put(partial, flow, &mut room[..len]);
+        self.outgoing.push(target, len, len);
     }
 
     fn super_packet(&mut self, shift: &Shift<'_>, virtio: &Virtio, gso: Gso, len: usize) {
+        let Around { front, back, .. } = self.around;
         let room = self.outgoing.room();
-        let head = &room[FRONT..FRONT + len.min(self.foreseen.headers + self.foreseen.payload)];
-        let split = Split::new(virtio, gso, head, len, (FRONT, BACK));
+        let head = &room[front..front + len.min(self.foreseen.headers + self.foreseen.payload)];
+        let split = Split::new(virtio, gso, head, len, (front, back));
         let (Some(split), Some(packet)) = (split, Packet::parse_head(head, len)) else {
             return shift.dropped(Drop::Malformed, 1);
         };
@@ -138,29 +164,32 @@ impl Transmitter {
             Err(refusal) => return self.answers.refuse(shift, refusal, &packet, head),
         };
         let flow = packet.flow(head);
+        let target = target(shift, route, flow);
+        let Some(mut wrap) = Wrap::new(shift, &target, segments) else {
+            return shift.dropped(Drop::NoSession, segments);
+        };
         if shape != self.foreseen {
             self.foreseen.gather(room, len);
             shape.spread(room, len);
         }
-        let header = header(shift.table, split.is_partial(), flow);
-        let total = segments * (FRONT + shape.headers + BACK) + len - shape.headers;
+        let total = segments * (front + shape.headers + back) + len - shape.headers;
         for (segment, datagram) in room[..total].chunks_mut(shape.stride()).enumerate() {
-            header.write(datagram);
-            let end = datagram.len() - BACK;
-            split.write(segment, &mut datagram[FRONT..end]);
+            let end = datagram.len() - back;
+            split.write(segment, &mut datagram[front..end]);
+            wrap.put(split.is_partial(), flow, datagram);
         }
         // In as few messages as may be, equally long: a short last one would cost as much as a long one.
         let most = (MAX_MESSAGE / shape.stride()).clamp(1, MAX_SEGMENTS);
         let each = segments.div_ceil(segments.div_ceil(most)) * shape.stride();
         for start in (0..total).step_by(each) {
-            self.outgoing.push(target(shift, route, flow), each.min(total - start), shape.stride());
+            self.outgoing.push(target, each.min(total - start), shape.stride());
         }
         self.foresee(shape);
         self.flush(shift);
     }
 
     fn foresee(&mut self, shape: Shape) {
-        self.foreseen = if shape.segments(MAX_PACKET) < PLACES { shape } else { WHOLE };
+        self.foreseen = if shape.segments(MAX_PACKET) < PLACES { shape } else { self.around.whole() };
         self.patience = PATIENCE;
     }
 
@@ -170,17 +199,19 @@ impl Transmitter {
         if self.outgoing.is_empty() {
             return;
         }
-        let Self { outgoing, narrow, .. } = self;
+        let Self { outgoing, narrow, around, .. } = self;
         outgoing.send(shift.lanes, |Report { target, datagrams, bytes, result }| match result {
-            Ok(()) => shift.sent(target.peer, datagrams, bytes - datagrams * (FRONT + BACK)),
-            Err(Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM) => shift.dropped(Drop::SendBufferFull, datagrams),
+            Ok(()) => shift.sent(target.peer, datagrams, bytes - datagrams * (around.front + around.back)),
+            Err(Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM) => {
+                shift.dropped(Drop::SendBufferFull, datagrams)
+            }
             Err(Errno::EMSGSIZE) => {
                 shift.dropped(Drop::TooBig, datagrams);
                 // The next one is answered before it is sent.
                 if let Ok(path) = shift.lanes[usize::from(target.lane)].path_mtu(target.to) {
                     narrow.retain(|narrow| narrow.peer != target.peer);
-                    let until = Instant::now() + NARROW_FOR;
-                    narrow.push(Narrow { peer: target.peer, mtu: inner_mtu(path, target.to), until });
+                    let (mtu, until) = (around.inner_mtu(path, target.to), Instant::now() + NARROW_FOR);
+                    narrow.push(Narrow { peer: target.peer, mtu, until });
                 }
             }
             Err(_) => shift.dropped(Drop::SendRefused, datagrams),
@@ -188,8 +219,47 @@ impl Transmitter {
     }
 }
 
-fn header(table: &Table, partial: bool, flow: u16) -> Header {
-    Header { partial, flow, envelope: Envelope::Clear { sender: table.me() } }
+impl Around {
+    /// A packet in one piece.
+    fn whole(&self) -> Shape {
+        Shape { front: self.front, headers: 0, payload: MAX_PACKET, back: self.back }
+    }
+
+    /// What an underlay path of `path` bytes leaves for an inner packet.
+    fn inner_mtu(&self, path: usize, endpoint: SocketAddr) -> u16 {
+        let largest = u16::try_from(path).unwrap_or(u16::MAX);
+        let extra = if endpoint.ip().to_canonical().is_ipv6() { IPV6_EXTRA } else { 0 };
+        largest.saturating_sub(self.overhead + extra)
+    }
+}
+
+impl<'a> Wrap<'a> {
+    /// None while no key is agreed with the peer.
+    fn new(shift: &Shift<'a>, target: &Target, datagrams: usize) -> Option<Self> {
+        if shift.sessions.is_none() {
+            return Some(Self::Clear(shift.table.me()));
+        }
+        let sending = shift.sending(target.peer)?;
+        let counter = sending.take(shift.first_lane + target.lane, datagrams as u64).ok()?;
+        Some(Self::Sealed(u64::from_be_bytes(counter.encode()), sending))
+    }
+
+    /// Puts a header before the inner packet that `datagram` has room around, and seals it.
+    fn put(&mut self, partial: bool, flow: u16, datagram: &mut [u8]) {
+        match self {
+            Self::Clear(me) => {
+                Header { partial, flow, envelope: Envelope::Clear { sender: *me } }.write(datagram);
+            }
+            Self::Sealed(counter, sending) => {
+                let envelope = Envelope::Sealed { index: sending.index(), counter: *counter };
+                Header { partial, flow, envelope }.write(datagram);
+                *counter += 1;
+                let (header, rest) = datagram.split_first_chunk_mut().expect("room for a header");
+                let (inner, tag) = rest.split_last_chunk_mut().expect("room for a tag");
+                sending.key().seal(header, inner, tag);
+            }
+        }
+    }
 }
 
 fn target(shift: &Shift<'_>, route: Route, flow: u16) -> Target {
@@ -207,7 +277,9 @@ fn narrow(known: &[Narrow]) -> impl Fn(u32) -> Option<u16> {
 fn keep_or_complete(virtio: &Virtio, packet: &mut [u8]) -> Option<bool> {
     match virtio.partial {
         None => Some(false),
-        Some(place) if Headers::plain(packet).is_some_and(|headers| headers.checksum() == place) => Some(true),
+        Some(place) if Headers::plain(packet).is_some_and(|headers| headers.checksum() == place) => {
+            Some(true)
+        }
         Some(place) => complete(packet, place).then_some(false),
     }
 }
@@ -255,18 +327,8 @@ impl Answers {
     }
 }
 
-/// What an underlay path of `path` bytes leaves for an inner packet.
-fn inner_mtu(path: usize, endpoint: SocketAddr) -> u16 {
-    let largest = u16::try_from(path).unwrap_or(u16::MAX);
-    let extra = if endpoint.ip().to_canonical().is_ipv6() { IPV6_EXTRA } else { 0 };
-    largest.saturating_sub(CLEAR_OVERHEAD + extra)
-}
-
-/// Room before and behind each inner packet.
-const FRONT: usize = CLEAR_LEN;
-const BACK: usize = 0;
-/// A packet in one piece.
-const WHOLE: Shape = Shape { front: FRONT, headers: 0, payload: MAX_PACKET, back: BACK };
+const CLEAR: Around = Around { front: CLEAR_LEN, back: 0, overhead: CLEAR_OVERHEAD };
+const SEALED: Around = Around { front: SEALED_LEN, back: TAG_LEN, overhead: SEALED_OVERHEAD };
 /// Packets in one batch: the way in has its turn after it.
 const PACKETS: usize = 64;
 /// Places that a read is scattered to, at most, with the virtio header's.
@@ -289,10 +351,10 @@ mod tests {
         let v4 = SocketAddr::from(([192, 0, 2, 1], 1));
         let v6: SocketAddr = "[2001:db8::1]:1".parse().unwrap();
         let mapped: SocketAddr = "[::ffff:192.0.2.1]:1".parse().unwrap();
-        assert_eq!(inner_mtu(1500, v4), 1464);
-        assert_eq!(inner_mtu(1500, v6), 1444);
-        assert_eq!(inner_mtu(1500, mapped), 1464);
-        assert_eq!(inner_mtu(65_536, v4), 65_499, "loopback's MTU is more than IP has");
-        assert_eq!(inner_mtu(0, v4), 0);
+        assert_eq!(CLEAR.inner_mtu(1500, v4), 1464);
+        assert_eq!(CLEAR.inner_mtu(1500, v6), 1444);
+        assert_eq!(CLEAR.inner_mtu(1500, mapped), 1464);
+        assert_eq!(CLEAR.inner_mtu(65_536, v4), 65_499, "loopback's MTU is more than IP has");
+        assert_eq!(CLEAR.inner_mtu(0, v4), 0);
     }
 }

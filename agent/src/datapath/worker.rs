@@ -18,9 +18,10 @@
 //! waking up costs more time than a packet's whole way.
 
 use super::{
-    counters::{Counters, Drop, PeerCounters},
+    counters::{Counters, Drop, PeerCounters, WorkerCounters},
     offload::coalesce::Takes,
     receive::Receiver,
+    sessions::{Sending, Sessions},
     table::{Peer, Table},
     transmit::Transmitter,
 };
@@ -53,6 +54,7 @@ pub(super) struct Worker {
     /// The table's peers, and their counters in the same order.
     peers: Arc<[Peer]>,
     places: Vec<Arc<[PeerCounters]>>,
+    sealing: Option<Sealing>,
     transmitter: Transmitter,
     receiver: Receiver,
     epoll: Epoll,
@@ -61,13 +63,25 @@ pub(super) struct Worker {
     linger: Duration,
 }
 
+/// The sessions that are in force, and what to seal with for each peer of the table, in its order.
+struct Sealing {
+    sessions: Cache<Arc<ArcSwap<Sessions>>, Arc<Sessions>>,
+    known: Arc<Sessions>,
+    sending: Vec<Option<Arc<Sending>>>,
+}
+
 /// What a worker works with during one batch.
 pub(super) struct Shift<'a> {
     pub(super) table: &'a Table,
     pub(super) queue: &'a Queue,
     pub(super) lanes: &'a [Socket],
+    /// This worker's first lane among those of all workers.
+    pub(super) first_lane: u8,
+    /// None where packets go in clear.
+    pub(super) sessions: Option<&'a Sessions>,
+    sending: &'a [Option<Arc<Sending>>],
+    counters: &'a WorkerCounters,
     number: usize,
-    counters: &'a Counters,
     places: &'a [Arc<[PeerCounters]>],
 }
 
@@ -86,6 +100,7 @@ pub(super) struct Parts {
     pub(super) offloads: Offloads,
     pub(super) lanes: Vec<Socket>,
     pub(super) linger: Duration,
+    pub(super) sessions: Option<Arc<ArcSwap<Sessions>>>,
 }
 
 impl Worker {
@@ -96,7 +111,7 @@ impl Worker {
         counters: Arc<Counters>,
         stop: Arc<EventFd>,
     ) -> Result<Self, Errno> {
-        let Parts { number, queue, offloads, lanes, linger } = parts;
+        let Parts { number, queue, offloads, lanes, linger, sessions } = parts;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(&*stop, EpollEvent::new(EpollFlags::EPOLLIN, STOP))?;
         epoll.add(&queue, EpollEvent::new(EpollFlags::EPOLLIN, TUN))?;
@@ -111,7 +126,12 @@ impl Worker {
             counters,
             peers: Arc::default(),
             places: Vec::new(),
-            transmitter: Transmitter::new(),
+            transmitter: Transmitter::new(sessions.is_some()),
+            sealing: sessions.map(|sessions| {
+                let mut sessions = Cache::new(sessions);
+                let known = Arc::clone(sessions.load());
+                Sealing { sessions, known, sending: Vec::new() }
+            }),
             receiver: Receiver::new(Takes { tcp: true, udp: offloads.udp }),
             epoll,
             stop,
@@ -151,47 +171,63 @@ impl Worker {
     }
 
     fn transmit(&mut self) -> Result<(), WorkerError> {
-        let (table, changed) = self.table();
-        if changed {
-            self.transmitter.forget_peers();
-        }
-        let shift = Shift::new(&table, &self.queue, &self.lanes, self.number, &self.counters, &self.places);
-        match self.transmitter.batch(&shift) {
-            Ok(()) => Ok(()),
-            Err(Errno::EBADFD) => Err(WorkerError::TunGone),
-            Err(_) => {
-                self.pause();
-                Ok(())
-            }
-        }
+        let table = self.look_up();
+        let (shift, transmitter, _) = self.shift(&table);
+        let result = transmitter.batch(&shift);
+        self.checked(result)
     }
 
     fn receive(&mut self, lane: usize) -> Result<(), WorkerError> {
-        let (table, changed) = self.table();
-        if changed {
-            self.transmitter.forget_peers();
-        }
-        let shift = Shift::new(&table, &self.queue, &self.lanes, self.number, &self.counters, &self.places);
-        match self.receiver.batch(&shift, lane) {
-            Ok(_) => Ok(()),
-            Err(Errno::EBADFD) => Err(WorkerError::TunGone),
-            Err(_) => {
-                self.pause();
-                Ok(())
-            }
-        }
+        let table = self.look_up();
+        let (shift, _, receiver) = self.shift(&table);
+        let result = receiver.batch(&shift, lane);
+        self.checked(result)
     }
 
-    /// The table to use for one batch; makes the peers' places fit it, and says whether they changed.
-    fn table(&mut self) -> (Arc<Table>, bool) {
+    fn checked(&self, result: Result<(), Errno>) -> Result<(), WorkerError> {
+        match result {
+            Ok(()) => {}
+            Err(Errno::EBADFD) => return Err(WorkerError::TunGone),
+            Err(_) => self.pause(),
+        }
+        Ok(())
+    }
+
+    /// The table to use for one batch; makes what is kept for each peer fit it and the sessions.
+    fn look_up(&mut self) -> Arc<Table> {
         let table = Arc::clone(self.tables.load());
         let changed = !Arc::ptr_eq(table.peers(), &self.peers);
         if changed {
             self.peers = Arc::clone(table.peers());
             self.places = self.counters.places(&self.peers);
             self.counters.forget_unplaced();
+            self.transmitter.forget_peers();
         }
-        (table, changed)
+        if let Some(sealing) = &mut self.sealing {
+            let sessions = sealing.sessions.load();
+            if changed || !Arc::ptr_eq(sessions, &sealing.known) {
+                sealing.known = Arc::clone(sessions);
+                let sending = self.peers.iter().map(|peer| sealing.known.sending(&peer.name).cloned());
+                sealing.sending = sending.collect();
+            }
+        }
+        table
+    }
+
+    fn shift<'a>(&'a mut self, table: &'a Table) -> (Shift<'a>, &'a mut Transmitter, &'a mut Receiver) {
+        let sealing = self.sealing.as_ref();
+        let shift = Shift {
+            table,
+            queue: &self.queue,
+            lanes: &self.lanes,
+            first_lane: (self.number * self.lanes.len()) as u8,
+            sessions: sealing.map(|sealing| &*sealing.known),
+            sending: sealing.map_or(&[], |sealing| &sealing.sending),
+            counters: self.counters.worker(self.number),
+            number: self.number,
+            places: &self.places,
+        };
+        (shift, &mut self.transmitter, &mut self.receiver)
     }
 
     /// An error that should not be, and may come back at once: keeps the loop from turning without rest.
@@ -203,31 +239,25 @@ impl Worker {
 }
 
 impl<'a> Shift<'a> {
-    fn new(
-        table: &'a Table,
-        queue: &'a Queue,
-        lanes: &'a [Socket],
-        number: usize,
-        counters: &'a Counters,
-        places: &'a [Arc<[PeerCounters]>],
-    ) -> Self {
-        Self { table, queue, lanes, number, counters, places }
+    /// What packets to the peer are sealed with, once that is agreed.
+    pub(super) fn sending(&self, peer: u32) -> Option<&'a Sending> {
+        self.sending[peer as usize].as_deref()
     }
 
     pub(super) fn sent(&self, peer: u32, packets: usize, bytes: usize) {
-        self.counters.worker(self.number).sent(self.place(peer), packets, bytes);
+        self.counters.sent(self.place(peer), packets, bytes);
     }
 
     pub(super) fn received(&self, peer: u32, packets: usize, bytes: usize) {
-        self.counters.worker(self.number).received(self.place(peer), packets, bytes);
+        self.counters.received(self.place(peer), packets, bytes);
     }
 
     pub(super) fn dropped(&self, drop: Drop, packets: usize) {
-        self.counters.worker(self.number).dropped(drop, packets);
+        self.counters.dropped(drop, packets);
     }
 
     pub(super) fn answered(&self) {
-        self.counters.worker(self.number).answered();
+        self.counters.answered();
     }
 
     fn place(&self, peer: u32) -> &PeerCounters {

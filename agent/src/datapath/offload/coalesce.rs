@@ -171,7 +171,8 @@ impl Coalescer {
         (from..self.runs.len()).rev().find(|run| {
             let run = &self.runs[*run];
             let head = &buffer[run.head.clone()];
-            run.peer == peer && run.open.as_ref().is_some_and(|open| open.headers.is_same_flow(head, headers, packet))
+            run.peer == peer
+                && run.open.as_ref().is_some_and(|open| open.headers.is_same_flow(head, headers, packet))
         })
     }
 }
@@ -239,9 +240,8 @@ impl Open {
         if !self.headers.is_tcp() {
             return is_plain(packet, &self.headers);
         }
-        let sequence = |bytes: &[u8]| {
-            u32::from_be_bytes([bytes[at + 4], bytes[at + 5], bytes[at + 6], bytes[at + 7]])
-        };
+        let sequence =
+            |bytes: &[u8]| u32::from_be_bytes([bytes[at + 4], bytes[at + 5], bytes[at + 6], bytes[at + 7]]);
         let flags = packet[at + 13];
         // Acknowledgement; length and reserved bits; flags but the first one's and the last one's; window; options.
         sequence(packet) == sequence(head).wrapping_add((index * self.size) as u32)

@@ -93,7 +93,13 @@ pub struct Split {
 impl Split {
     /// Takes the super-packet's headers from its first bytes; `len` bytes is the whole of it. None if the kernel's
     /// account of it does not fit the bytes.
-    pub fn new(virtio: &Virtio, gso: Gso, head: &[u8], len: usize, (front, back): (usize, usize)) -> Option<Self> {
+    pub fn new(
+        virtio: &Virtio,
+        gso: Gso,
+        head: &[u8],
+        len: usize,
+        (front, back): (usize, usize),
+    ) -> Option<Self> {
         let at = usize::from(virtio.partial?.start);
         let version = head.first()? >> 4;
         let least = match (gso.kind, version) {
@@ -149,7 +155,8 @@ impl Split {
             put(packet, 4, (total - IPV6_LEN) as u16);
         }
         if self.headers.is_tcp() {
-            let sequence = u32::from_be_bytes([packet[at + 4], packet[at + 5], packet[at + 6], packet[at + 7]]);
+            let sequence =
+                u32::from_be_bytes([packet[at + 4], packet[at + 5], packet[at + 6], packet[at + 7]]);
             let sequence = sequence.wrapping_add((segment * self.shape.payload) as u32);
             packet[at + 4..at + 8].copy_from_slice(&sequence.to_be_bytes());
             if segment > 0 {

@@ -67,15 +67,19 @@ impl Socket {
             first => first?,
         };
         let address = first.local_address().map_err(os(address, "read its address"))?;
-        steer(&first.data, workers, steer_at).map_err(os(address, "steer flows to workers"))?;
+        let mut shared = vec![first];
+        for _ in 1..workers {
+            shared.push(Self::bind(address, true)?);
+        }
+        // The first one alone is no group yet.
+        if let [_, .., last] = &shared[..] {
+            steer(&last.data, workers, steer_at).map_err(os(address, "steer flows to workers"))?;
+        }
         let mut own = address;
         own.set_port(0);
-        let rest = (1..workers).map(|_| Self::bind(address, true));
-        let shared = [Ok(first)].into_iter().chain(rest).take(workers);
-        let worker = |shared: Result<Self, UdpError>| {
-            [shared].into_iter().chain((1..lanes).map(|_| Self::bind(own, false))).collect()
-        };
-        shared.map(worker).collect()
+        let worker =
+            |shared| [Ok(shared)].into_iter().chain((1..lanes).map(|_| Self::bind(own, false))).collect();
+        shared.into_iter().map(worker).collect()
     }
 
     pub fn local_address(&self) -> io::Result<SocketAddr> {

@@ -2,7 +2,7 @@
 
 use super::{Socket, name::Name};
 use nix::errno::Errno;
-use std::{mem, net::SocketAddr, os::fd::AsRawFd};
+use std::{mem, net::SocketAddr};
 
 /// A batch of datagrams in one buffer. Those that follow each other in a lane, go to one peer and are equally long are
 /// sent as one message.
