@@ -1,5 +1,7 @@
-//! The figures as bars, for a page: a column for each wire, a row for each measure.
-use anyhow::anyhow;
+//! The overlays' figures as bars, for a page: a column for each wire, a row for each measure.
+//!
+//! Paths without an overlay are left out: beside the bare wire the others' bars would be too short to compare.
+use anyhow::{anyhow, ensure};
 use plotters::{
     coord::Shift,
     prelude::*,
@@ -14,19 +16,24 @@ use super::{
 
 /// An SVG drawing.
 pub fn draw(report: &Report) -> anyhow::Result<String> {
-    let wires: Vec<_> = Wire::ALL.into_iter().filter(|wire| report.of(*wire).next().is_some()).collect();
-    let most = wires.iter().map(|wire| report.of(*wire).count()).max().unwrap_or(0) as i32;
+    let overlays = |wire| report.of(wire).filter(|row| row.path.encapsulates()).collect::<Vec<_>>();
+    let columns: Vec<_> = Wire::ALL
+        .map(|wire| (wire, overlays(wire)))
+        .into_iter()
+        .filter(|(_, rows)| !rows.is_empty())
+        .collect();
+    ensure!(!columns.is_empty(), "no overlay was measured");
+    let most = columns.iter().map(|(_, rows)| rows.len()).max().unwrap_or(0) as i32;
     let panel = (WIDTH, TITLE + most * LINE + GAP);
-    let size = (panel.0 * wires.len() as i32, panel.1 * PANELS.len() as i32);
+    let size = (panel.0 * columns.len() as i32, panel.1 * PANELS.len() as i32);
     let mut drawing = String::new();
     {
         let root = SVGBackend::with_string(&mut drawing, (size.0 as u32, size.1 as u32)).into_drawing_area();
         root.fill(&WHITE).map_err(failed)?;
-        let areas = root.split_evenly((PANELS.len(), wires.len()));
-        for (at, area) in areas.iter().enumerate() {
-            let (measure, wire) = (&PANELS[at / wires.len()], wires[at % wires.len()]);
-            let rows: Vec<_> = report.of(wire).collect();
-            bars(area, &format!("{}, wire {wire}", measure.title), &rows, measure.of)?;
+        let areas = root.split_evenly((PANELS.len(), columns.len()));
+        let panels = PANELS.iter().flat_map(|panel| columns.iter().map(move |column| (panel, column)));
+        for (area, (panel, (wire, rows))) in areas.iter().zip(panels) {
+            bars(area, &format!("{}, wire {wire}", panel.title), rows, panel.of)?;
         }
         root.present().map_err(failed)?;
     }
@@ -43,20 +50,20 @@ fn bars(
 ) -> anyhow::Result<()> {
     let text = |size: i32| ("sans-serif", size).into_font().color(&INK);
     let middle = |horizontal| Pos::new(horizontal, VPos::Center);
-    area.draw(&Text::new(title.to_owned(), (MARGIN, GAP / 2), text(15))).map_err(failed)?;
+    area.draw(&Text::new(title.to_owned(), (MARGIN, GAP / 2), text(18))).map_err(failed)?;
     let greatest = rows.iter().map(|row| of(&row.figures).max).fold(f64::MIN_POSITIVE, f64::max);
     let x = |value: f64| LABELS + (value / greatest * f64::from(BARS)) as i32;
     for (at, row) in rows.iter().enumerate() {
         let (figure, top) = (of(&row.figures), TITLE + at as i32 * LINE);
         let centre = top + BAR / 2;
         let fill = if row.path.is_weft() { OURS } else { THEIRS };
-        let label = Text::new(row.path.name(), (LABELS - 8, centre), text(13).pos(middle(HPos::Right)));
+        let label = Text::new(row.path.name(), (LABELS - 8, centre), text(15).pos(middle(HPos::Right)));
         let bar = Rectangle::new([(LABELS, top), (x(figure.median), top + BAR)], fill.filled());
         let range = PathElement::new([(x(figure.min), centre), (x(figure.max), centre)], INK);
         let value = Text::new(
             format!("{:.*}", digits(figure.median), figure.median),
             (x(figure.max) + 8, centre),
-            text(13).pos(middle(HPos::Left)),
+            text(15).pos(middle(HPos::Left)),
         );
         area.draw(&label).and_then(|()| area.draw(&bar)).map_err(failed)?;
         area.draw(&range).and_then(|()| area.draw(&value)).map_err(failed)?;
@@ -116,6 +123,7 @@ mod tests {
             assert!(drawing.contains(text), "{text}: {drawing}");
         }
         assert!(!drawing.contains("offload"));
-        assert!(draw(&Report::new(1, [])).is_ok());
+        let bare = Report::new(1, [((Wire::Plain, Path::Routed), vec![sample])]);
+        assert!(draw(&bare).is_err());
     }
 }

@@ -38,7 +38,8 @@ pub fn set(interface: &str, wanted: impl Fn(&str) -> Option<bool>) -> io::Result
 /// The features' names by their bits; some are empty.
 fn names(interface: &str) -> io::Result<Vec<String>> {
     let mut request = vec![0; 3 + MOST * STRING / 4];
-    request[..3].copy_from_slice(&[GSTRINGS, SS_FEATURES, MOST as u32]);
+    // A length of zero asks for all; since Linux 6.17 any other has to be the right one.
+    request[..3].copy_from_slice(&[GSTRINGS, SS_FEATURES, 0]);
     linux::ethtool(interface, &mut request)?;
     let bytes: Vec<u8> = request[3..].iter().flat_map(|word| word.to_ne_bytes()).collect();
     let name = |string: &[u8]| {

@@ -68,6 +68,9 @@ pub struct Options {
     /// Only name the programs that are missing, and fail
     #[arg(long)]
     no_install: bool,
+    /// Passed on to Weft's agents
+    #[arg(last = true, value_name = "FLAG")]
+    agent: Vec<String>,
 }
 
 pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
@@ -146,7 +149,7 @@ impl Bench<'_> {
         for (pair, path) in lab.nodes().chunks_exact(2).zip(paths) {
             progress.step(format!("wire {wire}: set up {}", path.name()));
             let nodes = [pair[0].clone(), pair[1].clone()];
-            let built = Site::build(&lab, nodes, *path, wire, &self.programs);
+            let built = Site::build(&lab, nodes, *path, wire, &self.programs, &self.options.agent);
             match built.and_then(|site| check::check(&site).map(|()| site)) {
                 Ok(site) => sites.push(site),
                 Err(error) => self.fail(&progress, wire, *path, &error),

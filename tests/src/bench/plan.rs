@@ -34,8 +34,8 @@ impl Plan {
             tcp: unit,
             flood: unit / 2,
             exchange: unit / 2,
-            trial: unit / 4,
-            trials: 9,
+            trial: unit / 6,
+            trials: 12,
         };
         Self { rounds, times }
     }
@@ -47,8 +47,8 @@ impl Plan {
             tcp: Duration::from_millis(400),
             flood: Duration::from_millis(300),
             exchange: Duration::from_millis(200),
-            trial: Duration::from_millis(100),
-            trials: 6,
+            trial: Duration::from_millis(80),
+            trials: 8,
         };
         let room = budget.as_millis() / (times.visit() * visits.max(1) as u32).as_millis();
         Self { rounds: room.clamp(1, 3) as usize, times }

@@ -136,12 +136,14 @@ impl Site {
         path: Path,
         wire: Wire,
         programs: &Programs,
+        agent_flags: &[String],
     ) -> anyhow::Result<Self> {
         let pods =
             [lab.pod(&format!("{}/p1", nodes[0].name()))?, lab.pod(&format!("{}/p1", nodes[1].name()))?];
         let mut site =
             Self { path, wire, ends: Side::BOTH.map(|side| side.end(&nodes, &pods)), daemons: Vec::new() };
-        site.set_up(lab, programs).with_context(|| format!("set up {} on wire {wire}", path.name()))?;
+        site.set_up(lab, programs, agent_flags)
+            .with_context(|| format!("set up {} on wire {wire}", path.name()))?;
         Ok(site)
     }
 
@@ -173,7 +175,7 @@ impl Site {
         self.daemons.iter().map(Daemon::log_tail).chain(agents).filter(|log| !log.is_empty()).collect()
     }
 
-    fn set_up(&mut self, lab: &Lab, programs: &Programs) -> anyhow::Result<()> {
+    fn set_up(&mut self, lab: &Lab, programs: &Programs, agent_flags: &[String]) -> anyhow::Result<()> {
         if self.path == Path::Veth {
             return self.join_pods();
         }
@@ -183,17 +185,17 @@ impl Site {
             let address = IpNet::new_assert(side.underlay().into(), 24);
             end.node.netns().links(async |links| links.address(CABLE, address).await)?;
         }
-        if self.path == Path::WeftClear {
-            return self.start_weft();
+        if self.path.is_weft() {
+            return self.start_weft(agent_flags);
         }
-        let mut ground = Ground { lab, nodes: [&one.node, &other.node], programs };
+        let ground = Ground { lab, nodes: [&one.node, &other.node], programs };
         for (side, end) in Side::BOTH.into_iter().zip(&self.ends) {
             side.plug_pod(&end.node, &end.pod, self.path.mtu())?;
         }
         self.daemons = match self.path {
             Path::Veth | Path::WeftClear => unreachable!("set up above"),
             Path::Routed => ground.route_over_cable().map(|()| Vec::new())?,
-            Path::Vxlan => vxlan::set_up(&mut ground).map(|()| Vec::new())?,
+            Path::Vxlan => vxlan::set_up(&ground).map(|()| Vec::new())?,
             Path::WireguardGo => wireguard::set_up(&ground, "wireguard-go", &["--foreground"])?,
             Path::Boringtun => {
                 wireguard::set_up(&ground, "boringtun-cli", &["--foreground", "--disable-drop-privileges"])?
@@ -215,9 +217,9 @@ impl Site {
         Ok(())
     }
 
-    fn start_weft(&mut self) -> anyhow::Result<()> {
+    fn start_weft(&mut self, flags: &[String]) -> anyhow::Result<()> {
         let nodes = self.ends.each_ref().map(|end| &*end.node);
-        weft::start(nodes, self.path)?;
+        weft::start(nodes, self.path, flags)?;
         for end in &mut self.ends {
             end.address = end.pod.attach()?.address;
         }
