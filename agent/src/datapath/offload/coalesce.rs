@@ -8,7 +8,8 @@
 //! A packet joins the newest run of its flow if it is exactly what the kernel would cut off that run's super-packet
 //! next: the next sequence number and IP id, and all else equal, but for the flags that only a first or a last segment
 //! may have. So nothing crosses a gap, a flow is never reordered, and what comes out of the super-packet again is what
-//! went in (the rules of the kernel's GRO; RFC 6864, 4 for the id).
+//! went in. Only an id that means nothing, since the packet must not be fragmented (RFC 6864, 4), may have been equal in
+//! all and come out as a row: these are the rules of the kernel's GRO.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use super::{

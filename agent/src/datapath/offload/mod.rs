@@ -13,6 +13,8 @@ pub mod checksum;
 pub mod coalesce;
 pub mod headers;
 pub mod split;
+#[cfg(test)]
+mod tests;
 pub mod virtio;
 
 /// Bytes of the largest inner packet: IPv4's total length.
