@@ -12,14 +12,22 @@ use std::{
 use anyhow::{Context, ensure};
 
 use super::{
-    Side,
     daemon::Daemon,
-    ground::{Ground, STARTED_WITHIN},
+    ground::{Ground, STARTED_WITHIN, Side},
 };
 use crate::wait;
 
+pub fn set_up_wireguard_go(ground: &Ground<'_>) -> anyhow::Result<Vec<Daemon>> {
+    set_up(ground, "wireguard-go", &["--foreground"])
+}
+
+pub fn set_up_boringtun(ground: &Ground<'_>) -> anyhow::Result<Vec<Daemon>> {
+    set_up(ground, "boringtun-cli", &["--foreground", "--disable-drop-privileges"])
+}
+
 /// `program FLAGS DEVICE` on both nodes.
-pub fn set_up(ground: &Ground<'_>, program: &str, flags: &[&str]) -> anyhow::Result<Vec<Daemon>> {
+fn set_up(ground: &Ground<'_>, program: &str, flags: &[&str]) -> anyhow::Result<Vec<Daemon>> {
+    ground.plug_pods(MTU)?;
     // Seen through the daemon's root, an absolute link would lead back to the host's.
     let run = fs::canonicalize("/var/run").context("/var/run")?;
     let start = |side: Side| {
@@ -84,4 +92,4 @@ fn keys(side: Side) -> (&'static str, &'static str) {
 const DEVICE: &str = "wg0";
 const PORT: u16 = 51820;
 /// What the programs and `wg-quick` choose on an underlay of 1500: room for IPv6 outside.
-pub const MTU: u32 = 1420;
+const MTU: u32 = 1420;
