@@ -1,15 +1,17 @@
-//! The bench: a tiny run, for what it writes; what it measures is not asserted.
+//! The bench, in tiny runs: what it writes, and what is left of it; what it measures is not asserted.
 use std::{
     fs,
+    io::{BufRead, BufReader},
+    path::Path,
     process::{Command, Stdio},
+    time::Duration,
 };
 
-#[test]
-fn a_bench_writes_its_figures_and_leaves_nothing() {
-    let directory = tempfile::tempdir().unwrap();
-    let (json, svg) = (directory.path().join("figures.json"), directory.path().join("figures.svg"));
-    let mut bench = Command::new(env!("CARGO_BIN_EXE_weft-lab"));
-    bench.args([
+use weft_lab::{process::Process, wait};
+
+fn bench(directory: &Path, seconds: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_weft-lab"));
+    command.args([
         "bench",
         "--only",
         "veth,weft-clear",
@@ -18,10 +20,18 @@ fn a_bench_writes_its_figures_and_leaves_nothing() {
         "--rounds",
         "1",
         "--seconds",
-        "0.1",
+        seconds,
     ]);
-    bench.arg("--json").arg(&json).arg("--svg").arg(&svg).stdin(Stdio::null());
-    let output = bench.output().unwrap();
+    command.env("WEFT_LAB_DIR", directory).stdin(Stdio::null());
+    command
+}
+
+#[test]
+fn a_bench_writes_its_figures_and_leaves_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let (json, svg) = (directory.path().join("figures.json"), directory.path().join("figures.svg"));
+    let mut bench = bench(&directory.path().join("labs"), "0.1");
+    let output = bench.arg("--json").arg(&json).arg("--svg").arg(&svg).output().unwrap();
     // It fails when it leaves anything behind.
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let table = String::from_utf8_lossy(&output.stdout);
@@ -44,4 +54,24 @@ fn a_bench_writes_its_figures_and_leaves_nothing() {
     assert!(rows[0].get("rss_mb").is_none(), "{}", rows[0]);
     assert!(rows[1]["rss_mb"]["median"].as_f64().unwrap() > 1.0, "{}", rows[1]);
     assert!(fs::read_to_string(svg).unwrap().contains("weft-clear"));
+}
+
+#[test]
+fn a_killed_bench_leaves_no_process() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut bench =
+        bench(directory.path(), "10").stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let mut said = BufReader::new(bench.stderr.take().unwrap()).lines().map_while(Result::ok);
+    assert!(said.any(|line| line.contains("round 1 of 1")), "it ended without measuring");
+    let notes = fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().path().join("processes"));
+    let notes: String = notes.filter_map(|file| fs::read_to_string(file).ok()).collect();
+    let processes: Vec<Process> = notes.lines().map(|line| line.parse().unwrap()).collect();
+    assert_eq!(processes.len(), 2, "two agents: {notes}");
+    bench.kill().unwrap();
+    bench.wait().unwrap();
+    wait::until("the agents end", Duration::from_secs(5), || {
+        anyhow::ensure!(!processes.iter().any(Process::runs));
+        Ok(())
+    })
+    .unwrap();
 }

@@ -19,6 +19,7 @@ mod wires;
 use std::{collections::BTreeMap, fs, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context, ensure};
+use clap::ValueEnum;
 
 use self::{
     measures::Sample,
@@ -130,7 +131,7 @@ impl Options {
             true => programs.missing(*path).is_empty(),
             false => self.only.contains(path),
         };
-        let (paths, absent): (Vec<_>, Vec<_>) = Path::ALL.into_iter().partition(wanted);
+        let (paths, absent): (Vec<_>, Vec<_>) = Path::value_variants().iter().copied().partition(wanted);
         if self.only.is_empty() && !absent.is_empty() {
             let names: Vec<_> = absent.into_iter().map(Path::name).collect();
             eprintln!("not here, see --peer-bin: {}", names.join(", "));

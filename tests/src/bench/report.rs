@@ -48,7 +48,7 @@ impl Report {
             let rows: Vec<_> = self.of(wire).collect();
             if !rows.is_empty() {
                 text += &format!(
-                    "wire {wire}, medians of {} rounds (least–greatest)\n{}\n",
+                    "wire {wire}, rounds: {}; medians, least–greatest\n{}\n",
                     self.rounds,
                     table(&rows)
                 );
@@ -251,7 +251,7 @@ mod tests {
         let ratios = report.ratios().unwrap().to_string();
         assert!(ratios.contains("4.00 ×") && ratios.contains("wireguard-go"), "{ratios}");
         assert!(!ratios.contains("nebula"), "{ratios}");
-        assert!(report.tables().contains("wire plain, medians of 1 rounds"));
+        assert!(report.tables().contains("wire plain, rounds: 1"));
         assert!(Report::new(1, []).ratios().is_none());
     }
 }

@@ -3,9 +3,13 @@ use std::fs;
 
 use anyhow::Context;
 
-use super::{Side, daemon::Daemon, ground::Ground};
+use super::{
+    daemon::Daemon,
+    ground::{Ground, Side},
+};
 
 pub fn set_up(ground: &Ground<'_>) -> anyhow::Result<Vec<Daemon>> {
+    ground.plug_pods(MTU)?;
     let keys = [Keys::generate(ground)?, Keys::generate(ground)?];
     let start = |side: Side| {
         let file = ground.directory(side).join("fastd.conf");
@@ -56,4 +60,4 @@ fn configuration(side: Side, keys: &[Keys; 2]) -> String {
 const DEVICE: &str = "fastd";
 const PORT: u16 = 10000;
 /// What its manual has for an underlay of 1500.
-pub const MTU: u32 = 1426;
+const MTU: u32 = 1426;

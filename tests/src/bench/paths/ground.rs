@@ -1,12 +1,19 @@
 //! What all paths of two nodes have in common: addresses, pods behind bridges, routes.
-use std::{net::Ipv4Addr, path::PathBuf, process::Command, sync::Arc, time::Duration};
+use std::{net::Ipv4Addr, path::PathBuf, process::Command, time::Duration};
 
 use anyhow::{Context, ensure};
 use ipnet::{IpNet, Ipv4Net};
 use rtnetlink::RouteMessageBuilder;
 
 use super::{daemon::Daemon, programs::Programs};
-use crate::{Lab, links::Links, node::Node, pod::Pod, wait};
+use crate::{
+    Lab,
+    bench::wires::{CABLE, CABLE_MTU, Wire},
+    links::Links,
+    node::Node,
+    pod::Pod,
+    wait,
+};
 
 /// One of the two nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,29 +58,14 @@ impl Side {
     pub fn pod(self) -> Ipv4Addr {
         Ipv4Addr::new(10, 201, self as u8, 2)
     }
-
-    /// Puts the pod behind a bridge of its node.
-    pub fn plug_pod(self, node: &Node, pod: &Pod, mtu: u32) -> anyhow::Result<()> {
-        node.netns().links(async |links| {
-            links.bridge(BRIDGE).await?;
-            links.up(BRIDGE).await?;
-            links.address(BRIDGE, on(self.gateway(), 24)).await?;
-            links.veth("pod", "eth0", pod.netns()).await?;
-            links.plug("pod", BRIDGE).await
-        })?;
-        node.netns().sysctl("net/ipv4/ip_forward", "1")?;
-        pod.netns().links(async |links| {
-            links.mtu("eth0", mtu).await?;
-            links.address("eth0", on(self.pod(), 24)).await?;
-            links.default_route(self.gateway().into()).await
-        })
-    }
 }
 
 /// Where an overlay is set up.
 pub struct Ground<'a> {
     pub lab: &'a Lab,
-    pub nodes: [&'a Arc<Node>; 2],
+    pub wire: Wire,
+    pub nodes: [&'a Node; 2],
+    pub pods: [&'a Pod; 2],
     pub programs: &'a Programs,
 }
 
@@ -82,7 +74,51 @@ impl Ground<'_> {
         self.nodes[side.index()]
     }
 
-    pub fn route_over_cable(&self) -> anyhow::Result<()> {
+    /// The cable alone, with the pods at its ends.
+    pub fn join_pods(&self) -> anyhow::Result<()> {
+        let ends = self.pods.map(Pod::netns);
+        self.wire.lay(ends)?;
+        for (side, end) in Side::BOTH.into_iter().zip(ends) {
+            end.links(async |links| links.address(CABLE, on(side.pod(), 16)).await)?;
+        }
+        Ok(())
+    }
+
+    /// The cable between the nodes, which have their addresses on it.
+    pub fn join_nodes(&self) -> anyhow::Result<()> {
+        let ends = self.nodes.map(Node::netns);
+        self.wire.lay(ends)?;
+        for (side, end) in Side::BOTH.into_iter().zip(ends) {
+            end.links(async |links| links.address(CABLE, on(side.underlay(), 24)).await)?;
+        }
+        Ok(())
+    }
+
+    /// The cable between the nodes, and on each a pod of that MTU behind a bridge.
+    pub fn plug_pods(&self, mtu: u32) -> anyhow::Result<()> {
+        self.join_nodes()?;
+        for side in Side::BOTH {
+            let (node, pod) = (self.node(side).netns(), self.pods[side.index()].netns());
+            node.links(async |links| {
+                links.bridge(BRIDGE).await?;
+                links.up(BRIDGE).await?;
+                links.address(BRIDGE, on(side.gateway(), 24)).await?;
+                links.veth("pod", "eth0", pod).await?;
+                links.plug("pod", BRIDGE).await
+            })?;
+            node.sysctl("net/ipv4/ip_forward", "1")?;
+            pod.links(async |links| {
+                links.mtu("eth0", mtu).await?;
+                links.address("eth0", on(side.pod(), 24)).await?;
+                links.default_route(side.gateway().into()).await
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Nodes that route to each other's pods.
+    pub fn route(&self) -> anyhow::Result<()> {
+        self.plug_pods(CABLE_MTU)?;
         Side::BOTH.into_iter().try_for_each(|side| {
             let (pods, via) = (side.other().pods(), side.other().underlay());
             self.node(side).netns().links(async |links| links.route(pods.into(), via.into()).await)

@@ -21,17 +21,15 @@ mod wireguard;
 use std::{net::IpAddr, sync::Arc};
 
 use anyhow::Context;
-use ipnet::IpNet;
 
-pub use ground::Side;
 pub use programs::Programs;
 
-use self::{daemon::Daemon, ground::Ground};
-use super::{
-    generator::Way,
-    wires::{CABLE, CABLE_MTU, Wire},
+use self::{
+    daemon::Daemon,
+    ground::{Ground, Side},
 };
-use crate::{Lab, node::Node, pod::Pod, process::Process};
+use super::{generator::Way, wires::Wire};
+use crate::{Lab, namespace::Netns, node::Node, pod::Pod, process::Process};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -52,18 +50,6 @@ pub enum Path {
 }
 
 impl Path {
-    pub const ALL: [Self; 9] = [
-        Self::Veth,
-        Self::Routed,
-        Self::Vxlan,
-        Self::WeftClear,
-        Self::WireguardGo,
-        Self::Boringtun,
-        Self::Nebula,
-        Self::Fastd,
-        Self::Tinc,
-    ];
-
     /// As on the command line and in the report.
     pub fn name(self) -> &'static str {
         match self {
@@ -98,19 +84,6 @@ impl Path {
     /// Whether the pods' packets cross the cable inside the nodes' UDP.
     pub fn encapsulates(self) -> bool {
         !matches!(self, Self::Veth | Self::Routed)
-    }
-
-    /// The pods' MTU, in bytes.
-    fn mtu(self) -> u32 {
-        match self {
-            Self::Veth | Self::Routed => CABLE_MTU,
-            Self::Vxlan => vxlan::MTU,
-            Self::WeftClear => unreachable!("Weft sets its pods' MTU itself"),
-            Self::WireguardGo | Self::Boringtun => wireguard::MTU,
-            Self::Nebula => nebula::MTU,
-            Self::Fastd => fastd::MTU,
-            Self::Tinc => tinc::MTU,
-        }
     }
 }
 
@@ -154,7 +127,7 @@ impl Site {
     }
 
     /// The near end of the cable: where it is, and what addresses the packets there must have.
-    pub fn cable(&self) -> (&crate::namespace::Netns, [IpAddr; 2]) {
+    pub fn cable(&self) -> (&Netns, [IpAddr; 2]) {
         let [near, far] = &self.ends;
         match self.path {
             Path::Veth => (near.pod.netns(), [near.address, far.address]),
@@ -176,52 +149,24 @@ impl Site {
     }
 
     fn set_up(&mut self, lab: &Lab, programs: &Programs, agent_flags: &[String]) -> anyhow::Result<()> {
-        if self.path == Path::Veth {
-            return self.join_pods();
-        }
         let [one, other] = &self.ends;
-        self.wire.lay([one.node.netns(), other.node.netns()])?;
-        for (side, end) in Side::BOTH.into_iter().zip(&self.ends) {
-            let address = IpNet::new_assert(side.underlay().into(), 24);
-            end.node.netns().links(async |links| links.address(CABLE, address).await)?;
+        let (nodes, pods) = ([&*one.node, &*other.node], [&*one.pod, &*other.pod]);
+        let ground = Ground { lab, wire: self.wire, nodes, pods, programs };
+        match self.path {
+            Path::Veth => ground.join_pods()?,
+            Path::Routed => ground.route()?,
+            Path::Vxlan => vxlan::set_up(&ground)?,
+            Path::WeftClear => weft::set_up(&ground, self.path, agent_flags)?,
+            Path::WireguardGo => self.daemons = wireguard::set_up_wireguard_go(&ground)?,
+            Path::Boringtun => self.daemons = wireguard::set_up_boringtun(&ground)?,
+            Path::Nebula => self.daemons = nebula::set_up(&ground)?,
+            Path::Fastd => self.daemons = fastd::set_up(&ground)?,
+            Path::Tinc => self.daemons = tinc::set_up(&ground)?,
         }
         if self.path.is_weft() {
-            return self.start_weft(agent_flags);
-        }
-        let ground = Ground { lab, nodes: [&one.node, &other.node], programs };
-        for (side, end) in Side::BOTH.into_iter().zip(&self.ends) {
-            side.plug_pod(&end.node, &end.pod, self.path.mtu())?;
-        }
-        self.daemons = match self.path {
-            Path::Veth | Path::WeftClear => unreachable!("set up above"),
-            Path::Routed => ground.route_over_cable().map(|()| Vec::new())?,
-            Path::Vxlan => vxlan::set_up(&ground).map(|()| Vec::new())?,
-            Path::WireguardGo => wireguard::set_up(&ground, "wireguard-go", &["--foreground"])?,
-            Path::Boringtun => {
-                wireguard::set_up(&ground, "boringtun-cli", &["--foreground", "--disable-drop-privileges"])?
+            for end in &mut self.ends {
+                end.address = end.pod.address()?;
             }
-            Path::Nebula => nebula::set_up(&ground)?,
-            Path::Fastd => fastd::set_up(&ground)?,
-            Path::Tinc => tinc::set_up(&ground)?,
-        };
-        Ok(())
-    }
-
-    fn join_pods(&self) -> anyhow::Result<()> {
-        let [one, other] = &self.ends;
-        self.wire.lay([one.pod.netns(), other.pod.netns()])?;
-        for end in &self.ends {
-            let address = IpNet::new_assert(end.address, 16);
-            end.pod.netns().links(async |links| links.address(CABLE, address).await)?;
-        }
-        Ok(())
-    }
-
-    fn start_weft(&mut self, flags: &[String]) -> anyhow::Result<()> {
-        let nodes = self.ends.each_ref().map(|end| &*end.node);
-        weft::start(nodes, self.path, flags)?;
-        for end in &mut self.ends {
-            end.address = end.pod.attach()?.address;
         }
         Ok(())
     }
@@ -242,7 +187,7 @@ mod tests {
 
     #[test]
     fn a_path_has_one_name_everywhere() {
-        for path in Path::ALL {
+        for path in Path::value_variants() {
             assert_eq!(path.to_possible_value().unwrap().get_name(), path.name());
             assert_eq!(serde_json::to_value(path).unwrap(), path.name());
         }

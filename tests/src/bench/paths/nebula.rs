@@ -4,9 +4,13 @@ use std::fs;
 use anyhow::Context;
 use serde_json::json;
 
-use super::{Side, daemon::Daemon, ground::Ground};
+use super::{
+    daemon::Daemon,
+    ground::{Ground, Side},
+};
 
 pub fn set_up(ground: &Ground<'_>) -> anyhow::Result<Vec<Daemon>> {
+    ground.plug_pods(MTU)?;
     let authority = ground.directory(Side::Near);
     let mut command = ground.command("nebula-cert")?;
     command.current_dir(&authority).args(["ca", "-name", "lab", "-duration", "24h"]);
@@ -64,4 +68,4 @@ fn configuration(side: Side, directory: &std::path::Path, authority: &std::path:
 const DEVICE: &str = "nebula";
 const PORT: u16 = 4242;
 /// The cable's less IPv4 20, UDP 8, header 16 and tag 16; nebula's own default of 1300 is for the Internet.
-pub const MTU: u32 = 1440;
+const MTU: u32 = 1440;

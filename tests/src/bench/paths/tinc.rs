@@ -3,9 +3,13 @@ use std::fs;
 
 use anyhow::Context;
 
-use super::{Side, daemon::Daemon, ground::Ground};
+use super::{
+    daemon::Daemon,
+    ground::{Ground, Side},
+};
 
 pub fn set_up(ground: &Ground<'_>) -> anyhow::Result<Vec<Daemon>> {
+    ground.plug_pods(MTU)?;
     for side in Side::BOTH {
         configure(ground, side).with_context(|| format!("configure tinc on {}", ground.node(side).name()))?;
     }
@@ -56,4 +60,4 @@ fn name(side: Side) -> &'static str {
 
 const DEVICE: &str = "tinc";
 /// Fits into the cable's with everything that tinc adds, padding included.
-pub const MTU: u32 = 1400;
+const MTU: u32 = 1400;

@@ -6,10 +6,11 @@ use anyhow::Context;
 use ipnet::{IpNet, Ipv4Net};
 use rtnetlink::{LinkVxlan, RouteMessageBuilder, packet_route::neighbour::NeighbourFlags};
 
-use super::{Side, ground::Ground};
+use super::ground::{Ground, Side};
 use crate::{bench::wires::CABLE, links::Links};
 
 pub fn set_up(ground: &Ground<'_>) -> anyhow::Result<()> {
+    ground.plug_pods(MTU)?;
     Side::BOTH.into_iter().try_for_each(|side| {
         ground.node(side).netns().links(async |links| set_up_side(links, side).await.context("VXLAN"))
     })
@@ -62,4 +63,4 @@ const VNI: u32 = 1;
 /// Linux' and flannel's own, from before IANA assigned one.
 const PORT: u16 = 8472;
 /// The cable's less IPv4 20, UDP 8, VXLAN 8 and the inner Ethernet header 14.
-pub const MTU: u32 = 1450;
+const MTU: u32 = 1450;

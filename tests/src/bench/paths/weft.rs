@@ -1,14 +1,18 @@
 //! Weft's own agents.
 use std::time::Duration;
 
-use super::{Path, Side};
+use super::{
+    Path,
+    ground::{Ground, Side},
+};
 use crate::node::Node;
 
-/// Starts the agents of the two nodes, with more flags for both, and waits until pods can be attached.
-pub fn start(nodes: [&Node; 2], path: Path, more: &[String]) -> anyhow::Result<()> {
-    let seed = nodes.map(Node::name).join(",");
-    for (side, node) in Side::BOTH.into_iter().zip(nodes) {
-        node.configure(|settings| {
+/// Starts the agents of the two nodes, with more flags for both, and has the shim attach the pods.
+pub fn set_up(ground: &Ground<'_>, path: Path, more: &[String]) -> anyhow::Result<()> {
+    ground.join_nodes()?;
+    let seed = ground.nodes.map(Node::name).join(",");
+    for side in Side::BOTH {
+        ground.node(side).configure(|settings| {
             settings.advertise = side.underlay().to_string();
             settings.peers = vec![side.other().underlay().to_string()];
             settings.seed = Some(seed.clone());
@@ -16,8 +20,9 @@ pub fn start(nodes: [&Node; 2], path: Path, more: &[String]) -> anyhow::Result<(
             settings.more.extend(flags(path).iter().map(ToString::to_string).chain(more.iter().cloned()));
         });
     }
-    nodes.iter().try_for_each(|node| node.start_agent())?;
-    nodes.iter().try_for_each(|node| node.wait_ready(READY_WITHIN))
+    ground.nodes.iter().try_for_each(|node| node.start_agent())?;
+    ground.nodes.iter().try_for_each(|node| node.wait_ready(READY_WITHIN))?;
+    ground.pods.iter().try_for_each(|pod| pod.attach().map(drop))
 }
 
 /// What sets Weft's paths apart.

@@ -5,37 +5,54 @@ use std::{
     fs,
     io::{BufRead, BufReader, Write},
     os::unix::net::UnixStream,
+    process::Command,
     time::Duration,
 };
 
 use anyhow::{Context, ensure};
-use nix::mount::{MsFlags, mount};
 
 use super::{
-    Side,
     daemon::Daemon,
-    ground::{Ground, STARTED_WITHIN},
+    ground::{Ground, STARTED_WITHIN, Side},
 };
 use crate::wait;
 
+pub fn set_up_wireguard_go(ground: &Ground<'_>) -> anyhow::Result<Vec<Daemon>> {
+    set_up(ground, "wireguard-go", &["--foreground"])
+}
+
+pub fn set_up_boringtun(ground: &Ground<'_>) -> anyhow::Result<Vec<Daemon>> {
+    set_up(ground, "boringtun-cli", &["--foreground", "--disable-drop-privileges"])
+}
+
 /// `program FLAGS DEVICE` on both nodes.
-pub fn set_up(ground: &Ground<'_>, program: &str, flags: &[&str]) -> anyhow::Result<Vec<Daemon>> {
-    hide_sockets(ground)?;
+fn set_up(ground: &Ground<'_>, program: &str, flags: &[&str]) -> anyhow::Result<Vec<Daemon>> {
+    ground.plug_pods(MTU)?;
+    // Seen through the daemon's root, an absolute link would lead back to the host's.
+    let run = fs::canonicalize("/var/run").context("/var/run")?;
     let start = |side: Side| {
-        // The nodes have their sockets in one directory.
-        let device = format!("wg-{}", ground.node(side).name());
-        let mut command = ground.command(program)?;
-        command.args(flags).arg(&device).env("LOG_LEVEL", "error").env("WG_LOG_LEVEL", "error");
+        let mut command = hidden(ground.command(program)?);
+        command.args(flags).arg(DEVICE).env("LOG_LEVEL", "error").env("WG_LOG_LEVEL", "error");
         let daemon = ground.start(side, program, command)?;
-        let socket = format!("{SOCKETS}/{device}.sock");
-        let connect = || ground.lab.sandbox().run(|| Ok(UnixStream::connect(&socket)?));
+        let socket = format!("/proc/{}/root{}/wireguard/{DEVICE}.sock", daemon.process().pid, run.display());
+        let connect = || Ok(UnixStream::connect(&socket)?);
         let told = wait::until(&format!("{program} listens on {socket}"), STARTED_WITHIN, connect)
             .and_then(|socket| tell(&socket, &configuration(side)))
-            .and_then(|()| ground.route_over_tun(side, &device, MTU));
+            .and_then(|()| ground.route_over_tun(side, DEVICE, MTU));
         told.with_context(|| format!("last words of {program}:\n{}", daemon.log_tail()))?;
         Ok(daemon)
     };
     Side::BOTH.into_iter().map(start).collect()
+}
+
+/// The command with a `/var/run` of its own: both nodes' programs make their sockets there, under the same name, and the
+/// host has its own.
+fn hidden(program: Command) -> Command {
+    let mut command = Command::new("unshare");
+    // The lab's mounts are private already; to make them so again is refused in a chroot.
+    command.args(["--mount", "--propagation", "unchanged", "sh", "-c"]);
+    command.args(["mount -t tmpfs none /var/run && exec \"$0\" \"$@\""]).arg(program.get_program());
+    command
 }
 
 fn configuration(side: Side) -> String {
@@ -58,21 +75,6 @@ fn tell(mut socket: &UnixStream, configuration: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Has the lab's mounts show an empty directory where the sockets are made, so that the host's own are not in the way and
-/// none is left.
-fn hide_sockets(ground: &Ground<'_>) -> anyhow::Result<()> {
-    fs::create_dir_all(SOCKETS).with_context(|| format!("create {SOCKETS}"))?;
-    ground.lab.sandbox().run(|| {
-        let mounted = fs::read_to_string("/proc/thread-self/mountinfo")?.contains(LABEL);
-        if !mounted {
-            let (kind, none) = (Some("tmpfs"), MsFlags::empty());
-            mount(Some(LABEL), SOCKETS, kind, none, Some("mode=700"))
-                .with_context(|| format!("mount a tmpfs on {SOCKETS}"))?;
-        }
-        Ok(())
-    })
-}
-
 /// Private and public key: those of Alice and Bob in RFC 7748, section 6.1, which protect nothing and need not.
 fn keys(side: Side) -> (&'static str, &'static str) {
     match side {
@@ -87,10 +89,7 @@ fn keys(side: Side) -> (&'static str, &'static str) {
     }
 }
 
-/// Where both programs make their sockets.
-const SOCKETS: &str = "/var/run/wireguard";
-/// By which the mount is known.
-const LABEL: &str = "weft-lab-wireguard";
+const DEVICE: &str = "wg0";
 const PORT: u16 = 51820;
 /// What the programs and `wg-quick` choose on an underlay of 1500: room for IPv6 outside.
-pub const MTU: u32 = 1420;
+const MTU: u32 = 1420;
