@@ -11,6 +11,7 @@
 //! [`task::spawn`] starts it; whoever knows the topology stores a new [`table::Table`] when it changes.
 
 mod counters;
+pub mod handshake;
 pub mod header;
 pub mod icmp;
 pub mod packet;

@@ -69,6 +69,11 @@ impl Sessions {
         }
     }
 
+    /// How many sessions packets are taken under.
+    pub fn receiving_count(&self) -> usize {
+        self.receiving.iter().flatten().count()
+    }
+
     /// What packets to the peer are sealed with; none before the first handshake. Searches by name: a worker does it
     /// once for each peer of its table when the table or the snapshot has changed, not for each packet.
     pub fn sending(&self, peer: &PeerName) -> Option<&Arc<Sending>> {
@@ -84,7 +89,8 @@ pub struct Sending {
 }
 
 impl Sending {
-    /// `index` is what the receiver calls the session; `lanes` counts those who send, at most 256.
+    /// `index` is what the receiver calls the session; `lanes` counts those who send, at most 256, the last of which
+    /// is the handshake's own.
     pub fn new(index: SessionIndex, key: SealKey, lanes: usize) -> Self {
         assert!(lanes <= LANES, "a counter has room for 256 lanes");
         Self { index, key, lanes: (0..lanes).map(|_| Numbers::default()).collect() }
@@ -102,6 +108,11 @@ impl Sending {
     pub fn take(&self, lane: u8, count: u64) -> Result<Counter, Exhausted> {
         let number = self.lanes[usize::from(lane)].take(count)?;
         Ok(Counter { lane, number })
+    }
+
+    /// Whether a worker has sent anything.
+    pub fn has_carried(&self) -> bool {
+        self.lanes.iter().rev().skip(1).any(|lane| lane.taken() > 0)
     }
 
     /// How many counters of the busiest lane have been taken.
