@@ -154,7 +154,11 @@ impl Receiving {
     /// To be called when a packet has been opened: whether it is the first, by which the peer shows that it has the
     /// key too.
     pub fn confirm(&self) -> bool {
-        !self.confirmed.load(Relaxed) && !self.confirmed.swap(true, Relaxed)
+        !self.is_confirmed() && !self.confirmed.swap(true, Relaxed)
+    }
+
+    pub fn is_confirmed(&self) -> bool {
+        self.confirmed.load(Relaxed)
     }
 
     fn window(&self, lane: u8) -> Option<&Mutex<Window>> {

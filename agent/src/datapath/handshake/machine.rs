@@ -110,7 +110,6 @@ pub struct Machine {
     names: BTreeMap<DataKey, PeerName>,
     /// Who uses an index; what nobody uses any more leaves with the next sweep.
     indices: BTreeMap<SessionIndex, PeerName>,
-    surprises: Bucket,
     confirms: Bucket,
     swept: Instant,
     changed: bool,
@@ -127,7 +126,6 @@ impl Machine {
             peers: BTreeMap::new(),
             names: BTreeMap::new(),
             indices: BTreeMap::new(),
-            surprises: Bucket::new(SURPRISE, SURPRISE_BURST),
             confirms: Bucket::new(CONFIRM, CONFIRM_BURST),
             swept: now,
             changed: false,
@@ -138,20 +136,21 @@ impl Machine {
     /// Takes over what the records say: all peers that there are. A peer that has restarted while we had a session is
     /// called at once.
     pub fn set_peers(&mut self, peers: Vec<Peer>, now: Instant) {
+        let sessions = |peers: &BTreeMap<_, State>| peers.values().flat_map(State::sessions).count();
         let mut before = std::mem::take(&mut self.peers);
+        let had = sessions(&before);
         self.names.clear();
         for peer in peers {
             let known = before.remove(&peer.name).filter(|state| state.key == peer.key);
             let mut state = known.unwrap_or_else(|| State::new(peer.key));
             let forgotten = state.update(peer.incarnation, peer.endpoint);
-            self.changed |= forgotten;
             self.names.insert(peer.key, peer.name.clone());
             self.peers.insert(peer.name.clone(), state);
             if forgotten {
                 self.wanted(&peer.name, now);
             }
         }
-        self.changed |= before.values().any(|state| state.sessions().next().is_some());
+        self.changed |= sessions(&self.peers) < had;
     }
 
     /// A packet waits for a key, or the key's numbers come to their end.
@@ -163,9 +162,6 @@ impl Machine {
 
     /// A sealed packet of no session of ours came from there: after a restart, the peer does not know of that yet.
     pub fn surprised(&mut self, from: SocketAddr, now: Instant) {
-        if !self.surprises.take(now) {
-            return;
-        }
         let there = self.peers.iter_mut().find(|(_, state)| state.endpoint == Some(from));
         let Some((name, state)) = there else { return };
         if state.is_to_be_called_for_surprise(now) {
@@ -177,7 +173,7 @@ impl Machine {
     /// The first packet of a session came: [`Receiving::confirm`] said so.
     pub fn confirmed(&mut self, index: SessionIndex) {
         let Some(name) = self.indices.get(&index) else { return };
-        self.changed |= self.peers.get_mut(name).is_some_and(|state| state.confirmed(index));
+        self.changed |= self.peers.get_mut(name).is_some_and(State::confirmed);
     }
 
     /// A datagram of the handshake's kinds came.
@@ -284,11 +280,12 @@ impl Machine {
         if stamp <= state.stamp || stamp.incarnation < state.incarnation {
             return Err(Refusal::Replayed);
         }
+        state.stamp = stamp;
         state.endpoint = Some(from);
         if self.config.key < state.key
             && let Some(attempt) = &mut state.attempt
         {
-            // It answers ours. Its own is not used up: it counts if ours comes to nothing.
+            // It will answer ours.
             if attempt.retry.hurry(now) {
                 send_initiation(state, &mut self.datagrams);
             }
@@ -306,7 +303,6 @@ impl Machine {
         response[PREFIX_LEN..PREFIX_LEN + RESPONSE_NOISE].copy_from_slice(&noise);
         state.door.write_mac(&mut response);
         datagrams.push_back(Datagram { to: from, bytes: response.to_vec() });
-        state.stamp = stamp;
         state.restarted(stamp.incarnation);
         state.attempt = None;
         let agreed = Agreed {
@@ -389,6 +385,8 @@ impl Machine {
         self.swept = now;
         let mut due = Vec::new();
         for (name, state) in &mut self.peers {
+            // Those of whom the worker could not tell in time.
+            self.changed |= state.confirmed();
             self.changed |= state.expire(now);
             if state.is_to_be_rekeyed(now) {
                 due.push(name.clone());
@@ -466,9 +464,6 @@ fn parts<const NOISE: usize>(message: &[u8]) -> (&[u8; PREFIX_LEN], &[u8; NOISE]
 
 /// How often sessions are looked at for their age.
 const SWEEP: Duration = Duration::from_secs(1);
-/// Packets of unknown sessions are looked into so often.
-const SURPRISE: Duration = Duration::from_millis(10);
-const SURPRISE_BURST: u32 = 50;
 /// Responses that were taken already are confirmed again so often.
 const CONFIRM: Duration = Duration::from_millis(1);
 const CONFIRM_BURST: u32 = 100;

@@ -17,6 +17,7 @@ mod peer;
 mod tests;
 
 pub use machine::{Config, Datagram, Machine, Peer, Refusal};
+pub use peer::PATIENCE;
 
 use zeroize::Zeroizing;
 

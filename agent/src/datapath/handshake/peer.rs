@@ -162,9 +162,9 @@ impl State {
         self.previous = self.current.replace(session);
     }
 
-    /// Takes the session that the peer began into use, if it is the one of that index.
-    pub fn confirmed(&mut self, index: SessionIndex) -> bool {
-        let Some(next) = self.next.take_if(|next| next.session.receiving.index() == index) else {
+    /// Takes the session that the peer began into use, if the peer has used it.
+    pub fn confirmed(&mut self) -> bool {
+        let Some(next) = self.next.take_if(|next| next.session.receiving.is_confirmed()) else {
             return false;
         };
         self.previous = self.current.replace(next.session);
@@ -256,7 +256,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(200);
 /// Out of turn, at most so often.
 const HASTE: Duration = Duration::from_millis(50);
 /// How long a handshake is tried before it waits for another reason.
-pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+pub const PATIENCE: Duration = Duration::from_secs(5);
 /// Keys in use are replaced at that age.
 pub(super) const REKEY: Duration = Duration::from_secs(120);
 /// How much longer the called one waits for the caller to do so.
