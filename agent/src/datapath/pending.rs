@@ -72,6 +72,7 @@ const BYTES: usize = 4 << 20;
 const _: () = assert!(PEER_BYTES >= (64 << 10) + 64, "one super-packet fits");
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods)]
 mod tests {
     use super::*;
     use std::time::Duration;

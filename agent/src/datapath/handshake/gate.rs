@@ -246,9 +246,10 @@ const REPLY: Duration = Duration::from_micros(500);
 const REPLY_BURST: u32 = 200;
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods)]
 mod tests {
     use super::*;
-    use crate::datapath::handshake::tests::random;
+    use crate::datapath::handshake::sim::random;
 
     const KEY: DataKey = DataKey([1; 32]);
     const SENDER: SessionIndex = SessionIndex(7);

@@ -23,7 +23,7 @@ use crate::{
     types::{DataKey, DataSecret, Incarnation, PeerName},
 };
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, VecDeque, btree_map::Entry},
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -401,8 +401,8 @@ impl Machine {
     fn draw_index(&mut self, name: &PeerName) -> SessionIndex {
         loop {
             let index = SessionIndex(u32::from_be_bytes(*draw(&mut self.config.random)));
-            if !self.indices.contains_key(&index) {
-                self.indices.insert(index, name.clone());
+            if let Entry::Vacant(place) = self.indices.entry(index) {
+                place.insert(name.clone());
                 return index;
             }
         }

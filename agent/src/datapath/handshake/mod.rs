@@ -14,6 +14,8 @@ pub mod message;
 mod noise;
 mod peer;
 #[cfg(test)]
+mod sim;
+#[cfg(test)]
 mod tests;
 
 pub use machine::{Config, Datagram, Machine, Peer, Refusal};

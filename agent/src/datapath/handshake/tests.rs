@@ -1,258 +1,15 @@
-//! Agents' handshakes over a simulated network: a virtual clock, losses, copies, delays. Seeds are in the failures.
+//! What two and three agents come to over the simulated network.
 
-use super::{message::*, noise::tests::public, *};
+use super::{message::*, noise::tests::public, sim::*, *};
 use crate::{
     datapath::{
-        seal::{Algorithm, SEALED_HEADER_LEN, TAG_LEN},
-        sessions::{SessionIndex, Sessions},
+        seal::{Algorithm, REKEY_AFTER, SEALED_HEADER_LEN},
+        sessions::SessionIndex,
     },
-    types::{DataKey, DataSecret, Incarnation, PeerName},
+    types::{DataKey, Incarnation},
 };
 use proptest::prelude::*;
-use rand::SeedableRng as _;
-use rand_chacha::ChaCha8Rng;
-use std::{
-    collections::BTreeMap,
-    net::SocketAddr,
-    time::{Duration, Instant},
-};
-
-pub(super) fn random(seed: u64) -> Random {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    Box::new(move |bytes| rng.fill_bytes(bytes))
-}
-
-fn ms(ms: u64) -> Duration {
-    Duration::from_millis(ms)
-}
-
-struct Node {
-    machine: Machine,
-    sessions: Sessions,
-    address: SocketAddr,
-    incarnation: u64,
-    refusals: BTreeMap<Refusal, usize>,
-    /// Numbers of the data packets that came, in order.
-    got: Vec<u32>,
-    /// Those that wait for a key.
-    waiting: Vec<(usize, u32)>,
-}
-
-struct Net {
-    start: Instant,
-    now: Instant,
-    seed: u64,
-    rng: ChaCha8Rng,
-    nodes: Vec<Node>,
-    wire: BTreeMap<(Instant, u64), (SocketAddr, Datagram)>,
-    sent: u64,
-    /// In percent.
-    loss: u32,
-    copies: u32,
-    delay: (u64, u64),
-    /// Every handshake message that was sent.
-    tape: Vec<(SocketAddr, Datagram)>,
-}
-
-const WORKERS: u8 = 2;
-
-impl Net {
-    fn new(nodes: usize, seed: u64) -> Self {
-        let start = Instant::now();
-        let mut net = Self {
-            start,
-            now: start,
-            seed,
-            rng: ChaCha8Rng::seed_from_u64(seed),
-            nodes: Vec::new(),
-            wire: BTreeMap::new(),
-            sent: 0,
-            loss: 0,
-            copies: 0,
-            delay: (1, 1),
-            tape: Vec::new(),
-        };
-        for number in 0..nodes {
-            let node = net.node(number, 1);
-            net.nodes.push(node);
-        }
-        (0..nodes).for_each(|number| net.introduce(number));
-        net
-    }
-
-    fn node(&mut self, number: usize, incarnation: u64) -> Node {
-        let config = Config {
-            secret: secret(number),
-            key: public(&secret(number)),
-            incarnation: Incarnation(incarnation),
-            algorithm: if number == 9 { Algorithm::ChaCha20Poly1305 } else { Algorithm::Aes256Gcm },
-            workers: WORKERS,
-            random: random(self.seed ^ (number as u64) << 32 ^ incarnation << 40),
-        };
-        Node {
-            machine: Machine::new(config, self.now),
-            sessions: Sessions::default(),
-            address: address(number),
-            incarnation,
-            refusals: BTreeMap::new(),
-            got: Vec::new(),
-            waiting: Vec::new(),
-        }
-    }
-
-    /// Tells a node what the others' records say.
-    fn introduce(&mut self, number: usize) {
-        let record = |(other, node): (usize, &Node)| Peer {
-            name: name(other),
-            key: public(&secret(other)),
-            incarnation: Incarnation(node.incarnation),
-            endpoint: Some(node.address),
-        };
-        let others = self.nodes.iter().enumerate().filter(|(other, _)| *other != number);
-        let peers = others.map(record).collect();
-        self.nodes[number].machine.set_peers(peers, self.now);
-        self.collect(number);
-    }
-
-    fn restart(&mut self, number: usize) {
-        self.nodes[number] = self.node(number, self.nodes[number].incarnation + 1);
-        self.introduce(number);
-    }
-
-    /// A pod's packet; it waits where there is no key.
-    fn send(&mut self, from: usize, to: usize, number: u32) {
-        let node = &mut self.nodes[from];
-        match node.sessions.sending(&name(to)) {
-            Some(sending) => {
-                let lane = (number % u32::from(WORKERS)) as u8;
-                let mut header = [0; SEALED_HEADER_LEN];
-                header[..8].copy_from_slice(&prefix(SEALED, sending.index()));
-                header[8..].copy_from_slice(&sending.take(lane, 1).unwrap().encode());
-                let (mut body, mut tag) = (number.to_be_bytes(), [0; TAG_LEN]);
-                sending.key().seal(&header, &mut body, &mut tag);
-                let bytes = [&header[..], &body, &tag].concat();
-                let (from, to) = (node.address, self.nodes[to].address);
-                self.transmit(from, Datagram { to, bytes });
-            }
-            None => {
-                node.waiting.push((to, number));
-                node.machine.wanted(&name(to), self.now);
-                self.collect(from);
-            }
-        }
-    }
-
-    /// Carries out what a machine wants.
-    fn collect(&mut self, number: usize) {
-        let address = self.nodes[number].address;
-        while let Some(datagram) = self.nodes[number].machine.poll_datagram() {
-            if datagram.bytes[0] != SEALED {
-                self.tape.push((address, datagram.clone()));
-            }
-            self.transmit(address, datagram);
-        }
-        if let Some(sessions) = self.nodes[number].machine.poll_sessions() {
-            self.nodes[number].sessions = sessions;
-            let waiting = std::mem::take(&mut self.nodes[number].waiting);
-            let (go, stay) = waiting
-                .into_iter()
-                .partition(|(to, _)| self.nodes[number].sessions.sending(&name(*to)).is_some());
-            self.nodes[number].waiting = stay;
-            let go: Vec<(usize, u32)> = go;
-            go.into_iter().for_each(|(to, packet)| self.send(number, to, packet));
-        }
-    }
-
-    fn transmit(&mut self, from: SocketAddr, datagram: Datagram) {
-        for copy in 0..2 {
-            if copy == 1 && self.rng.random_range(0..100) >= self.copies {
-                break;
-            }
-            if self.rng.random_range(0..100) >= self.loss {
-                self.sent += 1;
-                let delay = ms(self.rng.random_range(self.delay.0..=self.delay.1));
-                self.wire.insert((self.now + delay, self.sent), (from, datagram.clone()));
-            }
-        }
-    }
-
-    fn deliver(&mut self, from: SocketAddr, datagram: Datagram) {
-        let Some(number) = self.nodes.iter().position(|node| node.address == datagram.to) else { return };
-        let (now, node) = (self.now, &mut self.nodes[number]);
-        let mut bytes = datagram.bytes;
-        if bytes[0] == SEALED {
-            let (header, sealed) = bytes.split_first_chunk_mut().unwrap();
-            let index = SessionIndex(u32::from_be_bytes(header[4..8].try_into().unwrap()));
-            match node.sessions.receiving(index) {
-                Some(session) => {
-                    let Ok(len) = session.opener().open(header, sealed) else { return };
-                    if session.confirm() {
-                        node.machine.confirmed(index);
-                    }
-                    if let Ok(packet) = sealed[..len].try_into() {
-                        node.got.push(u32::from_be_bytes(packet));
-                    }
-                }
-                None => node.machine.surprised(from, now),
-            }
-        } else if let Err(refusal) = node.machine.datagram(from, &bytes, now) {
-            *node.refusals.entry(refusal).or_default() += 1;
-        }
-        self.collect(number);
-    }
-
-    fn run(&mut self, time: Duration) {
-        let end = self.now + time;
-        loop {
-            let wire = self.wire.keys().next().map(|(at, _)| *at);
-            let wakes = self.nodes.iter().filter_map(|node| node.machine.next_wake());
-            let Some(next) = wakes.chain(wire).min().filter(|next| *next <= end) else { break };
-            self.now = self.now.max(next);
-            match self.wire.first_entry().filter(|first| first.key().0 <= self.now) {
-                Some(first) => {
-                    let (from, datagram) = first.remove();
-                    self.deliver(from, datagram);
-                }
-                None => (0..self.nodes.len()).for_each(|number| {
-                    self.nodes[number].machine.wake(self.now);
-                    self.collect(number);
-                }),
-            }
-        }
-        self.now = end;
-    }
-
-    fn index(&self, from: usize, to: usize) -> Option<SessionIndex> {
-        self.nodes[from].sessions.sending(&name(to)).map(|sending| sending.index())
-    }
-
-    /// Whether both seal for each other now, in one and the same session.
-    fn agree(&self, a: usize, b: usize) -> bool {
-        let knows = |node: usize, index| self.nodes[node].sessions.receiving(index).is_some();
-        let (Some(to_b), Some(to_a)) = (self.index(a, b), self.index(b, a)) else { return false };
-        knows(b, to_b) && knows(a, to_a)
-    }
-
-    fn responses(&self) -> usize {
-        self.tape.iter().filter(|(_, datagram)| datagram.bytes[0] == RESPONSE).count()
-    }
-}
-
-fn secret(number: usize) -> DataSecret {
-    DataSecret::new([number as u8 + 1; 32])
-}
-
-fn name(number: usize) -> PeerName {
-    format!("n{number}").parse().unwrap()
-}
-
-fn address(number: usize) -> SocketAddr {
-    SocketAddr::from(([192, 0, 2, number as u8 + 1], 6783))
-}
-
-fn refused(net: &Net, node: usize, refusal: Refusal) -> usize {
-    net.nodes[node].refusals.get(&refusal).copied().unwrap_or(0)
-}
+use std::{net::SocketAddr, time::Duration};
 
 #[test]
 fn the_first_packet_arrives_after_one_round_trip() {
@@ -414,6 +171,26 @@ fn the_called_one_changes_keys_when_only_it_sends() {
 }
 
 #[test]
+fn keys_change_when_a_lane_has_used_many_numbers() {
+    let mut net = Net::new(2, 1);
+    net.send(0, 1, 0);
+    net.run(ms(100));
+    let before = net.index(0, 1);
+    net.nodes[0].sessions.sending(&name(1)).unwrap().take(1, REKEY_AFTER).unwrap();
+    net.run(Duration::from_secs(2));
+    assert!(net.index(0, 1) != before && net.agree(0, 1));
+}
+
+#[test]
+fn a_confirmation_that_the_worker_could_not_tell_of_is_found() {
+    let mut net = Net::new(2, 1);
+    net.deaf = true;
+    net.send(0, 1, 0);
+    net.run(ms(1500));
+    assert!(net.agree(0, 1));
+}
+
+#[test]
 fn sessions_of_idle_peers_end() {
     let mut net = Net::new(2, 1);
     net.nodes[0].machine.wanted(&name(1), net.now);
@@ -546,14 +323,14 @@ fn a_peer_is_answered_where_it_is() {
 fn who_both_calls_and_is_called_in_a_flood_still_gets_through() {
     for insider in [false, true] {
         let mut net = Net::new(2, 1);
-        let mut flooder = Net::new(3, 2);
+        let mut flood = random(2);
         let (mut answers, mut number) = (0, 0);
         for round in 0u64..500 {
             // A hundred thousand a second, from one address.
             for _ in 0..100 {
                 number += 1;
                 let mut bytes = [0; INITIATION_LEN];
-                flooder.rng.fill_bytes(&mut bytes);
+                flood(&mut bytes);
                 bytes[..4].copy_from_slice(&[INITIATION, 0, 0, 0]);
                 if insider {
                     gate::Door::of(&public(&secret(1))).write_macs(&mut bytes, None);
