@@ -271,6 +271,7 @@ mod tests {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let data = Socket::bind_group(any, 1).unwrap().remove(0);
         let config = Config {
+            name: format!("n{byte}").parse().unwrap(),
             secret: secret(byte),
             key: key(byte),
             incarnation: Incarnation(1),

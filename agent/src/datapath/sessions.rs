@@ -20,6 +20,7 @@ use std::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
+    time::Instant,
 };
 
 /// Names a session in the packets to its receiver, who drew it at random.
@@ -38,6 +39,7 @@ pub struct Sessions {
     /// Open addressing with linear probing, at most half full; the indices are random as they are.
     receiving: Box<[Option<Arc<Receiving>>]>,
     sending: BTreeMap<PeerName, Arc<Sending>>,
+    unanswered: BTreeMap<PeerName, Instant>,
 }
 
 impl Sessions {
@@ -54,7 +56,16 @@ impl Sessions {
             }
             slots[at] = Some(session);
         }
-        Self { receiving: slots, sending }
+        Self { receiving: slots, sending, unanswered: BTreeMap::new() }
+    }
+
+    pub fn with_unanswered(self, unanswered: BTreeMap<PeerName, Instant>) -> Self {
+        Self { unanswered, ..self }
+    }
+
+    /// The peers that do not answer our handshakes, and since when: to show.
+    pub fn unanswered(&self) -> &BTreeMap<PeerName, Instant> {
+        &self.unanswered
     }
 
     /// The session that a sealed packet names.

@@ -5,13 +5,13 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use super::{
-    Random, draw,
+    Config, Datagram, Peer, Refusal, draw,
     gate::{Gate, Verdict, mac1},
     message::{
         COOKIE_LEN, INITIATION, INITIATION_LEN, INITIATION_NOISE, Message, PREFIX_LEN, RESPONSE,
         RESPONSE_LEN, RESPONSE_NOISE, SEALED, prefix,
     },
-    noise::{Answer, Hello, Initiator, Keys, Responder, Stamp},
+    noise::{Answer, Callee, Hello, Initiator, Keys, NameTag, Responder, Stamp},
     peer::{Attempt, Called, Next, Retry, Session, State},
 };
 use crate::{
@@ -20,7 +20,7 @@ use crate::{
         seal::{Algorithm, SEALED_HEADER_LEN, TAG_LEN},
         sessions::{Receiving, Sending, SessionIndex, Sessions},
     },
-    types::{DataKey, DataSecret, Incarnation, PeerName},
+    types::{Incarnation, PeerName},
 };
 use std::{
     collections::{BTreeMap, VecDeque, btree_map::Entry},
@@ -29,85 +29,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub struct Config {
-    pub secret: DataSecret,
-    /// The secret's other half.
-    pub key: DataKey,
-    pub incarnation: Incarnation,
-    /// What this processor is fast at.
-    pub algorithm: Algorithm,
-    /// Workers that send; their lanes are counted from 0.
-    pub workers: u8,
-    pub random: Random,
-}
-
-/// A peer as its record says.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Peer {
-    pub name: PeerName,
-    pub key: DataKey,
-    pub incarnation: Incarnation,
-    pub endpoint: Option<SocketAddr>,
-}
-
-/// A message to send.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Datagram {
-    pub to: SocketAddr,
-    pub bytes: Vec<u8>,
-}
-
-/// Why a handshake message was of no use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Refusal {
-    /// No message of any kind.
-    Malformed,
-    /// Its sender does not know our public key.
-    WrongMac,
-    /// Too many at a time.
-    Busy,
-    /// Made with other keys, or changed on its way.
-    Unopened,
-    /// The sender proved a key that is no peer's.
-    UnknownPeer,
-    /// Not newer than one that was taken.
-    Replayed,
-    /// Answers nothing that we wait for.
-    Stray,
-}
-
-impl Refusal {
-    pub const ALL: [Self; 7] = [
-        Self::Malformed,
-        Self::WrongMac,
-        Self::Busy,
-        Self::Unopened,
-        Self::UnknownPeer,
-        Self::Replayed,
-        Self::Stray,
-    ];
-
-    /// Its name in metrics.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Malformed => "handshake_malformed",
-            Self::WrongMac => "handshake_wrong_mac",
-            Self::Busy => "handshake_busy",
-            Self::Unopened => "handshake_unopened",
-            Self::UnknownPeer => "handshake_unknown_peer",
-            Self::Replayed => "handshake_replayed",
-            Self::Stray => "handshake_stray",
-        }
-    }
-}
-
 pub struct Machine {
     config: Config,
     gate: Gate,
     started: Instant,
     moment: u64,
     peers: BTreeMap<PeerName, State>,
-    names: BTreeMap<DataKey, PeerName>,
+    tag: NameTag,
+    names: BTreeMap<NameTag, PeerName>,
     /// Who uses an index; what nobody uses any more leaves with the next sweep.
     indices: BTreeMap<SessionIndex, PeerName>,
     confirms: Bucket,
@@ -119,6 +48,7 @@ pub struct Machine {
 impl Machine {
     pub fn new(mut config: Config, now: Instant) -> Self {
         Self {
+            tag: NameTag::of(&config.name),
             gate: Gate::new(&config.key, &mut config.random, now),
             config,
             started: now,
@@ -144,7 +74,7 @@ impl Machine {
             let known = before.remove(&peer.name).filter(|state| state.key == peer.key);
             let mut state = known.unwrap_or_else(|| State::new(peer.key));
             let forgotten = state.update(peer.incarnation, peer.endpoint);
-            self.names.insert(peer.key, peer.name.clone());
+            self.names.insert(NameTag::of(&peer.name), peer.name.clone());
             self.peers.insert(peer.name.clone(), state);
             if forgotten {
                 self.wanted(&peer.name, now);
@@ -228,7 +158,9 @@ impl Machine {
         };
         let receiving =
             self.peers.values().flat_map(State::sessions).map(|session| session.receiving.clone());
-        Some(Sessions::new(self.peers.iter().filter_map(sending).collect(), receiving))
+        let sessions = Sessions::new(self.peers.iter().filter_map(sending).collect(), receiving);
+        let silent = |(name, state): (&PeerName, &State)| Some((name.clone(), state.unanswered?));
+        Some(sessions.with_unanswered(self.peers.iter().filter_map(silent).collect()))
     }
 
     fn call(&mut self, name: &PeerName, now: Instant) {
@@ -236,14 +168,14 @@ impl Machine {
             return;
         }
         let (index, stamp) = (self.draw_index(name), self.stamp(now));
-        let Self { config, peers, datagrams, .. } = self;
+        let Self { config, peers, datagrams, tag, .. } = self;
         let Some(state) = peers.get_mut(name) else { return };
-        let hello = Hello { stamp, algorithm: config.algorithm };
+        let hello = Hello { from: *tag, stamp, algorithm: config.algorithm };
         let prefix = prefix(INITIATION, index);
         let ephemeral = draw(&mut config.random);
+        let to = Callee { prefix: &prefix, name: NameTag::of(name) };
         // A public key of a record that is no point to agree with: nobody has its secret.
-        let Ok((initiator, noise)) = Initiator::new(&config.secret, &state.key, ephemeral, &prefix, hello)
-        else {
+        let Ok((initiator, noise)) = Initiator::new(&config.secret, &state.key, ephemeral, to, hello) else {
             return;
         };
         let mut initiation = [0; INITIATION_LEN];
@@ -272,11 +204,15 @@ impl Machine {
         }
         let (prefix, noise) = parts::<INITIATION_NOISE>(bytes);
         let ephemeral = draw(&mut self.config.random);
+        let us = Callee { prefix, name: self.tag };
         let responder =
-            Responder::new(&self.config.secret, ephemeral, prefix, noise).map_err(|_| Refusal::Unopened)?;
-        let name = self.names.get(&responder.from).ok_or(Refusal::UnknownPeer)?.clone();
+            Responder::new(&self.config.secret, ephemeral, us, noise).map_err(|_| Refusal::Unopened)?;
+        let Hello { from: caller, stamp, algorithm } = responder.hello;
+        let name = self.names.get(&caller).ok_or(Refusal::UnknownPeer)?.clone();
         let state = self.peers.get_mut(&name).ok_or(Refusal::UnknownPeer)?;
-        let Hello { stamp, algorithm } = responder.hello;
+        if state.key != responder.key {
+            return Err(Refusal::UnknownPeer);
+        }
         if stamp <= state.stamp || stamp.incarnation < state.incarnation {
             return Err(Refusal::Replayed);
         }

@@ -1,7 +1,7 @@
 //! The handshake's messages on the wire, in front of which stands what all kinds share.
 //!
 //! ```text
-//!   initiation  0: version<<4|3   1-3: 0   4: sender's index     8: noise: e, s, hello     121: mac1   137: mac2
+//!   initiation  0: version<<4|3   1-3: 0   4: sender's index     8: noise: e, s, hello     137: mac1   153: mac2
 //!   response    0: version<<4|4   1-3: 0   4: receiver's index   8: noise: e, answer        69: mac1
 //!   cookie      0: version<<4|5   1-3: 0   4: receiver's index   8: nonce   16: sealed cookie   48
 //! ```
@@ -51,8 +51,9 @@ pub(super) const MAC_LEN: usize = 16;
 pub(super) const INITIATION_NOISE: usize = 32 + 48 + HELLO_LEN + 16;
 /// Ephemeral key 32, sealed answer.
 pub(super) const RESPONSE_NOISE: usize = 32 + ANSWER_LEN + 16;
-/// Incarnation 8, moment 8, algorithm 1.
-pub(super) const HELLO_LEN: usize = 17;
+pub(super) const NAME_TAG_LEN: usize = 16;
+/// Name 16, incarnation 8, moment 8, algorithm 1.
+pub(super) const HELLO_LEN: usize = NAME_TAG_LEN + 17;
 /// Index 4, incarnation 8, algorithm 1.
 pub(super) const ANSWER_LEN: usize = 13;
 
@@ -80,7 +81,7 @@ mod tests {
         assert_eq!(Message::decode(&datagram[..RESPONSE_LEN - 1]), None);
         datagram[0] = INITIATION;
         assert_eq!(Message::decode(&datagram), None);
-        assert_eq!([INITIATION_LEN, RESPONSE_LEN, COOKIE_LEN], [153, 85, 48], "as the picture says");
+        assert_eq!([INITIATION_LEN, RESPONSE_LEN, COOKIE_LEN], [169, 85, 48], "as the picture says");
     }
 
     proptest! {

@@ -1,25 +1,27 @@
 //! The Noise IK handshake: two messages that agree on a key for each direction, with fresh secrets from both ends.
 //!
 //! ```text
-//!   initiator                                   responder
-//!     e, es, s, ss   hello {incarnation, moment, algorithm}   ─▶   who it is, known only to the responder
-//!     ◀─   e, ee, se   answer {index, incarnation, algorithm}       keys
+//!   initiator                                                          responder
+//!     e, es, s, ss   hello {name, incarnation, moment, algorithm}   ─▶   who it is, told to nobody else
+//!     ◀─   e, ee, se   answer {index, incarnation, algorithm}             keys
 //!   keys
 //! ```
 //!
-//! The initiation's prefix is the prologue: whoever changes it in passing breaks the handshake. What Noise does not
-//! say: the two raw keys of its split go into the packets' own ciphers, for there the counter is not Noise's.
+//! The prologue is the initiation's prefix and the name of who is called: whoever changes the prefix in passing breaks
+//! the handshake, and so does a peer that publishes another's key as its own and passes the message on. What Noise does
+//! not say: the two raw keys of its split go into the packets' own ciphers, for there the counter is not Noise's.
 //! (The Noise Protocol Framework, revision 34, sections 7.5 and 5.2.)
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
-use super::message::{ANSWER_LEN, HELLO_LEN, INITIATION_NOISE, PREFIX_LEN, RESPONSE_NOISE};
+use super::message::{ANSWER_LEN, HELLO_LEN, INITIATION_NOISE, NAME_TAG_LEN, PREFIX_LEN, RESPONSE_NOISE};
 use crate::{
     datapath::{
         seal::{Algorithm, OpenKey, SealKey},
         sessions::SessionIndex,
     },
-    types::{DataKey, DataSecret, Incarnation},
+    types::{DataKey, DataSecret, Incarnation, PeerName},
 };
+use aws_lc_rs::digest::{self, SHA256};
 use snow::{
     Builder, HandshakeState,
     params::{CipherChoice, DHChoice, HashChoice},
@@ -28,9 +30,28 @@ use snow::{
 };
 use zeroize::Zeroizing;
 
+/// Stands for a peer's name in messages, at one length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NameTag([u8; NAME_TAG_LEN]);
+
+impl NameTag {
+    pub fn of(name: &PeerName) -> Self {
+        let hash = digest::digest(&SHA256, name.as_str().as_bytes());
+        Self(*hash.as_ref().first_chunk().expect("SHA-256 has more bytes"))
+    }
+}
+
+/// Who is called, and in which message: the handshake's prologue.
+#[derive(Clone, Copy)]
+pub struct Callee<'a> {
+    pub prefix: &'a [u8; PREFIX_LEN],
+    pub name: NameTag,
+}
+
 /// What an initiator tells of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hello {
+    pub from: NameTag,
     pub stamp: Stamp,
     /// What it would like to seal with.
     pub algorithm: Algorithm,
@@ -71,8 +92,8 @@ pub struct Initiator(Box<HandshakeState>);
 /// An end that has read an initiation.
 pub struct Responder {
     state: Box<HandshakeState>,
-    /// Whose initiation it is, proved.
-    pub from: DataKey,
+    /// Whose initiation it is, proved: the name in the hello must fit it.
+    pub key: DataKey,
     pub hello: Hello,
 }
 
@@ -82,10 +103,12 @@ impl Initiator {
         secret: &DataSecret,
         peer: &DataKey,
         ephemeral: Zeroizing<[u8; 32]>,
-        prefix: &[u8; PREFIX_LEN],
+        callee: Callee<'_>,
         hello: Hello,
     ) -> Result<(Self, [u8; INITIATION_NOISE]), Unopened> {
-        let mut state = builder(secret, ephemeral, prefix)?.remote_public_key(&peer.0)?.build_initiator()?;
+        let prologue = callee.prologue();
+        let mut state =
+            builder(secret, ephemeral, &prologue)?.remote_public_key(&peer.0)?.build_initiator()?;
         let mut noise = [0; INITIATION_NOISE];
         state.write_message(&hello.encode(), &mut noise)?;
         Ok((Self(Box::new(state)), noise))
@@ -110,15 +133,16 @@ impl Responder {
     pub fn new(
         secret: &DataSecret,
         ephemeral: Zeroizing<[u8; 32]>,
-        prefix: &[u8; PREFIX_LEN],
+        callee: Callee<'_>,
         noise: &[u8; INITIATION_NOISE],
     ) -> Result<Self, Unopened> {
-        let mut state = builder(secret, ephemeral, prefix)?.build_responder()?;
+        let prologue = callee.prologue();
+        let mut state = builder(secret, ephemeral, &prologue)?.build_responder()?;
         let mut hello = [0; HELLO_LEN];
         state.read_message(noise, &mut hello)?;
         let hello = Hello::decode(&hello).ok_or(Unopened)?;
-        let from = state.get_remote_static().and_then(DataKey::from_bytes).ok_or(Unopened)?;
-        Ok(Self { state: Box::new(state), from, hello })
+        let key = state.get_remote_static().and_then(DataKey::from_bytes).ok_or(Unopened)?;
+        Ok(Self { state: Box::new(state), key, hello })
     }
 
     /// Answers it.
@@ -134,23 +158,34 @@ impl Responder {
     }
 }
 
+impl Callee<'_> {
+    fn prologue(&self) -> [u8; PREFIX_LEN + NAME_TAG_LEN] {
+        let mut bytes = [0; PREFIX_LEN + NAME_TAG_LEN];
+        bytes[..PREFIX_LEN].copy_from_slice(self.prefix);
+        bytes[PREFIX_LEN..].copy_from_slice(&self.name.0);
+        bytes
+    }
+}
+
 impl Hello {
     fn encode(&self) -> [u8; HELLO_LEN] {
         let mut bytes = [0; HELLO_LEN];
-        bytes[..8].copy_from_slice(&self.stamp.incarnation.0.to_be_bytes());
-        bytes[8..16].copy_from_slice(&self.stamp.moment.to_be_bytes());
-        bytes[16] = code(self.algorithm);
+        bytes[..16].copy_from_slice(&self.from.0);
+        bytes[16..24].copy_from_slice(&self.stamp.incarnation.0.to_be_bytes());
+        bytes[24..32].copy_from_slice(&self.stamp.moment.to_be_bytes());
+        bytes[32] = code(self.algorithm);
         bytes
     }
 
     fn decode(bytes: &[u8; HELLO_LEN]) -> Option<Self> {
-        let (incarnation, rest) = bytes.split_first_chunk()?;
+        let (from, rest) = bytes.split_first_chunk()?;
+        let (incarnation, rest) = rest.split_first_chunk()?;
         let (moment, code) = rest.split_first_chunk()?;
         let stamp = Stamp {
             incarnation: Incarnation(u64::from_be_bytes(*incarnation)),
             moment: u64::from_be_bytes(*moment),
         };
-        Some(Self { stamp, algorithm: algorithm(code)? })
+        Some(Self { from: NameTag(*from), stamp, algorithm: algorithm(code)? })
     }
 }
 
@@ -275,18 +310,26 @@ pub(super) mod tests {
 
     fn hello() -> Hello {
         let stamp = Stamp { incarnation: Incarnation(7), moment: 8 };
-        Hello { stamp, algorithm: Algorithm::Aes256Gcm }
+        Hello { from: tag("a"), stamp, algorithm: Algorithm::Aes256Gcm }
+    }
+
+    fn tag(name: &str) -> NameTag {
+        NameTag::of(&name.parse().unwrap())
+    }
+
+    fn callee(prefix: &[u8; PREFIX_LEN]) -> Callee<'_> {
+        Callee { prefix, name: tag("b") }
     }
 
     fn initiate() -> (Initiator, [u8; INITIATION_NOISE]) {
-        Initiator::new(&secret(1), &public(&secret(2)), random(3), &PREFIX, hello()).unwrap()
+        Initiator::new(&secret(1), &public(&secret(2)), random(3), callee(&PREFIX), hello()).unwrap()
     }
 
     #[test]
     fn both_ends_get_each_others_keys_and_words() {
         let (mut initiator, initiation) = initiate();
-        let responder = Responder::new(&secret(2), random(4), &PREFIX, &initiation).unwrap();
-        assert_eq!((responder.from, responder.hello), (public(&secret(1)), hello()));
+        let responder = Responder::new(&secret(2), random(4), callee(&PREFIX), &initiation).unwrap();
+        assert_eq!((responder.key, responder.hello), (public(&secret(1)), hello()));
         let (response, theirs) = responder.answer(ANSWER).unwrap();
         let (answer, ours) = initiator.finish(&response).unwrap();
         assert_eq!(answer, ANSWER);
@@ -309,12 +352,12 @@ pub(super) mod tests {
         for at in 0..INITIATION_NOISE {
             let mut changed = initiation;
             changed[at] ^= 1;
-            assert!(Responder::new(&secret(2), random(4), &PREFIX, &changed).is_err(), "byte {at}");
+            assert!(Responder::new(&secret(2), random(4), callee(&PREFIX), &changed).is_err(), "byte {at}");
         }
         let mut other = PREFIX;
         other[7] ^= 1;
-        assert!(Responder::new(&secret(2), random(4), &other, &initiation).is_err(), "another index");
-        let responder = Responder::new(&secret(2), random(4), &PREFIX, &initiation).unwrap();
+        assert!(Responder::new(&secret(2), random(4), callee(&other), &initiation).is_err(), "another index");
+        let responder = Responder::new(&secret(2), random(4), callee(&PREFIX), &initiation).unwrap();
         let (response, _) = responder.answer(ANSWER).unwrap();
         for at in 0..RESPONSE_NOISE {
             let mut changed = response;
@@ -327,7 +370,9 @@ pub(super) mod tests {
     #[test]
     fn only_who_is_meant_can_read_an_initiation() {
         let (_, initiation) = initiate();
-        assert!(Responder::new(&secret(9), random(4), &PREFIX, &initiation).is_err());
+        assert!(Responder::new(&secret(9), random(4), callee(&PREFIX), &initiation).is_err());
+        let other_name = Callee { prefix: &PREFIX, name: tag("c") };
+        assert!(Responder::new(&secret(2), random(4), other_name, &initiation).is_err());
     }
 
     #[test]

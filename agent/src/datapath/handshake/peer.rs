@@ -40,6 +40,8 @@ pub(super) struct State {
     pub stamp: Stamp,
     cookie: Option<(Cookie, Instant)>,
     pub attempt: Option<Attempt>,
+    /// Since when it has been called in vain.
+    pub unanswered: Option<Instant>,
     pub previous: Option<Session>,
     pub current: Option<Session>,
     pub next: Option<Next>,
@@ -98,6 +100,7 @@ impl State {
             stamp: Stamp::default(),
             cookie: None,
             attempt: None,
+            unanswered: None,
             previous: None,
             current: None,
             next: None,
@@ -158,7 +161,7 @@ impl State {
 
     /// Takes a session that we began into use.
     pub fn answered(&mut self, session: Session) {
-        self.attempt = None;
+        (self.attempt, self.unanswered) = (None, None);
         self.previous = self.current.replace(session);
     }
 
@@ -167,6 +170,7 @@ impl State {
         let Some(next) = self.next.take_if(|next| next.session.receiving.is_confirmed()) else {
             return false;
         };
+        self.unanswered = None;
         self.previous = self.current.replace(next.session);
         true
     }
@@ -183,14 +187,16 @@ impl State {
         }
     }
 
-    /// Lets go of what has come to its end; whether a session was among it.
+    /// Lets go of what has come to its end; whether others are to know.
     pub fn expire(&mut self, now: Instant) -> bool {
-        self.attempt.take_if(|attempt| now.duration_since(attempt.begun) >= PATIENCE);
+        let in_vain = self.attempt.take_if(|attempt| now.duration_since(attempt.begun) >= PATIENCE);
+        let silent = in_vain.is_some() && self.unanswered.is_none();
+        self.unanswered = self.unanswered.or(in_vain.map(|attempt| attempt.begun));
         let over = |session: &mut Session| session.is_older(LIFETIME, now);
         let previous = self.previous.take_if(over).is_some();
         let current = self.current.take_if(over).is_some();
         let next = self.next.take_if(|next| over(&mut next.session)).is_some();
-        previous || current || next
+        silent || previous || current || next
     }
 
     /// All that packets are taken under.

@@ -84,6 +84,7 @@ impl Net {
 
     pub fn node(&mut self, number: usize, incarnation: u64) -> Node {
         let config = Config {
+            name: name(number),
             secret: secret(number),
             key: public(&secret(number)),
             incarnation: Incarnation(incarnation),

@@ -214,10 +214,12 @@ fn a_peer_that_does_not_answer_is_called_for_a_while_only() {
     net.run(Duration::from_secs(60));
     assert!((5..10).contains(&net.tape.len()), "{} messages", net.tape.len());
     assert!(net.tape.iter().all(|(_, datagram)| datagram.bytes == net.tape[0].1.bytes));
+    assert_eq!(net.nodes[0].sessions.unanswered(), &[(name(1), net.start)].into());
     net.loss = 0;
     net.send(0, 1, 2);
     net.run(ms(10));
     assert_eq!(net.nodes[1].got, [1, 2]);
+    assert!(net.nodes[0].sessions.unanswered().is_empty());
 }
 
 #[test]
@@ -290,6 +292,27 @@ fn wrong_keys_do_not_agree() {
     net.run(ms(100));
     assert_eq!(refused(&net, 1, Refusal::UnknownPeer), 1, "the caller's key is another");
     assert!(net.index(0, 1).is_none() && net.index(2, 1).is_none() && net.nodes[1].got.is_empty());
+}
+
+#[test]
+fn a_peer_that_publishes_anothers_key_does_not_stand_for_it() {
+    let mut net = Net::new(3, 1);
+    let peer = |number: usize, key: usize, place: usize| Peer {
+        name: name(number),
+        key: public(&secret(key)),
+        incarnation: Incarnation(1),
+        endpoint: Some(address(place)),
+    };
+    // Node 2 says that node 1's key is its own, and passes what comes on to node 1.
+    net.nodes[0].machine.set_peers(vec![peer(1, 1, 1), peer(2, 1, 1)], net.now);
+    net.send(1, 0, 1);
+    net.run(ms(10));
+    assert_eq!(net.nodes[0].got, [1]);
+    assert!(net.index(0, 1).is_some() && net.index(0, 2).is_none());
+    net.send(0, 2, 2);
+    net.run(ms(10));
+    assert_eq!(refused(&net, 1, Refusal::Unopened), 1, "meant for another name");
+    assert!(net.agree(0, 1) && net.index(0, 2).is_none());
 }
 
 #[test]
@@ -384,6 +407,7 @@ fn an_index_that_is_in_use_is_drawn_again() {
     let mut rng = random(5);
     let mut draws = 0;
     let config = Config {
+        name: name(0),
         secret: secret(0),
         key: public(&secret(0)),
         incarnation: Incarnation(2),
@@ -443,7 +467,7 @@ fn event() -> impl Strategy<Value = Event> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
     #[test]
     fn whatever_happens_nobody_panics_and_all_agree_in_the_end(
