@@ -10,7 +10,7 @@
 //! its queue full is dropped, and the worker counts it: peers say everything again.
 
 use super::{
-    handshake::{Config, Machine, Peer, Refusal, message::MESSAGE_LEN_MAX},
+    handshake::{Config, Machine, Peer, Random, Refusal, message::MESSAGE_LEN_MAX},
     icmp::Bucket,
     sessions::{SessionIndex, Sessions},
 };
@@ -91,6 +91,11 @@ pub fn spawn(
     let task = tokio::spawn(task.run(peers, signal_queue, message_queue));
     let surprises = Bucket::new(SURPRISE, SURPRISE_BURST);
     Ok(Handshakes { requests: Requests { signals, messages, surprises }, refusals, task })
+}
+
+/// Random bytes for [`Config`], by way of the crypto library.
+pub fn random() -> Random {
+    Box::new(|bytes| aws_lc_rs::rand::fill(bytes).expect("the system has random bytes"))
 }
 
 impl Requests {
@@ -277,7 +282,7 @@ mod tests {
             incarnation: Incarnation(1),
             algorithm: Algorithm::preferred(),
             workers: 1,
-            random: Box::new(|bytes| aws_lc_rs::rand::fill(bytes).unwrap()),
+            random: random(),
         };
         let sessions = Arc::new(ArcSwap::default());
         let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
