@@ -11,13 +11,16 @@
 //! [`task::spawn`] starts it; whoever knows the topology stores a new [`table::Table`] when it changes.
 
 mod counters;
+pub mod handshake;
 pub mod header;
 pub mod icmp;
 pub mod offload;
 pub mod packet;
+pub mod pending;
 mod receive;
 pub mod replay;
 pub mod seal;
+pub mod session_task;
 pub mod sessions;
 pub mod table;
 pub mod task;

@@ -12,13 +12,16 @@ use super::{
     replay::{Stale, Window},
     seal::{Counter, Exhausted, Forged, Numbers, OpenKey, SEALED_HEADER_LEN, SealKey},
 };
-use crate::types::{PeerName, SessionIndex};
+pub use crate::types::SessionIndex;
+
+use crate::types::PeerName;
 use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
+    time::Instant,
 };
 
 /// All sessions of this agent.
@@ -27,6 +30,7 @@ pub struct Sessions {
     /// Open addressing with linear probing, at most half full; the indices are random as they are.
     receiving: Box<[Option<Arc<Receiving>>]>,
     sending: BTreeMap<PeerName, Arc<Sending>>,
+    unanswered: BTreeMap<PeerName, Instant>,
 }
 
 impl Sessions {
@@ -43,7 +47,16 @@ impl Sessions {
             }
             slots[at] = Some(session);
         }
-        Self { receiving: slots, sending }
+        Self { receiving: slots, sending, unanswered: BTreeMap::new() }
+    }
+
+    pub fn with_unanswered(self, unanswered: BTreeMap<PeerName, Instant>) -> Self {
+        Self { unanswered, ..self }
+    }
+
+    /// The peers that do not answer our handshakes, and since when: to show.
+    pub fn unanswered(&self) -> &BTreeMap<PeerName, Instant> {
+        &self.unanswered
     }
 
     /// The session that a sealed packet names.
@@ -56,6 +69,11 @@ impl Sessions {
             }
             at += 1;
         }
+    }
+
+    /// How many sessions packets are taken under.
+    pub fn receiving_count(&self) -> usize {
+        self.receiving.iter().flatten().count()
     }
 
     /// What packets to the peer are sealed with; none before the first handshake. Searches by name: a worker does it
@@ -73,7 +91,8 @@ pub struct Sending {
 }
 
 impl Sending {
-    /// `index` is what the receiver calls the session; `lanes` counts those who send, at most 256.
+    /// `index` is what the receiver calls the session; `lanes` counts those who send, at most 256, the last of which
+    /// is the handshake's own.
     pub fn new(index: SessionIndex, key: SealKey, lanes: usize) -> Self {
         assert!(lanes <= LANES, "a counter has room for 256 lanes");
         Self { index, key, lanes: (0..lanes).map(|_| Numbers::default()).collect() }
@@ -91,6 +110,11 @@ impl Sending {
     pub fn take(&self, lane: u8, count: u64) -> Result<Counter, Exhausted> {
         let number = self.lanes[usize::from(lane)].take(count)?;
         Ok(Counter { lane, number })
+    }
+
+    /// Whether a worker has sent anything.
+    pub fn has_carried(&self) -> bool {
+        self.lanes.iter().rev().skip(1).any(|lane| lane.taken() > 0)
     }
 
     /// How many counters of the busiest lane have been taken.
@@ -132,7 +156,11 @@ impl Receiving {
     /// To be called when a packet has been opened: whether it is the first, by which the peer shows that it has the
     /// key too.
     pub fn confirm(&self) -> bool {
-        !self.confirmed.load(Relaxed) && !self.confirmed.swap(true, Relaxed)
+        !self.is_confirmed() && !self.confirmed.swap(true, Relaxed)
+    }
+
+    pub fn is_confirmed(&self) -> bool {
+        self.confirmed.load(Relaxed)
     }
 
     fn window(&self, lane: u8) -> Option<&Mutex<Window>> {
