@@ -52,6 +52,7 @@ impl Observe for Sources {
             bridge_address: view.bridge,
             peers: peer_views(&peers, &linked, &packets),
             ranges: range_views(&view, &self.config.name),
+            addresses_free: view.counts.free,
             waiting_for: view.waiting_for.as_ref().map(ToString::to_string),
             pods: pod_views(&view),
             traffic: traffic(packets.sent, packets.received),
