@@ -96,7 +96,7 @@ fn peer_views(peers: &PeerSet, linked: &BTreeSet<PeerName>, packets: &datapath::
             traffic: traffic(carried.sent, carried.received),
         }
     };
-    peers.iter().filter(|record| !record.left || record.name == *own).map(view).collect()
+    peers.iter().map(view).collect()
 }
 
 fn range_views(view: &View, own: &PeerName) -> Vec<RangeView> {
