@@ -141,8 +141,12 @@ fn a_joiner_that_finds_nobody_is_alive_and_says_why_it_is_not_ready() {
     assert_eq!(node.http("/livez").unwrap().0, 200);
     let said = complaint(node.weft(&["status"]).unwrap());
     assert!(said.contains("the agent is starting"), "{said}");
-    for (call, code) in [("ADD", 11), ("STATUS", 50)] {
-        let answer = pod.call(call).run(&node).unwrap();
+    for (command, code) in [("ADD", 11), ("STATUS", 50)] {
+        let mut call = pod.call(command);
+        let mut config: serde_json::Value = serde_json::from_slice(&call.stdin).unwrap();
+        config["cniVersion"] = "1.1.0".into();
+        call.stdin = config.to_string().into_bytes();
+        let answer = call.run(&node).unwrap();
         assert_eq!(answer.json().unwrap()["code"], code, "{}", answer.stdout);
         assert!(answer.stdout.contains("the agent is starting"), "{}", answer.stdout);
     }
