@@ -12,7 +12,7 @@ use anyhow::Context;
 use std::{
     collections::BTreeSet,
     fs, io,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard},
     time::{Duration, Instant, SystemTime},
@@ -404,8 +404,9 @@ pub fn write_conflist(directory: &Path, socket: &Path, run_dir: &Path) -> io::Re
     let text = conflist::text(socket, run_dir);
     let (temporary, path) = (directory.join(conflist::TEMPORARY_NAME), directory.join(conflist::FILE_NAME));
     if fs::read_to_string(&path).ok().as_deref() != Some(&text) {
-        let mut options = fs::OpenOptions::new();
-        let mut file = options.write(true).create(true).truncate(true).mode(0o644).open(&temporary)?;
+        let mut file = fs::File::create(&temporary)?;
+        // Whatever the umask says: it is no secret, and who reads it need not be root.
+        file.set_permissions(fs::Permissions::from_mode(0o644))?;
         io::Write::write_all(&mut file, text.as_bytes())?;
         file.sync_all()?;
         fs::rename(&temporary, &path)?;
