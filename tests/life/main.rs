@@ -11,6 +11,7 @@ mod join;
 mod kernel;
 mod names;
 mod nobody;
+mod privileges;
 mod refusals;
 mod reset;
 mod restart;

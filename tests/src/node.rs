@@ -40,6 +40,7 @@ pub(crate) struct Common {
     pub underlay: Underlay,
     pub universe: Option<String>,
     pub verbosity: String,
+    pub confined: bool,
     pub arguments: Vec<String>,
 }
 
@@ -63,6 +64,7 @@ impl Node {
             run_dir: run,
             log: disk.join("agent.log"),
             verbosity: common.verbosity.clone(),
+            confined: common.confined,
             more: common.arguments.clone(),
         };
         let claim = Arc::clone(&common.claim);

@@ -3,8 +3,8 @@
 
 use super::{Args, Config, ConfigError, ConfigErrors, HostFacts, Switch, host::is_global, socket_in};
 use crate::types::{
-    CLEAR_OVERHEAD, CONTROL_PORT, Endpoint, IPV6_EXTRA, PeerAddress, PeerName, Prefix, SEALED_OVERHEAD,
-    Universe,
+    CLEAR_OVERHEAD, CONTROL_PORT, Endpoint, IPV6_EXTRA, LEAST_MTU, PeerAddress, PeerName, Prefix,
+    SEALED_OVERHEAD, Universe,
 };
 use std::{
     collections::BTreeSet,
@@ -278,10 +278,7 @@ impl Check<'_> {
     }
 
     fn mtu(&mut self, endpoints: &[Endpoint], universe: Option<Universe>) -> Option<u16> {
-        let least = match universe.map(|universe| universe.prefix()) {
-            Some(Prefix::V6(_)) => 1280,
-            _ => 576,
-        };
+        let least = universe.map_or(LEAST_MTU, |universe| universe.least_mtu());
         let extra = if endpoints.iter().any(|endpoint| endpoint.0.is_ipv6()) { IPV6_EXTRA } else { 0 };
         let devices = devices(self.host, endpoints);
         let smallest = devices.iter().filter_map(|device| Some((self.host.mtu_of(device)?, device))).min();

@@ -36,6 +36,12 @@ pub trait Gossiper: Send + Sync {
     /// # Errors
     /// Why not; the item is then dropped and counted by [`Rejected::reason`].
     fn check(&self, item: &Item) -> Result<(), Rejected>;
+
+    /// Whether an item that passed [`check`](Self::check) only says that there is nothing any more. Of those a channel
+    /// keeps a number, by rank: the last ones, if ranks grow with time.
+    fn is_farewell(&self, _: &Item) -> bool {
+        false
+    }
 }
 
 /// Why an item did not enter.

@@ -130,6 +130,7 @@ pub struct Mesh {
     /// Why somebody whom we called to join through will have nothing to do with us.
     pub(super) objection: Option<String>,
     pub(super) phase: Phase,
+    pub(super) started: Instant,
     pub(super) replica: Replica,
     pub(super) peers: PeerSet,
     pub(super) links: BTreeMap<LinkId, Link>,
@@ -204,6 +205,7 @@ impl Mesh {
             peers: PeerSet::new(record.clone()),
             own: record,
             phase: Phase::Joining { patience: now + PATIENCE },
+            started: now,
             replica: Replica::new(gossipers),
             links: BTreeMap::new(),
             routes: None,

@@ -52,7 +52,8 @@ impl Forwarding {
             name: record.name.clone(),
             data_id: record.data_id,
             endpoint: record.endpoints.iter().map(|endpoint| endpoint.0).find(|address| usable(address.ip())),
-            mtu: record.mtu.min(node.mtu),
+            // No agent starts with less than the least; who says so anyway must not narrow our pods' ways to nothing.
+            mtu: record.mtu.max(node.universe.least_mtu()).min(node.mtu),
         };
         let table_peers: Arc<[table::Peer]> = others.iter().map(|record| path(record)).collect();
         let own = &peers.own().name;
@@ -95,6 +96,19 @@ impl Forwarding {
 mod tests {
     use super::*;
     use crate::{mesh::peers::PeerRecord, types::Incarnation};
+
+    #[test]
+    fn a_peers_mtu_counts_where_it_is_smaller_but_not_absurd() {
+        let record = |name: &str| PeerRecord::new(name.parse().unwrap(), Incarnation(1));
+        let mtu = |universe: &str, mtu: u16| {
+            let node = Node { universe: universe.parse().unwrap(), mtu: 1440, ipv6: false, ipv4: true };
+            let mut peers = PeerSet::new(record("me"));
+            peers.insert(PeerRecord { mtu, ..record("b") });
+            Forwarding::new(node, &peers, &BTreeSet::new(), &View::default()).table.peers[0].mtu
+        };
+        assert_eq!([1300, 9000, 68, 0].map(|told| mtu("10.32.0.0/12", told)), [1300, 1440, 576, 576]);
+        assert_eq!([1300, 68].map(|told| mtu("fd00:77::/64", told)), [1300, 1280]);
+    }
 
     #[test]
     fn a_peer_is_sent_to_at_its_first_endpoint_that_can_be_one() {

@@ -18,7 +18,7 @@ pub use key::DataKey;
 pub use key::DataSecret;
 pub use mac::{InvalidMac, Mac};
 pub use name::{InvalidPeerName, PeerName};
-pub use universe::{InvalidUniverse, Universe};
+pub use universe::{InvalidUniverse, LEAST_MTU, Universe};
 
 /// Orders the restarts of one agent: max(stored + 1, wall clock in µs), taken at each start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
