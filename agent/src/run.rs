@@ -165,7 +165,7 @@ pub async fn build(config: Config) -> anyhow::Result<Running> {
     let links = links::spawn(config.state_dir.clone(), desired).await.context("set up links")?;
     let tables = Arc::new(ArcSwap::default());
     let linger = config.poll;
-    let datapath_config = datapath::task::Config { queues, offloads, sockets, linger, sessions: None };
+    let datapath_config = datapath::task::Config { queues, offloads, sockets, linger, sealing: None };
     let datapath = datapath::task::spawn(datapath_config, tables.clone())?;
     std::fs::write(&marker, incarnation.0.to_string())
         .with_context(|| format!("--run-dir: write {}", marker.display()))?;

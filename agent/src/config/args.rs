@@ -74,7 +74,7 @@ pub struct Args {
     #[arg(long, env = "WEFT_MTU", hide_env_values = true, value_name = "BYTES", help_heading = NETWORK)]
     pub mtu: Option<String>,
 
-    /// Threads that move packets, 1 to 256
+    /// Threads that move packets, 1 to 255
     ///
     /// Default: one for each core.
     #[arg(long, env = "WEFT_DATA_THREADS", hide_env_values = true, value_name = "COUNT", help_heading = NETWORK)]
@@ -187,7 +187,7 @@ mod tests {
         Agent::command().debug_assert();
         let command = Agent::command();
         let flags: Vec<_> = command.get_arguments().filter(|arg| arg.get_help_heading().is_some()).collect();
-        assert_eq!(flags.len(), 17);
+        assert_eq!(flags.len(), 18);
         for flag in flags {
             let long = flag.get_long().expect("long");
             let twin = format!("WEFT_{}", long.to_uppercase().replace('-', "_"));

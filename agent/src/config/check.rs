@@ -320,8 +320,8 @@ impl Check<'_> {
 
     fn data_threads(&mut self) -> Option<NonZeroUsize> {
         match given(&self.args.data_threads) {
-            Some(text) => self.count("--data-threads", text, 1..=256),
-            None => NonZeroUsize::new(self.host.cores.clamp(1, 256)),
+            Some(text) => self.count("--data-threads", text, 1..=255),
+            None => NonZeroUsize::new(self.host.cores.clamp(1, 255)),
         }
     }
 

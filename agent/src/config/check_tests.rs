@@ -223,7 +223,7 @@ fn directories_are_absolute_and_apart() {
 fn counts_prefixes_names_and_filters_are_checked() {
     assert_snapshot!(refused(&["--max-links", "1", "--data-threads", "0"]), @r"
 --max-links 1: not a number from 4 to 64
---data-threads 0: not a number from 1 to 256
+--data-threads 0: not a number from 1 to 255
 ");
     assert_snapshot!(refused(&["--no-masquerade", "192.0.2.9/24,x"]), @r"
 --no-masquerade 192.0.2.9/24: not a network address; did you mean 192.0.2.0/24?
