@@ -5,7 +5,7 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use super::gossip::{Gossiper, Item, Rejected};
-use crate::types::{DataId, Endpoint, Incarnation, PeerName};
+use crate::types::{DataId, DataKey, Endpoint, Incarnation, PeerName};
 use prost::Message;
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 use weft_proto::mesh as wire;
@@ -18,7 +18,8 @@ pub struct PeerRecord {
     pub version: u64,
     /// Underlay endpoints, best first.
     pub endpoints: Vec<Endpoint>,
-    pub public_key: Vec<u8>,
+    /// For sessions of the data plane; none where it only speaks in clear.
+    pub data_key: Option<DataKey>,
     pub data_id: DataId,
     /// The pods' MTU on that node, in bytes.
     pub mtu: u16,
@@ -58,7 +59,7 @@ impl PeerRecord {
             incarnation,
             version: 1,
             endpoints: Vec::new(),
-            public_key: Vec::new(),
+            data_key: None,
             data_id: DataId::default(),
             mtu: 0,
             software: String::new(),
@@ -92,7 +93,7 @@ impl PeerRecord {
             incarnation: self.incarnation.0,
             version: self.version,
             endpoints: self.endpoints.iter().take(MAX_ENDPOINTS).map(Endpoint::to_string).collect(),
-            public_key: self.public_key.clone(),
+            public_key: self.data_key.map(|key| key.0.into()).unwrap_or_default(),
             data_id: self.data_id.0,
             mtu: self.mtu.into(),
             software: self.software.chars().take(MAX_SOFTWARE / 4).collect(),
@@ -118,7 +119,6 @@ impl PeerRecord {
             || body.neighbours.len() > MAX_NEIGHBOURS
             || body.held.len() > MAX_HELD
             || body.software.len() > MAX_SOFTWARE
-            || body.public_key.len() > MAX_PUBLIC_KEY
         {
             return Err(Rejected::TooLong);
         }
@@ -132,7 +132,10 @@ impl PeerRecord {
                 incarnation: Incarnation(body.incarnation),
                 version: body.version,
                 endpoints: body.endpoints.iter().map(|text| text.parse().ok()).collect::<Option<_>>()?,
-                public_key: body.public_key,
+                data_key: match body.public_key.as_slice() {
+                    [] => None,
+                    key => Some(DataKey::from_bytes(key)?),
+                },
                 data_id: DataId(body.data_id),
                 mtu: body.mtu.try_into().ok()?,
                 software: body.software,
@@ -203,7 +206,6 @@ pub(super) const MAX_NEIGHBOURS: usize = 64;
 /// A node's pods, all of them held.
 const MAX_HELD: usize = 1024;
 const MAX_SOFTWARE: usize = 256;
-const MAX_PUBLIC_KEY: usize = 4 << 10;
 
 #[cfg(test)]
 mod tests {
@@ -214,6 +216,7 @@ mod tests {
         PeerRecord {
             endpoints: vec!["192.0.2.1:6783".parse().unwrap(), "[2001:db8::1]:6783".parse().unwrap()],
             mtu: 1440,
+            data_key: Some(DataKey([7; 32])),
             data_id: DataId(7),
             neighbours: vec![
                 Neighbour { name: "b".parse().unwrap(), rtt: Some(Duration::from_micros(150)) },
@@ -280,7 +283,7 @@ mod tests {
         record.neighbours = vec![Neighbour { name: long, rtt: Some(Duration::MAX) }; 9999];
         record.held = vec!["ffff:ffff:ffff:ffff:ffff:ffff:ffff:fff0".parse().unwrap(); 9999];
         record.software = "\u{10ffff}".repeat(999);
-        record.public_key = vec![0; MAX_PUBLIC_KEY];
+        record.data_key = Some(DataKey([0; 32]));
         assert_eq!(record.to_item().check_bounds(), Ok(()));
         assert_eq!(PeerGossip.check(&record.to_item()), Ok(()));
     }

@@ -3,6 +3,7 @@
 
 mod attachment;
 mod endpoint;
+mod key;
 mod mac;
 mod name;
 mod universe;
@@ -12,6 +13,9 @@ use std::fmt;
 pub use attachment::{AttachmentKey, InvalidAttachment, PodRef, VethAlias};
 pub use endpoint::{CONTROL_PORT, Endpoint, InvalidPeerAddress, PeerAddress};
 pub use ipnet::IpNet as Prefix;
+pub use key::DataKey;
+#[cfg(feature = "agent")]
+pub use key::DataSecret;
 pub use mac::{InvalidMac, Mac};
 pub use name::{InvalidPeerName, PeerName};
 pub use universe::{InvalidUniverse, Universe};
