@@ -26,6 +26,10 @@ use crate::{
     cni,
     config::{Args, Config, LogFormat},
     datapath,
+    identity::{
+        self,
+        task::{Keeper, OWN_LIFETIME},
+    },
     ipam::{self, Found, seed::SeedPlan, span::Layout, token::RingGossiper},
     links::{self, Desired, Observed, PodPort},
     linux::{
@@ -37,7 +41,7 @@ use crate::{
         peers::PeerRecord,
         task::{Handle as Mesh, Incoming},
     },
-    types::{BRIDGE, DataId, Mac, TUN},
+    types::{BRIDGE, DataId, DataSecret, Mac, TUN},
 };
 use anyhow::{Context, anyhow, bail};
 use arc_swap::ArcSwap;
@@ -94,6 +98,8 @@ pub struct Running {
 pub async fn build(config: Config) -> anyhow::Result<Running> {
     let started = Instant::now();
     host::check_means()?;
+    let keys = config.identity.clone().map(|source| Keeper::new(config.name.clone(), source, OWN_LIFETIME));
+    let (keeper, identity) = keys.transpose()?.unzip();
     let control = TcpListener::bind(config.listen).with_context(|| {
         let hint = "stop what uses it (see `ss -tlpn`) or choose another";
         format!("--listen {}: cannot take the TCP port for control links; {hint}", config.listen)
@@ -109,6 +115,7 @@ pub async fn build(config: Config) -> anyhow::Result<Running> {
     let incarnation = store.next_incarnation(unix_time().as_micros() as u64)?;
     let record = PeerRecord {
         endpoints: config.endpoints.clone(),
+        data_key: Some(identity::data_key(&store.data_secret(DataSecret::new(rand::random()))?)),
         data_id: DataId(rand::random()),
         mtu: config.mtu,
         software: crate::SOFTWARE.into(),
@@ -124,7 +131,8 @@ pub async fn build(config: Config) -> anyhow::Result<Running> {
         gossipers: vec![Box::new(RingGossiper::new(layout))],
         seed: rand::random(),
     };
-    let (mesh, mut incoming) = mesh::task::spawn(mesh_config, vec![control]).context("start the mesh")?;
+    let (mesh, mut incoming) =
+        mesh::task::spawn(mesh_config, identity.clone(), vec![control]).context("start the mesh")?;
     let marker = config.run_dir.join(BOOT_MARKER);
     let rebooted = !marker.exists();
     let early = match rebooted {
@@ -163,6 +171,12 @@ pub async fn build(config: Config) -> anyhow::Result<Running> {
     let heartbeats = Heartbeats::new(started);
     let (stopping, stopped) = watch::channel(false);
     let (mut tasks, mut servers) = (JoinSet::new(), JoinSet::new());
+    if let Some(keeper) = keeper {
+        tasks.spawn(async move {
+            keeper.run().await;
+            bail!("nobody uses the keys any more")
+        });
+    }
     let (leave, leaving) = mpsc::channel(1);
     let board =
         switchboard::Switchboard { mesh: mesh.clone(), ipam: ipam.clone(), incoming, outgoing, leaving };
@@ -190,6 +204,7 @@ pub async fn build(config: Config) -> anyhow::Result<Running> {
         config: config.clone(),
         incarnation,
         started,
+        identity,
         view: ipam.view(),
         peers: mesh.peers(),
         steered,

@@ -45,8 +45,9 @@ impl Greeting {
         }
     }
 
-    /// Judges the other side. Refusals are worded for the operator of the refused agent.
-    pub fn judge(&self, theirs: &Hello) -> Verdict {
+    /// Judges the other side, whose certificate names `certified` (`None`: the link is in clear). Refusals are worded for
+    /// the operator of the refused agent.
+    pub fn judge(&self, theirs: &Hello, certified: Option<&[PeerName]>) -> Verdict {
         let refuse = |code: Code, reason: String| Refusal { code: code.into(), reason };
         let own = &self.name;
         if theirs.protocol != PROTOCOL {
@@ -62,6 +63,15 @@ impl Greeting {
         let Ok(universe) = theirs.universe.parse::<Universe>() else {
             return Verdict::Garbage("a hello without a universe");
         };
+        if certified.is_some_and(|names| !names.contains(&name)) {
+            let names: Vec<_> = certified.iter().copied().flatten().map(PeerName::as_str).collect();
+            let names = if names.is_empty() { "no node".into() } else { names.join(", ") };
+            let reason = format!(
+                "an agent says that it is {name}, but its certificate names {names}; it needs one of `weft ca issue {name}`, \
+                 or another --name"
+            );
+            return Verdict::Refused(refuse(Code::Identity, reason));
+        }
         if theirs.seed_hash.len() > MAX_SEED_HASH {
             return Verdict::Garbage("a hello with an endless seed hash");
         }
@@ -123,31 +133,48 @@ mod tests {
     fn agents_of_one_network_welcome_each_other() {
         let hello = greeting("b", 7).hello();
         let welcome = Verdict::Welcome { name: "b".parse().unwrap(), incarnation: Incarnation(7) };
-        assert_eq!(greeting("a", 1).judge(&hello), welcome);
-        assert_eq!(greeting("a", 1).judge(&Hello { seed_hash: Vec::new(), ..hello.clone() }), welcome);
+        assert_eq!(greeting("a", 1).judge(&hello, None), welcome);
+        assert_eq!(
+            greeting("a", 1).judge(&hello, Some(&["x".parse().unwrap(), "b".parse().unwrap()])),
+            welcome
+        );
+        assert_eq!(greeting("a", 1).judge(&Hello { seed_hash: Vec::new(), ..hello.clone() }, None), welcome);
     }
 
     #[test]
     fn differences_are_refused_with_a_reason_that_names_the_flag() {
         let (a, hello) = (greeting("a", 1), greeting("b", 7).hello());
-        let (code, reason) = refused(a.judge(&Hello { universe: "10.0.0.0/8".into(), ..hello.clone() }));
+        let (code, reason) =
+            refused(a.judge(&Hello { universe: "10.0.0.0/8".into(), ..hello.clone() }, None));
         assert_eq!(code, Code::UniverseDiffers);
         assert_eq!(
             reason,
             "agent a has --universe 10.32.0.0/12, not 10.0.0.0/8; all agents need the same one"
         );
-        let (code, reason) = refused(a.judge(&Hello { seed_hash: vec![2], ..hello.clone() }));
+        let (code, reason) = refused(a.judge(&Hello { seed_hash: vec![2], ..hello.clone() }, None));
         assert!(code == Code::SeedDiffers && reason.contains("--ipam-seed"), "{reason}");
-        let (code, reason) = refused(a.judge(&Hello { protocol: 2, ..hello }));
+        let (code, reason) = refused(a.judge(&Hello { protocol: 2, ..hello }, None));
         assert!(code == Code::Protocol && reason.contains("not 2"), "{reason}");
     }
 
     #[test]
     fn of_two_with_one_name_the_elder_is_known_to_both() {
         let (elder, younger) = (greeting("a", 1), greeting("a", 2));
-        assert_eq!(elder.judge(&elder.hello()), Verdict::Myself);
-        assert_eq!(younger.judge(&elder.hello()), Verdict::ElderTwin);
-        assert_eq!(refused(elder.judge(&younger.hello())).0, Code::NameTaken);
+        assert_eq!(elder.judge(&elder.hello(), None), Verdict::Myself);
+        assert_eq!(younger.judge(&elder.hello(), None), Verdict::ElderTwin);
+        assert_eq!(refused(elder.judge(&younger.hello(), None)).0, Code::NameTaken);
+    }
+
+    #[test]
+    fn a_name_that_the_certificate_does_not_have_is_refused() {
+        let (a, names) = (greeting("a", 1), ["b".parse().unwrap()]);
+        for claimed in ["c", "a"] {
+            let (code, reason) = refused(a.judge(&greeting(claimed, 0).hello(), Some(&names)));
+            assert_eq!(code, Code::Identity);
+            assert!(reason.contains(&format!("it is {claimed}, but its certificate names b")), "{reason}");
+        }
+        let (_, reason) = refused(a.judge(&greeting("b", 1).hello(), Some(&[])));
+        assert!(reason.contains("names no node"), "{reason}");
     }
 
     #[test]
@@ -158,7 +185,7 @@ mod tests {
             Hello { universe: "10.32.0.1/12".into(), ..greeting("b", 1).hello() },
             Hello { seed_hash: vec![0; 65], ..greeting("b", 1).hello() },
         ] {
-            assert!(matches!(a.judge(&hello), Verdict::Garbage(_)), "{hello:?}");
+            assert!(matches!(a.judge(&hello, None), Verdict::Garbage(_)), "{hello:?}");
         }
     }
 }

@@ -19,6 +19,7 @@ use super::{
     link::{Link, LinkId},
     own::Naming,
     peers::{PeerGossip, PeerRecord, PeerSet},
+    refusals::Refusals,
     replica::Replica,
     routes::Routes,
 };
@@ -29,7 +30,7 @@ use std::{
     collections::{BTreeMap, VecDeque},
     time::{Duration, Instant},
 };
-use weft_proto::mesh::{Frame, frame::Body};
+use weft_proto::mesh::{Frame, frame::Body, refusal::Code};
 
 pub struct Config {
     /// The own record as it is at the start.
@@ -56,6 +57,18 @@ pub enum Input {
         link: LinkId,
         dialled: Option<Target>,
         remote: String,
+        /// Whom the other end's certificate names; `None`: the link is in clear.
+        certified: Option<Vec<PeerName>>,
+    },
+    /// A caller could not prove who it is.
+    TurnedAway {
+        who: String,
+        reason: String,
+    },
+    /// The other end's certificate is not believed any more.
+    Denied {
+        link: LinkId,
+        reason: String,
     },
     /// No link came of an [`Output::Dial`].
     DialFailed {
@@ -137,6 +150,7 @@ pub struct Mesh {
     pub(super) routes: Option<Routes>,
     pub(super) news: BTreeMap<String, SendBuffer>,
     pub(super) counters: Counters,
+    pub(super) refusals: Refusals,
     pub(super) rng: ChaCha8Rng,
     pub(super) compare_at: Instant,
     pub(super) fresh_until: Instant,
@@ -209,6 +223,7 @@ impl Mesh {
             routes: None,
             news: BTreeMap::new(),
             counters: Counters::default(),
+            refusals: Refusals::default(),
             compare_at: now + FRESH_COMPARE.mul_f64(rng.random_range(0.5..1.5)),
             fresh_until: now + FRESH,
             neighbours_at: None,
@@ -235,7 +250,11 @@ impl Mesh {
         }
         match input {
             Input::Wake => {}
-            Input::Opened { link, dialled, remote } => self.opened(link, dialled, remote, now),
+            Input::Opened { link, dialled, remote, certified } => {
+                self.opened(link, dialled, remote, certified, now);
+            }
+            Input::TurnedAway { who, reason } => self.turned_away(&who, &reason, now),
+            Input::Denied { link, reason } => self.close(link, Code::Identity, &reason, now),
             Input::DialFailed { target, reason } => self.dial_failed(&target, &reason, now),
             Input::Frame { link, frame } => self.frame(link, frame, now),
             Input::Sent { link, frames } => {
@@ -318,6 +337,11 @@ impl Mesh {
     /// Targets that could not be reached, or refused us, and why.
     pub fn troubles(&self) -> Vec<Trouble> {
         self.dialer.troubles()
+    }
+
+    /// Callers that were turned away of late, and why.
+    pub fn refusals(&self, now: Instant) -> Vec<(String, String)> {
+        self.refusals.list(now)
     }
 
     pub fn counters(&self) -> &Counters {
@@ -432,7 +456,10 @@ mod tests {
 
     fn open(mesh: &mut Mesh, link: u64, from: &str, now: Instant) {
         let hello = Greeting { name: from.parse().unwrap(), ..mesh.greeting.clone() }.hello();
-        mesh.handle(Input::Opened { link: LinkId(link), dialled: None, remote: from.into() }, now);
+        mesh.handle(
+            Input::Opened { link: LinkId(link), dialled: None, remote: from.into(), certified: None },
+            now,
+        );
         let frame = Frame { body: Some(Body::Hello(hello)) };
         mesh.handle(Input::Frame { link: LinkId(link), frame }, now);
     }
@@ -478,7 +505,15 @@ mod tests {
             let (name, universe) = (name.parse().unwrap(), universe.parse().unwrap());
             let hello = Greeting { name, universe, ..mesh.greeting.clone() }.hello();
             let id = LinkId(link);
-            mesh.handle(Input::Opened { link: id, dialled: Some(target), remote: "192.0.2.1:1".into() }, now);
+            mesh.handle(
+                Input::Opened {
+                    link: id,
+                    dialled: Some(target),
+                    remote: "192.0.2.1:1".into(),
+                    certified: None,
+                },
+                now,
+            );
             mesh.handle(Input::Frame { link: id, frame: Frame { body: Some(Body::Hello(hello)) } }, now);
         };
         let joiner = || {
@@ -518,7 +553,10 @@ mod tests {
         }
         assert_eq!(mesh.links().len(), 8);
         for n in 200..400 {
-            mesh.handle(Input::Opened { link: LinkId(n), dialled: None, remote: String::new() }, now);
+            mesh.handle(
+                Input::Opened { link: LinkId(n), dialled: None, remote: String::new(), certified: None },
+                now,
+            );
         }
         assert!(mesh.links().len() <= 8 + super::super::links::STRANGERS);
         mesh.handle(Input::Wake, now + Duration::from_secs(3));
@@ -535,7 +573,7 @@ mod tests {
         let hello = Greeting { incarnation: Incarnation(0), ..mesh.greeting.clone() }.hello();
         let say_hello = |mesh: &mut Mesh, link: u64, dialled: Option<Target>| {
             let remote = "[::ffff:192.0.2.9]:40000".into();
-            mesh.handle(Input::Opened { link: LinkId(link), dialled, remote }, now);
+            mesh.handle(Input::Opened { link: LinkId(link), dialled, remote, certified: None }, now);
             let frame = Frame { body: Some(Body::Hello(hello.clone())) };
             mesh.handle(Input::Frame { link: LinkId(link), frame }, now);
             outputs(mesh)

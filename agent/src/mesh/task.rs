@@ -14,11 +14,12 @@ use super::{
     links::STRANGERS,
     machine::{Config, Counters, Input, LinkInfo, Mesh, Output},
     peers::{PeerRecord, PeerSet},
-    transport::{self, Event, Opened, Wires},
+    transport::{self, Credential, Event, Opened, Wires},
     wire::Frame,
 };
-use crate::{mesh::dial::Trouble, types::PeerName};
+use crate::{identity, mesh::dial::Trouble, types::PeerName};
 use anyhow::Context;
+use rustls::pki_types::UnixTime;
 use std::{
     collections::{BTreeMap, VecDeque},
     net::{SocketAddr, TcpListener},
@@ -73,6 +74,8 @@ pub struct Status {
     pub links: Vec<LinkInfo>,
     /// Those that we want to reach and don't, and why.
     pub troubles: Vec<Trouble>,
+    /// Callers that were turned away of late, and why.
+    pub refusals: Vec<(String, String)>,
     pub counters: Counters,
 }
 
@@ -83,12 +86,13 @@ enum Command {
     Stop,
 }
 
-/// Starts the mesh on listeners that are bound already.
+/// Starts the mesh on listeners that are bound already. Without an identity its links are in clear.
 ///
 /// # Errors
 /// A listener cannot be used.
 pub fn spawn(
     config: Config,
+    identity: Option<identity::task::Current>,
     listeners: Vec<TcpListener>,
 ) -> anyhow::Result<(Handle, mpsc::Receiver<Incoming>)> {
     let now = Instant::now();
@@ -96,7 +100,7 @@ pub fn spawn(
     let (incoming_tx, incoming) = mpsc::channel(INCOMING);
     let (events_tx, events) = mpsc::channel(EVENTS);
     let progress = Arc::new(Notify::new());
-    let wires = Wires { events: events_tx, progress: progress.clone(), next_link: Arc::default() };
+    let wires = Wires { identity, events: events_tx, progress: progress.clone(), next_link: Arc::default() };
     let limit = Arc::new(Semaphore::new(config.max_links + 4 * STRANGERS));
     let mut servers = Servers::default();
     for listener in listeners {
@@ -190,6 +194,7 @@ struct Task {
 }
 
 struct Wire {
+    credential: Option<Arc<Credential>>,
     outgoing: mpsc::Sender<Frame>,
     left: Arc<AtomicUsize>,
     reader: JoinHandle<()>,
@@ -203,7 +208,7 @@ impl Task {
         incoming: mpsc::Sender<Incoming>,
         servers: Servers,
     ) {
-        let progress = self.wires.progress.clone();
+        let (progress, mut identity) = (self.wires.progress.clone(), self.wires.identity.clone());
         self.handle(Input::Wake);
         loop {
             let told_all = self.pending.is_empty() && (self.ended || !self.mesh.has_news());
@@ -226,6 +231,7 @@ impl Task {
                     }
                 }
                 () = progress.notified() => self.progress(),
+                () = changed(&mut identity) => self.judge_links(),
                 Ok(permit) = incoming.reserve(), if !told_all => {
                     if let Some(news) = self.next_incoming() {
                         permit.send(news);
@@ -300,17 +306,34 @@ impl Task {
     fn event(&mut self, event: Event) {
         match event {
             Event::Opened(opened) => {
-                let Opened { link, dialled, remote, frames, outgoing, left, channel } = *opened;
+                let Opened { link, dialled, remote, credential, frames, outgoing, left, channel } = *opened;
+                let certified = credential.as_ref().map(|credential| credential.names.clone());
                 let reader = tokio::spawn(transport::read(link, frames, channel, self.wires.events.clone()));
-                self.links.insert(link, Wire { outgoing, left, reader });
-                self.handle(Input::Opened { link, dialled, remote: remote.to_string() });
+                self.links.insert(link, Wire { credential, outgoing, left, reader });
+                self.handle(Input::Opened { link, dialled, remote: remote.to_string(), certified });
             }
             Event::DialFailed { target, reason } => self.handle(Input::DialFailed { target, reason }),
+            Event::TurnedAway { remote, reason } => {
+                self.handle(Input::TurnedAway { who: remote.ip().to_string(), reason });
+            }
             Event::Frame { link, frame } => self.handle(Input::Frame { link, frame }),
             Event::Closed { link, reason } => {
                 self.links.remove(&link);
                 self.handle(Input::Closed { link, reason });
             }
+        }
+    }
+
+    /// Keys have changed: links stay up, but those whose certificate is not believed any more.
+    fn judge_links(&mut self) {
+        let Some(current) = &self.wires.identity else { return };
+        let (trust, now) = (current.borrow().identity.trust().clone(), UnixTime::now());
+        let denied = |(link, wire): (&LinkId, &Wire)| {
+            let error = trust.verify(&wire.credential.as_ref()?.chain, now).err()?;
+            Some((*link, identity::explain(&error)))
+        };
+        for (link, reason) in self.links.iter().filter_map(denied).collect::<Vec<_>>() {
+            self.handle(Input::Denied { link, reason });
         }
     }
 
@@ -346,6 +369,7 @@ impl Task {
             joined: self.mesh.joined(),
             links: self.mesh.links(),
             troubles: self.mesh.troubles(),
+            refusals: self.mesh.refusals(Instant::now()),
             counters: self.mesh.counters().clone(),
         }
     }
@@ -362,7 +386,7 @@ impl Servers {
     fn start(&mut self, listener: TcpListener, wires: &Wires, limit: &Arc<Semaphore>) -> anyhow::Result<()> {
         listener.set_nonblocking(true)?;
         let listener = tokio::net::TcpListener::from_std(listener)?;
-        let (accept, connections) = transport::accept(listener, limit.clone());
+        let (accept, connections) = transport::accept(listener, limit.clone(), wires.clone());
         self.accepting.spawn(accept);
         let (wires, stopped) = (wires.clone(), self.stop.clone().notified_owned());
         self.serving.spawn(async move {
@@ -380,6 +404,16 @@ impl Servers {
         let ended = async { while self.serving.join_next().await.is_some() {} };
         let _ = timeout(LINGER, ended).await;
     }
+}
+
+/// Waits for other keys; for ever where there are none, or none to come.
+async fn changed(identity: &mut Option<identity::task::Current>) {
+    if let Some(current) = identity
+        && current.changed().await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
 }
 
 /// Inputs from the subjects that may wait.

@@ -5,12 +5,18 @@ use crate::{
     admin::{Counters, Encryption, Observe, PeerView, PodView, RangeView, Readiness, Snapshot, Traffic},
     config::Config,
     datapath::{self, task::Reader},
+    identity,
     ipam::{Owner, View},
     links,
     mesh::{machine, peers::PeerSet},
     types::{Incarnation, PeerName, Prefix},
 };
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeSet,
+    net::IpAddr,
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
 use tokio::sync::watch;
 
 /// Where it all comes from: what is read never waits.
@@ -18,6 +24,8 @@ pub struct Sources {
     pub config: Config,
     pub incarnation: Incarnation,
     pub started: Instant,
+    /// None: links are in clear.
+    pub identity: Option<identity::task::Current>,
     pub view: watch::Receiver<Arc<View>>,
     pub peers: watch::Receiver<Arc<PeerSet>>,
     pub steered: watch::Receiver<Arc<Steered>>,
@@ -69,9 +77,15 @@ impl Observe for Sources {
 impl Sources {
     fn warnings(&self, view: &View) -> Vec<String> {
         let mut warnings = self.cni_warnings.borrow().clone();
+        match &self.identity {
+            Some(current) => warnings.extend(current.borrow().warnings(SystemTime::now())),
+            None => warnings.push(INSECURE.into()),
+        }
         let mesh = self.steered.borrow().mesh.clone();
         let troubles = mesh.iter().flat_map(|mesh| &mesh.troubles);
         warnings.extend(troubles.map(|trouble| format!("peer {}: {}", trouble.target, trouble.reason)));
+        let refusals = mesh.iter().flat_map(|mesh| &mesh.refusals);
+        warnings.extend(refusals.map(|(who, reason)| format!("{who} was turned away: {reason}")));
         if !view.held.is_empty() {
             let held: Vec<_> = view.held.iter().map(IpAddr::to_string).collect();
             warnings
@@ -159,3 +173,6 @@ fn gossip(counters: &machine::Counters) -> Counters {
     .map(|(name, count)| (name.to_string(), count))
     .collect()
 }
+
+const INSECURE: &str =
+    "run with --insecure: control links are in clear, and whoever reaches the control port can be any node";
