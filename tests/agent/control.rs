@@ -35,9 +35,10 @@ fn garbage_on_the_control_port_harms_nobody() {
             .unwrap();
     }
     let before = seen::resident(process).unwrap();
+    let keys = stranger::keys(&lab, "stranger").unwrap();
     for (what, frames) in junk_frames() {
         let told = talk(underlay, async || {
-            let link = Link::open(n1.address()).await?;
+            let link = Link::open(n1.address(), &keys).await?;
             for frame in frames {
                 // The agent may have hung up at an earlier one.
                 let _ = link.outgoing.send(frame).await;
@@ -86,11 +87,12 @@ fn links_that_never_say_hello_give_their_places_back() {
     let lab = Lab::builder().nodes(1).start().unwrap();
     let n1 = lab.node("n1").unwrap();
     let (opened, over) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let keys = stranger::keys(&lab, "stranger").unwrap();
     let mute = async || {
         let mut links = Vec::new();
         for _ in 0..MUTE {
             // What the agent refuses is no harm to it.
-            links.extend(Link::open(n1.address()).await);
+            links.extend(Link::open(n1.address(), &keys).await);
             opened.fetch_add(1, Relaxed);
         }
         while !over.load(Relaxed) {
@@ -161,9 +163,9 @@ fn slow(from: &Netns, to: IpAddr, opened: &AtomicUsize, over: &AtomicBool) {
     while !over.load(Relaxed) {
         held.retain_mut(|(stream, said)| {
             *said += 1;
-            std::io::Write::write_all(stream, &PREFACE[*said % PREFACE.len()..][..1]).is_ok()
+            std::io::Write::write_all(stream, &CLIENT_HELLO[*said % CLIENT_HELLO.len()..][..1]).is_ok()
         });
-        let more = stranger::connections(from, to, &vec![PREFACE[..1].to_vec(); SLOW - held.len()]);
+        let more = stranger::connections(from, to, &vec![CLIENT_HELLO[..1].to_vec(); SLOW - held.len()]);
         let more = more.unwrap_or_default();
         opened.fetch_add(more.len(), Relaxed);
         held.extend(more.into_iter().map(|stream| (stream, 0)));
@@ -199,6 +201,10 @@ fn raw_garbage() -> Vec<Vec<u8>> {
     said.extend([
         b"GET / HTTP/1.1\r\nHost: weft\r\n\r\n".to_vec(),
         b"POST /weft.mesh.v1.Mesh/Link HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nffffffff\r\n".to_vec(),
+        // TLS: a client hello without end, an alert, and a length that is none.
+        CLIENT_HELLO.to_vec(),
+        b"\x15\x03\x03\x00\x02\x02\x30".to_vec(),
+        b"\x16\x03\x01\xff\xff\x01\xff\xff\xff".to_vec(),
         // TLS 1.2, client hello.
         b"\x16\x03\x01\x00\x2e\x01\x00\x00\x2a\x03\x03".to_vec(),
         b"SSH-2.0-OpenSSH_9.9\r\n".to_vec(),
@@ -238,6 +244,7 @@ fn junk_frames() -> Vec<(&'static str, Vec<Vec<u8>>)> {
         ("an empty frame after hello", vec![frame(hello("stranger")), vec![]]),
         ("two hellos", after_hello(hello("stranger"))),
         ("items before hello", vec![frame(Body::Items(Items::default()))]),
+        ("a hello of another than the certificate names", changed(|hello| hello.name = "other".into())),
         ("a hello of another protocol", changed(|hello| hello.protocol = 99)),
         ("a hello of another universe", changed(|hello| hello.universe = "10.0.0.0/8".into())),
         ("a hello without a universe", changed(|hello| hello.universe = "everything".into())),
@@ -306,6 +313,8 @@ fn bad_items() -> Items {
     }
 }
 
+/// A record of TLS: a client hello of 512 bytes, of which this is the beginning.
+const CLIENT_HELLO: &[u8] = &[0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3, 0, 0, 0, 0, 0];
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
 /// Connections at a time that say nothing; that say little; and links that don't begin.

@@ -377,8 +377,19 @@ impl<A: App> Sim<A> {
         self.pipes.insert(pipe, Pipe { ends, arrives: [self.now; 2] });
         self.ends.extend(ends.map(|end| (end, pipe)));
         let remote = |n: usize, sim: &Self| sim.nodes[n].address.to_string();
-        self.handle(other, Input::Opened { link: ends[1].1, dialled: None, remote: remote(n, self) });
-        self.handle(n, Input::Opened { link: ends[0].1, dialled: Some(target), remote: remote(other, self) });
+        self.handle(
+            other,
+            Input::Opened { link: ends[1].1, dialled: None, remote: remote(n, self), certified: None },
+        );
+        self.handle(
+            n,
+            Input::Opened {
+                link: ends[0].1,
+                dialled: Some(target),
+                remote: remote(other, self),
+                certified: None,
+            },
+        );
     }
 
     fn send(&mut self, n: usize, link: LinkId, frame: Frame) {

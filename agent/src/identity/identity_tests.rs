@@ -1,5 +1,5 @@
 use super::*;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 fn ca() -> (Issued, Ca) {
     let made = Ca::create(SystemTime::now()).unwrap();
@@ -12,8 +12,14 @@ fn leaf(ca: &Ca, name: &str) -> Issued {
 }
 
 fn identity(name: &str, ca: &str, leaf: &Issued, key: &str) -> Result<Identity, String> {
-    Identity::new(name.parse().unwrap(), ca.as_bytes(), leaf.cert.as_bytes(), key.as_bytes(), UnixTime::now())
-        .map_err(|error| error.to_string())
+    Identity::new(
+        name.parse().unwrap(),
+        ca.as_bytes(),
+        leaf.cert.as_bytes(),
+        key.as_bytes(),
+        SystemTime::now(),
+    )
+    .map_err(|error| error.to_string())
 }
 
 #[test]
@@ -45,7 +51,7 @@ fn what_peers_would_refuse_is_refused_at_once() {
     assert_eq!(refused("a", &made.cert, "key"), "there is no private key in it, in PEM");
     let nonsense = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n";
     assert!(refused("a", &made.cert, nonsense).contains("neither ECDSA P-256 nor Ed25519"));
-    let late = UnixTime::since_unix_epoch(Duration::from_secs(UnixTime::now().as_secs() + 7200));
+    let late = SystemTime::now() + 2 * HOUR;
     let (ca, cert, key) = (made.cert.as_bytes(), leaf.cert.as_bytes(), leaf.key.as_bytes());
     let expired = Identity::new("a".parse().unwrap(), ca, cert, key, late).unwrap_err();
     assert!(expired.to_string().contains("has expired"), "{expired}");

@@ -33,7 +33,12 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject},
     sign::{CertifiedKey, SigningKey},
 };
-use std::{fmt, path::PathBuf, sync::Arc};
+use std::{
+    fmt,
+    path::PathBuf,
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
 use zeroize::Zeroize;
 
 /// Where keys and certificates come from.
@@ -88,8 +93,9 @@ impl Identity {
         ca: &[u8],
         cert: &[u8],
         key: &[u8],
-        now: UnixTime,
+        now: SystemTime,
     ) -> Result<Self, IdentityError> {
+        let now = UnixTime::since_unix_epoch(now.duration_since(UNIX_EPOCH).unwrap_or_default());
         let chain = certificates(cert)?;
         let key = signing_key(key)?;
         let Certificate { names, validity } = Certificate::parse(&chain[0])?;

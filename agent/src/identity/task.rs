@@ -6,7 +6,6 @@ use super::{Ca, Identity, IdentityError, Issued, Source};
 use crate::{linux::inotify::Watch, types::PeerName};
 use anyhow::{Context, anyhow};
 use futures_util::future::select_all;
-use rustls::pki_types::UnixTime;
 use std::{
     collections::BTreeSet,
     fs,
@@ -139,17 +138,16 @@ impl Loader {
         if !due && self.files.as_ref() == Some(&files) {
             return Ok(None);
         }
-        let unix = UnixTime::since_unix_epoch(now.duration_since(UNIX_EPOCH).unwrap_or_default());
         let identity = match (&self.source, &files.0[..]) {
             (Source::Files { ca, cert, key }, [ca_pem, cert_pem, key_pem]) => {
-                let identity = Identity::new(self.name.clone(), ca_pem, cert_pem, key_pem, unix);
+                let identity = Identity::new(self.name.clone(), ca_pem, cert_pem, key_pem, now);
                 identity.map_err(|error| blame(error, ca, cert, key))?
             }
             (Source::CaDir(dir), [ca_pem, key_pem]) => {
                 let at = || format!("--ca-dir {}", dir.display());
                 let ca = Ca::load(ca_pem, key_pem).with_context(at)?;
                 let Issued { cert, key } = ca.issue(&self.name, self.lifetime, now).with_context(at)?;
-                Identity::new(self.name.clone(), ca_pem, cert.as_bytes(), key.as_bytes(), unix)
+                Identity::new(self.name.clone(), ca_pem, cert.as_bytes(), key.as_bytes(), now)
                     .with_context(at)?
             }
             _ => unreachable!("as many files as paths"),

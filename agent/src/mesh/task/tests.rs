@@ -30,7 +30,7 @@ fn keys(name: &str, ca: &Issued, bundle: &str) -> State {
     let name: PeerName = name.parse().unwrap();
     let leaf = issuer.issue(&name, DEADLINE * 10, SystemTime::now()).unwrap();
     let (bundle, cert, key) = (bundle.as_bytes(), leaf.cert.as_bytes(), leaf.key.as_bytes());
-    let identity = Identity::new(name, bundle, cert, key, UnixTime::now()).unwrap();
+    let identity = Identity::new(name, bundle, cert, key, SystemTime::now()).unwrap();
     State { identity: Arc::new(identity), trouble: None }
 }
 
@@ -197,9 +197,8 @@ async fn an_expired_certificate_is_turned_away_and_told_why() {
     let issuer = Ca::load(CA.cert.as_bytes(), CA.key.as_bytes()).unwrap();
     let (name, past) = ("b".parse::<PeerName>().unwrap(), SystemTime::now() - DEADLINE);
     let leaf = issuer.issue(&name, DEADLINE / 2, past).unwrap();
-    let then = UnixTime::since_unix_epoch(past.duration_since(SystemTime::UNIX_EPOCH).unwrap());
     let identity =
-        Identity::new(name, CA.cert.as_bytes(), leaf.cert.as_bytes(), leaf.key.as_bytes(), then).unwrap();
+        Identity::new(name, CA.cert.as_bytes(), leaf.cert.as_bytes(), leaf.key.as_bytes(), past).unwrap();
     let state = State { identity: Arc::new(identity), trouble: None };
     let (shown, now) = (state.warnings(SystemTime::now()), SystemTime::now() - Duration::from_secs(1800));
     assert!(shown[0].contains("has expired"), "{shown:?}");
