@@ -27,7 +27,7 @@ use crate::{
     config::{Args, Config, LogFormat},
     datapath,
     identity::{
-        self,
+        self, Checker, Sealer,
         task::{Keeper, OWN_LIFETIME},
     },
     ipam::{self, Found, seed::SeedPlan, span::Layout, token::RingGossiper},
@@ -109,7 +109,7 @@ pub async fn build(config: Config) -> anyhow::Result<Running> {
     let http = HttpServer::bind(config.metrics).await?;
     let local = LocalSocket::bind(&config.socket())?;
     let (store, fresh) = open_store(&config)?;
-    let seeds: SeedPlan = config.ipam_seed.iter().cloned().collect();
+    let seeds = seeds(&config, &store)?;
 
     let layout = Layout::new(config.universe);
     let incarnation = store.next_incarnation(unix_time().as_micros() as u64)?;
@@ -124,15 +124,15 @@ pub async fn build(config: Config) -> anyhow::Result<Running> {
     let mesh_config = mesh::machine::Config {
         record,
         universe: config.universe,
-        seed_hash: seeds.hash(),
+        identity: identity.clone(),
+        seeds: seeds.names().into(),
         bootstrap: config.peers.clone(),
         max_links: config.max_links.get(),
         items: Vec::new(),
-        gossipers: vec![Box::new(RingGossiper::new(layout))],
+        gossipers: vec![Box::new(RingGossiper::new(layout, identity.clone().map(Checker::new)))],
         seed: rand::random(),
     };
-    let (mesh, mut incoming) =
-        mesh::task::spawn(mesh_config, identity.clone(), vec![control]).context("start the mesh")?;
+    let (mesh, mut incoming) = mesh::task::spawn(mesh_config, vec![control]).context("start the mesh")?;
     let marker = config.run_dir.join(BOOT_MARKER);
     let rebooted = !marker.exists();
     let early = match rebooted {
@@ -155,6 +155,7 @@ pub async fn build(config: Config) -> anyhow::Result<Running> {
         name: config.name.clone(),
         universe: config.universe,
         seeds,
+        sealer: identity.clone().map(Sealer::new),
         has_bootstrap: !config.peers.is_empty(),
     };
     let (outgoing_sender, outgoing) = mpsc::channel(QUEUE);
@@ -178,8 +179,14 @@ pub async fn build(config: Config) -> anyhow::Result<Running> {
         });
     }
     let (leave, leaving) = mpsc::channel(1);
-    let board =
-        switchboard::Switchboard { mesh: mesh.clone(), ipam: ipam.clone(), incoming, outgoing, leaving };
+    let board = switchboard::Switchboard {
+        mesh: mesh.clone(),
+        ipam: ipam.clone(),
+        identity: identity.clone(),
+        incoming,
+        outgoing,
+        leaving,
+    };
     tasks.spawn(board.run(early));
     tasks.spawn(async move {
         ipam_task.await.context("the allocator's task panicked")?;
@@ -285,6 +292,16 @@ fn open_store(config: &Config) -> anyhow::Result<(Store, bool)> {
         );
     }
     Ok((store, fresh))
+}
+
+/// The list that the network began with counts for ever: who owns what follows from it.
+fn seeds(config: &Config, store: &Store) -> anyhow::Result<SeedPlan> {
+    let configured: SeedPlan = config.ipam_seed.iter().cloned().collect();
+    let Some(stored) = ipam::record::seeds(store)? else { return Ok(configured) };
+    if !configured.names().is_empty() && configured != stored {
+        warn!(%configured, began_with = %stored, "--ipam-seed is not the list that the network began with, and is ignored");
+    }
+    Ok(stored)
 }
 
 /// The address that the bridge still has from the agent before this one.

@@ -86,7 +86,7 @@ pub fn hello(name: &str) -> Body {
         incarnation: 1,
         software: "a stranger".into(),
         universe: "10.32.0.0/12".into(),
-        seed_hash: Vec::new(),
+        seeds: Vec::new(),
     })
 }
 

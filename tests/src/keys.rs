@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::Context;
 use weft::identity::{
-    Ca, Identity, Issued,
+    Ca, Identity, Issued, Trust,
     task::{CA_CERT, CA_KEY},
 };
 
@@ -30,7 +30,13 @@ pub fn issue(dir: &Path, name: &str, lifetime: Duration) -> anyhow::Result<()> {
 pub fn identity(dir: &Path, name: &str) -> anyhow::Result<Identity> {
     let Issued { cert, key } = issued(dir, name, Duration::from_secs(3600))?;
     let ca = read(&dir.join(CA_CERT))?;
-    Ok(Identity::new(name.parse()?, &ca, cert.as_bytes(), key.as_bytes(), SystemTime::now())?)
+    Ok(Identity::new(
+        name.parse()?,
+        Trust::from_pem(&ca, None)?,
+        cert.as_bytes(),
+        key.as_bytes(),
+        SystemTime::now(),
+    )?)
 }
 
 fn issued(dir: &Path, name: &str, lifetime: Duration) -> anyhow::Result<Issued> {

@@ -78,6 +78,12 @@ pub struct Args {
     #[arg(long, env = "WEFT_TLS_CA", hide_env_values = true, value_name = "FILE", help_heading = SECURITY)]
     pub tls_ca: Option<String>,
 
+    /// File of CAs of before, in PEM: no link of theirs is taken, but what was signed under them and is kept counts
+    ///
+    /// Beside ca.crt in --ca-dir it is retired.crt.
+    #[arg(long, env = "WEFT_TLS_RETIRED_CA", hide_env_values = true, value_name = "FILE", help_heading = SECURITY)]
+    pub tls_retired_ca: Option<String>,
+
     /// File of this node's certificate, in PEM; its DNS name is the node's name
     ///
     /// `weft ca issue` makes one, or whatever else signs certificates. Changed files are taken up at once.
@@ -208,7 +214,7 @@ mod tests {
         Agent::command().debug_assert();
         let command = Agent::command();
         let flags: Vec<_> = command.get_arguments().filter(|arg| arg.get_help_heading().is_some()).collect();
-        assert_eq!(flags.len(), 22);
+        assert_eq!(flags.len(), 23);
         for flag in flags {
             let long = flag.get_long().expect("long");
             let twin = format!("WEFT_{}", long.to_uppercase().replace('-', "_"));

@@ -299,7 +299,9 @@ impl Check<'_> {
                         None
                     }
                 });
-                Some(Source::Files { ca: ca?, cert: cert?, key: key? })
+                let retired = given(&args.tls_retired_ca);
+                let retired = retired.and_then(|file| self.absolute("--tls-retired-ca", file));
+                Some(Source::Files { ca: ca?, cert: cert?, key: key?, retired })
             }
             (None, false, false) => {
                 self.refuse("--ca-dir", "", NO_KEYS);

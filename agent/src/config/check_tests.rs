@@ -189,7 +189,7 @@ fn an_agent_without_keys_is_refused_and_told_how_to_get_some() {
     let source = |flags: &[&str]| accepted(flags).identity;
     assert_eq!(source(&[]), Some(Source::CaDir("/ca".into())));
     assert_eq!(source(&["--ca-dir=", "--insecure"]), None);
-    let files = Source::Files { ca: "/a".into(), cert: "/c".into(), key: "/k".into() };
+    let files = Source::Files { ca: "/a".into(), cert: "/c".into(), key: "/k".into(), retired: None };
     assert_eq!(source(&["--ca-dir=", "--tls-ca=/a", "--tls-cert=/c", "--tls-key=/k"]), Some(files));
     assert_snapshot!(refused(&["--ca-dir="]), @r"--ca-dir: this node has no keys: it would not know its peers, nor they it. Make a CA once with `weft ca init DIR` and give every node --ca-dir DIR with a copy of it; or give each the --tls-ca, --tls-cert and --tls-key that `weft ca issue` makes; or, where nobody else can reach these ports, run all of them with --insecure");
     assert_snapshot!(refused(&["--ca-dir=", "--tls-cert=/c"]), @r"

@@ -12,6 +12,8 @@ pub struct Certificate {
     /// The nodes that it names: its DNS subject alternative names, as far as they are names of nodes.
     pub names: Vec<PeerName>,
     pub validity: Validity,
+    /// The bytes of the public key.
+    pub key: Vec<u8>,
 }
 
 /// From when to when, in seconds since 1970.
@@ -38,6 +40,7 @@ impl Certificate {
         Ok(Self {
             names: names.filter_map(node).collect(),
             validity: Validity { from: seconds(validity.not_before), until: seconds(validity.not_after) },
+            key: parsed.public_key().subject_public_key.data.to_vec(),
         })
     }
 }

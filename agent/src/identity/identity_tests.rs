@@ -12,14 +12,9 @@ fn leaf(ca: &Ca, name: &str) -> Issued {
 }
 
 fn identity(name: &str, ca: &str, leaf: &Issued, key: &str) -> Result<Identity, String> {
-    Identity::new(
-        name.parse().unwrap(),
-        ca.as_bytes(),
-        leaf.cert.as_bytes(),
-        key.as_bytes(),
-        SystemTime::now(),
-    )
-    .map_err(|error| error.to_string())
+    let trust = Trust::from_pem(ca.as_bytes(), None).map_err(|error| error.to_string())?;
+    Identity::new(name.parse().unwrap(), trust, leaf.cert.as_bytes(), key.as_bytes(), SystemTime::now())
+        .map_err(|error| error.to_string())
 }
 
 #[test]
@@ -52,7 +47,8 @@ fn what_peers_would_refuse_is_refused_at_once() {
     let nonsense = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n";
     assert!(refused("a", &made.cert, nonsense).contains("neither ECDSA P-256 nor Ed25519"));
     let late = SystemTime::now() + 2 * HOUR;
-    let (ca, cert, key) = (made.cert.as_bytes(), leaf.cert.as_bytes(), leaf.key.as_bytes());
+    let (cert, key) = (leaf.cert.as_bytes(), leaf.key.as_bytes());
+    let ca = Trust::from_pem(made.cert.as_bytes(), None).unwrap();
     let expired = Identity::new("a".parse().unwrap(), ca, cert, key, late).unwrap_err();
     assert!(expired.to_string().contains("has expired"), "{expired}");
 }
@@ -64,7 +60,7 @@ fn a_bundle_believes_each_of_its_cas_and_signs_with_the_one_of_the_key() {
     for (ca, key) in [(&old_ca, &old.key), (&new_ca, &new.key)] {
         let leaf = leaf(ca, "a");
         assert!(identity("a", &both, &leaf, &leaf.key).is_ok());
-        assert_eq!(identity("a", &both, &leaf, &leaf.key).unwrap().trust().len(), 2);
+        assert_eq!(identity("a", &both, &leaf, &leaf.key).unwrap().trust().cas(), 2);
         let of_bundle = Ca::load(both.as_bytes(), key.as_bytes()).unwrap();
         let leaf = self::leaf(&of_bundle, "b");
         assert!(identity("b", &both, &leaf, &leaf.key).is_ok());

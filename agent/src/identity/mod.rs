@@ -11,17 +11,20 @@
 //! a bundle: as long as an old and a new CA are both in it, nodes of either are believed.
 //!
 //! Links need a certificate that is valid now. A signature on something that is kept (a record, a token) counts for as
-//! long as its CA is believed: it was made while its certificate was valid, and who is offline cannot renew it.
+//! long as its CA is believed: it was made while its certificate was valid, and who is offline cannot renew it. Of a CA
+//! that is retired only such signatures count.
 
 mod ca;
 mod certificate;
 pub mod command;
+mod seal;
 pub mod task;
 mod tls;
 mod trust;
 
 pub use ca::{Ca, Issued};
 pub use certificate::{Certificate, Validity};
+pub use seal::{BadSeal, Checker, Sealer, Signer};
 pub use tls::{Tls, explain, explain_io, explain_text};
 pub use trust::Trust;
 
@@ -45,8 +48,9 @@ use zeroize::Zeroize;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     /// Made elsewhere, and renewed there.
-    Files { ca: PathBuf, cert: PathBuf, key: PathBuf },
-    /// A directory of `ca.crt` and `ca.key`: the agent issues its own certificate and keeps it in memory.
+    Files { ca: PathBuf, cert: PathBuf, key: PathBuf, retired: Option<PathBuf> },
+    /// A directory of `ca.crt`, `ca.key` and maybe `retired.crt`: the agent issues its own certificate and keeps it in
+    /// memory.
     CaDir(PathBuf),
 }
 
@@ -84,13 +88,13 @@ pub enum IdentityError {
 }
 
 impl Identity {
-    /// From PEM texts, as they must be for links to work.
+    /// From PEM texts, as they must be for links to work; `trust` is whom to believe.
     ///
     /// # Errors
     /// What is wrong with which of them; peers would refuse it for the same reason.
     pub fn new(
         name: PeerName,
-        ca: &[u8],
+        trust: Trust,
         cert: &[u8],
         key: &[u8],
         now: SystemTime,
@@ -98,13 +102,12 @@ impl Identity {
         let now = UnixTime::since_unix_epoch(now.duration_since(UNIX_EPOCH).unwrap_or_default());
         let chain = certificates(cert)?;
         let key = signing_key(key)?;
-        let Certificate { names, validity } = Certificate::parse(&chain[0])?;
+        let Certificate { names, validity, .. } = Certificate::parse(&chain[0])?;
         if !names.contains(&name) {
             return Err(IdentityError::AnotherName { name, names });
         }
         let certified = CertifiedKey::new(chain.clone(), key.clone());
         certified.keys_match().map_err(|_| IdentityError::AnotherKey)?;
-        let trust = Trust::from_pem(ca)?;
         trust.verify(&chain, now).map_err(|error| IdentityError::NotTrusted(tls::explain(&error)))?;
         let tls = Tls::new(certified, &trust);
         Ok(Self { name, chain, key, validity, trust, tls })

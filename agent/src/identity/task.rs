@@ -2,7 +2,7 @@
 //!
 //! What cannot be loaded changes nothing: the keys from before stay in use, and [`State::trouble`] says why.
 
-use super::{Ca, Identity, IdentityError, Issued, Source};
+use super::{Ca, Identity, IdentityError, Issued, Source, Trust};
 use crate::{linux::inotify::Watch, types::PeerName};
 use anyhow::{Context, anyhow};
 use futures_util::future::select_all;
@@ -49,6 +49,16 @@ struct Loader {
 
 #[derive(PartialEq)]
 struct Files(Vec<Zeroizing<Vec<u8>>>);
+
+/// Waits for other keys; for ever where there are none, or none to come.
+pub async fn changed(current: &mut Option<Current>) {
+    if let Some(current) = current
+        && current.changed().await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
+}
 
 impl State {
     /// What a person should look at.
@@ -106,7 +116,7 @@ impl Keeper {
             Ok(Some(identity)) => {
                 info!(
                     until = identity.validity().until,
-                    cas = identity.trust().len(),
+                    cas = identity.trust().cas(),
                     "keys and certificates are loaded anew"
                 );
                 self.current.send_replace(State { identity: Arc::new(identity), trouble: None });
@@ -133,21 +143,32 @@ impl Keeper {
 impl Loader {
     /// None where nothing has changed and nothing is due.
     fn load(&mut self, now: SystemTime) -> anyhow::Result<Option<Identity>> {
-        let files = Files(self.paths().iter().map(|path| read(path)).collect::<anyhow::Result<_>>()?);
+        let mut files: Vec<_> = self.paths().iter().map(|path| read(path)).collect::<anyhow::Result<_>>()?;
+        files.push(
+            self.retired()
+                .filter(|path| path.exists())
+                .map(|path| read(&path))
+                .transpose()?
+                .unwrap_or_default(),
+        );
+        let files = Files(files);
         let due = self.renew_at.is_some_and(|at| at <= seconds(now));
         if !due && self.files.as_ref() == Some(&files) {
             return Ok(None);
         }
         let identity = match (&self.source, &files.0[..]) {
-            (Source::Files { ca, cert, key }, [ca_pem, cert_pem, key_pem]) => {
-                let identity = Identity::new(self.name.clone(), ca_pem, cert_pem, key_pem, now);
+            (Source::Files { ca, cert, key, .. }, [ca_pem, cert_pem, key_pem, retired]) => {
+                let trust = Trust::from_pem(ca_pem, some(retired));
+                let trust = trust.with_context(|| format!("--tls-ca {}", ca.display()))?;
+                let identity = Identity::new(self.name.clone(), trust, cert_pem, key_pem, now);
                 identity.map_err(|error| blame(error, ca, cert, key))?
             }
-            (Source::CaDir(dir), [ca_pem, key_pem]) => {
+            (Source::CaDir(dir), [ca_pem, key_pem, retired]) => {
                 let at = || format!("--ca-dir {}", dir.display());
                 let ca = Ca::load(ca_pem, key_pem).with_context(at)?;
                 let Issued { cert, key } = ca.issue(&self.name, self.lifetime, now).with_context(at)?;
-                Identity::new(self.name.clone(), ca_pem, cert.as_bytes(), key.as_bytes(), now)
+                let trust = Trust::from_pem(ca_pem, some(retired)).with_context(at)?;
+                Identity::new(self.name.clone(), trust, cert.as_bytes(), key.as_bytes(), now)
                     .with_context(at)?
             }
             _ => unreachable!("as many files as paths"),
@@ -159,14 +180,22 @@ impl Loader {
 
     fn paths(&self) -> Vec<PathBuf> {
         match &self.source {
-            Source::Files { ca, cert, key } => vec![ca.clone(), cert.clone(), key.clone()],
+            Source::Files { ca, cert, key, .. } => vec![ca.clone(), cert.clone(), key.clone()],
             Source::CaDir(dir) => vec![dir.join(CA_CERT), dir.join(CA_KEY)],
+        }
+    }
+
+    /// Need not be there.
+    fn retired(&self) -> Option<PathBuf> {
+        match &self.source {
+            Source::Files { retired, .. } => retired.clone(),
+            Source::CaDir(dir) => Some(dir.join(RETIRED_CERT)),
         }
     }
 
     fn directories(&self) -> BTreeSet<PathBuf> {
         let parent = |path: &PathBuf| path.parent().map(Path::to_path_buf);
-        self.paths().iter().filter_map(parent).collect()
+        self.paths().iter().chain(&self.retired()).filter_map(parent).collect()
     }
 
     fn complain_of_modes(&self) {
@@ -195,6 +224,10 @@ fn read(path: &Path) -> anyhow::Result<Zeroizing<Vec<u8>>> {
     fs::read(path).map(Zeroizing::new).with_context(|| format!("read {}; {hint}", path.display()))
 }
 
+fn some(bytes: &[u8]) -> Option<&[u8]> {
+    (!bytes.is_empty()).then_some(bytes)
+}
+
 fn watched(directory: &Path) -> Option<Watch> {
     Watch::contents(directory)
         .inspect_err(|error| debug!(directory = %directory.display(), %error, "not watched; it is looked at now and then"))
@@ -208,6 +241,8 @@ fn seconds(time: SystemTime) -> u64 {
 /// In a CA's directory: a bundle of certificates, and the key of one of them.
 pub const CA_CERT: &str = "ca.crt";
 pub const CA_KEY: &str = "ca.key";
+/// In the same directory, if there is one: CAs of before, of which only what was sealed and is kept counts.
+pub const RETIRED_CERT: &str = "retired.crt";
 /// Of certificates that an agent issues itself: short, as nobody has to do anything for the next one.
 pub const OWN_LIFETIME: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Files on mounts that tell of no changes are looked at that often.
@@ -272,7 +307,7 @@ mod tests {
         write(&new, &format!("{good}{more}"));
         fs::rename(&new, temp.path().join(CA_CERT)).unwrap();
         let state = next(&mut current).await;
-        assert_eq!((state.trouble, state.identity.trust().len()), (None, 2));
+        assert_eq!((state.trouble, state.identity.trust().cas()), (None, 2));
     }
 
     #[tokio::test]
@@ -289,7 +324,8 @@ mod tests {
             write(&path("tls.crt"), &cert);
         };
         write(&path("ca.crt"), &made.cert);
-        let source = Source::Files { ca: path("ca.crt"), cert: path("tls.crt"), key: path("tls.key") };
+        let source =
+            Source::Files { ca: path("ca.crt"), cert: path("tls.crt"), key: path("tls.key"), retired: None };
         let refused = |source: &Source| format!("{:#}", keeper(source, OWN_LIFETIME).err().unwrap());
         assert!(refused(&source).contains("tls.crt") && refused(&source).contains("weft ca issue"));
         issue(1);

@@ -13,6 +13,7 @@ use super::{
     Change, Config, Effects, Found, IpamError, KnownPeer, Now, Request, Stored, View, WaitingFor,
     ask::Asker,
     ring::{Ring, TooManySeeds},
+    seed::SeedPlan,
     space::{Allocation, Owner, Space},
     span::{Layout, Span},
     token::Token,
@@ -35,6 +36,7 @@ pub struct Allocator {
     me: PeerName,
     layout: Layout,
     ring: Ring,
+    seeds: SeedPlan,
     /// The first tokens by the seed list, for when there is no ring yet.
     genesis: Vec<Token>,
     space: Space,
@@ -64,7 +66,8 @@ impl Allocator {
         let mut this = Self {
             me: config.name,
             layout,
-            ring: Ring::new(layout),
+            ring: Ring::new(layout, config.sealer),
+            seeds: config.seeds.clone(),
             genesis,
             space: Space::new(layout),
             in_force: stored.in_force,
@@ -163,6 +166,23 @@ impl Allocator {
     /// A peer has told all that it knows (the first exchange with it is complete).
     pub fn on_contact(&mut self, now: Now) {
         self.open();
+        self.settle(now);
+    }
+
+    /// A peer has told who shared the universe at the start.
+    pub fn on_seeds(&mut self, seeds: SeedPlan) {
+        if self.seeds.names().is_empty() {
+            self.effects.changes.push(Change::Seeds(seeds.clone()));
+            self.seeds = seeds;
+        }
+    }
+
+    /// This node has other keys: its tokens are sealed anew with them.
+    pub fn on_keys(&mut self, now: Now) {
+        if self.in_force && !self.left {
+            let changed = self.ring.seal_anew(&self.me);
+            self.record(changed);
+        }
         self.settle(now);
     }
 
@@ -322,6 +342,9 @@ impl Allocator {
         self.in_force = true;
         self.ring_changed = true;
         self.effects.changes.push(Change::InForce);
+        if !self.seeds.names().is_empty() {
+            self.effects.changes.push(Change::Seeds(self.seeds.clone()));
+        }
         let genesis = std::mem::take(&mut self.genesis);
         if self.ring.is_empty() {
             for token in &genesis {

@@ -2,8 +2,7 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use crate::types::{InvalidPeerName, PeerName};
-use sha2::{Digest, Sha256};
-use std::{collections::BTreeSet, str::FromStr};
+use std::{collections::BTreeSet, fmt, str::FromStr};
 
 /// `--ipam-seed`: empty for a joiner, else the same names on every agent that has a list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,18 +23,12 @@ impl SeedPlan {
     pub fn names(&self) -> &[PeerName] {
         &self.names
     }
+}
 
-    /// SHA-256 of the sorted names, which peers compare in their hello; empty without a list.
-    pub fn hash(&self) -> Vec<u8> {
-        if self.names.is_empty() {
-            return Vec::new();
-        }
-        let mut hash = Sha256::new();
-        for name in &self.names {
-            hash.update(name.as_str());
-            hash.update([b'\n']);
-        }
-        hash.finalize().to_vec()
+impl fmt::Display for SeedPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<_> = self.names.iter().map(PeerName::as_str).collect();
+        f.write_str(&names.join(","))
     }
 }
 
@@ -71,9 +64,8 @@ mod tests {
     fn the_order_of_seeds_does_not_matter() {
         let plan: SeedPlan = "b, a,C".parse().unwrap();
         assert_eq!(plan.names().iter().map(PeerName::as_str).collect::<Vec<_>>(), ["a", "b", "c"]);
-        assert_eq!(plan.hash(), "c,b,a".parse::<SeedPlan>().unwrap().hash());
-        assert_ne!(plan.hash(), "ab,c".parse::<SeedPlan>().unwrap().hash());
-        assert_eq!("".parse::<SeedPlan>().unwrap().hash(), Vec::<u8>::new());
+        assert_eq!(plan, "c,b,a".parse().unwrap());
+        assert_eq!("".parse(), Ok(SeedPlan::default()));
     }
 
     #[test]

@@ -10,7 +10,7 @@
 
 use super::{
     Allocation, Allocator, Config, Effects, Found, IpamError, KnownPeer, Now, Request, View, record,
-    span::Layout,
+    seed::SeedPlan, span::Layout,
 };
 use crate::{
     linux::store::{Store, Write},
@@ -111,6 +111,16 @@ impl Handle {
         self.tell(Command::Contact).await
     }
 
+    /// Who shared the universe at the start, as a peer has told.
+    pub async fn seeds(&self, seeds: SeedPlan) -> Result<(), IpamError> {
+        self.tell(Command::Seeds(seeds)).await
+    }
+
+    /// This node's keys are others.
+    pub async fn keys(&self) -> Result<(), IpamError> {
+        self.tell(Command::Keys).await
+    }
+
     pub fn view(&self) -> watch::Receiver<Arc<View>> {
         self.view.clone()
     }
@@ -138,6 +148,8 @@ enum Command {
     Items(Vec<Item>),
     Unicast { from: PeerName, body: Vec<u8> },
     Peers(Vec<KnownPeer>),
+    Seeds(SeedPlan),
+    Keys,
     Contact,
 }
 
@@ -221,6 +233,14 @@ impl Task {
             }
             Command::Peers(peers) => {
                 self.allocator.on_peers(&peers, now);
+                None
+            }
+            Command::Seeds(seeds) => {
+                self.allocator.on_seeds(seeds);
+                None
+            }
+            Command::Keys => {
+                self.allocator.on_keys(now);
                 None
             }
             Command::Contact => {
@@ -336,7 +356,8 @@ mod tests {
     async fn agent(dir: &Path, found: Found) -> (Handle, JoinHandle<()>, mpsc::Receiver<Outgoing>) {
         let (name, universe) = ("a".parse().unwrap(), "10.32.0.0/16".parse().unwrap());
         let (store, _) = Store::open(dir, &name, &universe).unwrap();
-        let config = Config { seeds: "a".parse().unwrap(), name, universe, has_bootstrap: false };
+        let config =
+            Config { seeds: "a".parse().unwrap(), sealer: None, name, universe, has_bootstrap: false };
         let (outgoing, sent) = mpsc::channel(1);
         let (handle, task) = start(config, store, found, outgoing).await.unwrap();
         (handle, task, sent)

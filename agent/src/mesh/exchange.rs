@@ -12,6 +12,7 @@ use super::{
 use crate::types::PeerName;
 use rand::RngExt;
 use std::time::Instant;
+use tracing::debug;
 use weft_proto::mesh::{Digest, Items, Summary, Unicast, frame::Body};
 
 impl Mesh {
@@ -29,10 +30,14 @@ impl Mesh {
 
     /// Takes an item in, from a link or from a subject of this agent, and tells those who don't have it.
     pub(super) fn merge(&mut self, item: Item, from: Option<LinkId>, now: Instant) {
-        if self.is_own(&item) {
-            self.own_item(item, from, now);
-            return;
+        match self.is_own(&item) {
+            true => self.own_item(item, from, now),
+            false => self.merge_checked(item, from, now),
         }
+    }
+
+    pub(super) fn merge_checked(&mut self, item: Item, from: Option<LinkId>, now: Instant) {
+        let (channel, key) = (item.channel.clone(), item.key.clone());
         match self.replica.merge(item) {
             Ok(Merged::New(key)) => {
                 self.counters.items_merged += 1;
@@ -47,7 +52,7 @@ impl Mesh {
             }
             Ok(Merged::Same(key)) => self.with_link(from, |link| link.buffer.remove(&key)),
             Ok(Merged::Older(key)) => self.with_link(from, |link| link.buffer.add(&key)),
-            Err(rejected) => self.reject(rejected),
+            Err(rejected) => self.reject(&channel, &key, rejected, from, now),
         }
     }
 
@@ -61,8 +66,27 @@ impl Mesh {
         }
     }
 
-    pub(super) fn reject(&mut self, rejected: Rejected) {
+    /// An item is dropped and counted. Who sends what others have not said is named: agents pass on only what they have
+    /// checked.
+    pub(super) fn reject(
+        &mut self,
+        channel: &str,
+        key: &[u8],
+        rejected: Rejected,
+        from: Option<LinkId>,
+        now: Instant,
+    ) {
         *self.counters.items_rejected.entry(rejected.reason()).or_default() += 1;
+        let Some(link) = from.and_then(|id| self.links.get(&id)) else { return };
+        if let (Rejected::Forged(why), Some(peer)) = (rejected, link.name()) {
+            let key = match std::str::from_utf8(key) {
+                Ok(text) if text.chars().all(|c| c.is_ascii_graphic()) => text.into(),
+                _ => key.iter().map(|byte| byte.to_string()).collect::<Vec<_>>().join("."),
+            };
+            let (who, reason) = (format!("peer {peer}"), format!("item {key} of {channel}: {why}"));
+            debug!(who, reason, "a forged item is dropped");
+            self.refusals.note(&who, &reason, now);
+        }
     }
 
     pub(super) fn with_link(&mut self, id: Option<LinkId>, change: impl FnOnce(&mut Link)) {

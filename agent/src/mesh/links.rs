@@ -126,7 +126,10 @@ impl Mesh {
         let Some(link) = self.links.get(&id) else { return Ok(()) };
         let (dialled, remote) = (link.dialled.clone(), link.remote.clone());
         match self.greeting.judge(hello, link.certified.as_deref()) {
-            Verdict::Welcome { name, incarnation } => self.welcome(id, dialled, name, incarnation, now),
+            Verdict::Welcome { name, incarnation, seeds } => {
+                self.learn_seeds(seeds);
+                self.welcome(id, dialled, name, incarnation, now);
+            }
             Verdict::Myself => self.close(id, Code::Surplus, "this agent itself", now),
             // Anybody can say so: it counts where somebody answers to that at an endpoint.
             Verdict::ElderTwin if dialled.is_none() => {
@@ -162,6 +165,15 @@ impl Mesh {
             Verdict::Garbage(what) => return Err(what),
         }
         Ok(())
+    }
+
+    /// Who joins learns the seeds from the first whom it meets: whose shares are whose follows from them.
+    fn learn_seeds(&mut self, seeds: Vec<PeerName>) {
+        if self.greeting.seeds.is_empty() && !seeds.is_empty() {
+            self.replica.seeds(&seeds);
+            self.greeting.seeds.clone_from(&seeds);
+            self.output(Output::Seeds(seeds));
+        }
     }
 
     fn welcome(

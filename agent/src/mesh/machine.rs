@@ -23,7 +23,10 @@ use super::{
     replica::Replica,
     routes::Routes,
 };
-use crate::types::{Incarnation, PeerAddress, PeerName, Universe};
+use crate::{
+    identity::{Checker, Sealer, task::Current},
+    types::{Incarnation, PeerAddress, PeerName, Universe},
+};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::{
@@ -36,8 +39,10 @@ pub struct Config {
     /// The own record as it is at the start.
     pub record: PeerRecord,
     pub universe: Universe,
-    /// SHA-256 of the sorted seed list, empty where there is none.
-    pub seed_hash: Vec<u8>,
+    /// With what records are sealed and checked; `None`: they are not.
+    pub identity: Option<Current>,
+    /// Who shares the universe at the start, sorted; empty where it is not known yet.
+    pub seeds: Vec<PeerName>,
     pub bootstrap: Vec<PeerAddress>,
     /// Control links at a time.
     pub max_links: usize,
@@ -65,6 +70,8 @@ pub enum Input {
         who: String,
         reason: String,
     },
+    /// This node's keys are others: what was sealed before is sealed anew.
+    Rekeyed,
     /// The other end's certificate is not believed any more.
     Denied {
         link: LinkId,
@@ -125,6 +132,8 @@ pub enum Output {
     },
     /// [`Mesh::peers`] is another.
     PeersChanged,
+    /// Who shares the universe at the start, as a peer has told.
+    Seeds(Vec<PeerName>),
     /// The first exchange is done, or there is nobody to have one with; the own record is published.
     Joined,
     /// A peer has told all that it knows, for the first time. Comes after [`Output::Joined`], long after it where nobody
@@ -144,6 +153,7 @@ pub struct Mesh {
     pub(super) objection: Option<String>,
     pub(super) phase: Phase,
     pub(super) replica: Replica,
+    pub(super) sealer: Option<Sealer>,
     pub(super) peers: PeerSet,
     pub(super) links: BTreeMap<LinkId, Link>,
     pub(super) dialer: Dialer,
@@ -205,20 +215,26 @@ pub struct LinkInfo {
 
 impl Mesh {
     pub fn new(config: Config, now: Instant) -> Self {
-        let Config { record, universe, seed_hash, bootstrap, max_links, items, mut gossipers, seed } = config;
+        let Config { record, universe, identity, seeds, bootstrap, max_links, items, mut gossipers, seed } =
+            config;
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        gossipers.push(Box::new(PeerGossip));
+        gossipers.push(Box::new(PeerGossip(identity.clone().map(Checker::new))));
+        let mut replica = Replica::new(gossipers);
+        if !seeds.is_empty() {
+            replica.seeds(&seeds);
+        }
         let (name, incarnation, software) =
             (record.name.clone(), record.incarnation, record.software.clone());
         let mut mesh = Self {
             naming: Naming::new(incarnation),
             objection: None,
             dialer: Dialer::new(name.clone(), bootstrap, max_links),
-            greeting: Greeting { name, incarnation, software, universe, seed_hash },
+            greeting: Greeting { name, incarnation, software, universe, seeds },
             peers: PeerSet::new(record.clone()),
             own: record,
             phase: Phase::Joining { patience: now + PATIENCE },
-            replica: Replica::new(gossipers),
+            replica,
+            sealer: identity.map(Sealer::new),
             links: BTreeMap::new(),
             routes: None,
             news: BTreeMap::new(),
@@ -253,6 +269,7 @@ impl Mesh {
             Input::Opened { link, dialled, remote, certified } => {
                 self.opened(link, dialled, remote, certified, now);
             }
+            Input::Rekeyed => self.seal_anew(),
             Input::TurnedAway { who, reason } => self.turned_away(&who, &reason, now),
             Input::Denied { link, reason } => self.close(link, Code::Identity, &reason, now),
             Input::DialFailed { target, reason } => self.dial_failed(&target, &reason, now),
@@ -444,7 +461,8 @@ mod tests {
         let config = Config {
             record: PeerRecord::new(name.parse().unwrap(), Incarnation(1)),
             universe: "10.32.0.0/12".parse().unwrap(),
-            seed_hash: Vec::new(),
+            identity: None,
+            seeds: Vec::new(),
             bootstrap: Vec::new(),
             max_links: 8,
             items: Vec::new(),

@@ -5,7 +5,10 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use super::gossip::{Gossiper, Item, Rejected};
-use crate::types::{DataId, DataKey, Endpoint, Incarnation, PeerName};
+use crate::{
+    identity::{BadSeal, Checker, Sealer},
+    types::{DataId, DataKey, Endpoint, Incarnation, PeerName},
+};
 use prost::Message;
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 use weft_proto::mesh as wire;
@@ -47,9 +50,9 @@ pub struct PeerSet {
     records: BTreeMap<PeerName, Arc<PeerRecord>>,
 }
 
-/// Checks the items of channel [`CHANNEL`].
-#[derive(Clone, Copy, Debug)]
-pub struct PeerGossip;
+/// Checks the items of channel [`CHANNEL`]; without a checker it does not ask who has sealed them.
+#[derive(Debug)]
+pub struct PeerGossip(pub Option<Checker>);
 
 impl PeerRecord {
     /// A record with nothing but its owner.
@@ -109,6 +112,13 @@ impl PeerRecord {
             body: body.encode_to_vec(),
             signature: Vec::new(),
         }
+    }
+
+    /// The same, sealed by its owner.
+    pub fn to_sealed(&self, sealer: Option<&Sealer>) -> Item {
+        let item = self.to_item();
+        let signature = sealer.map(|sealer| sealer.seal(SEALED, &item.body).encode_to_vec());
+        Item { signature: signature.unwrap_or_default(), ..item }
     }
 
     /// # Errors
@@ -187,8 +197,12 @@ impl Gossiper for PeerGossip {
         CHANNEL
     }
 
-    fn check(&self, item: &Item) -> Result<(), Rejected> {
-        PeerRecord::from_item(item).map(drop)
+    fn check(&mut self, item: &Item) -> Result<(), Rejected> {
+        let record = PeerRecord::from_item(item)?;
+        let Some(checker) = &mut self.0 else { return Ok(()) };
+        let seal = wire::Seal::decode(item.signature.as_slice()).map_err(|_| BadSeal::Unreadable)?;
+        let signer = checker.signer(SEALED, &item.body, &seal)?;
+        signer.is(&record.name).then_some(()).ok_or(Rejected::Forged("its seal is another peer's"))
     }
 }
 
@@ -198,6 +212,8 @@ fn rank(incarnation: Incarnation, version: u64) -> Vec<u8> {
 
 /// The channel of peer records.
 pub const CHANNEL: &str = "peers";
+/// What a record is to who seals it.
+const SEALED: &str = "record";
 /// Incarnations and versions stay below, so that an owner can always outbid.
 const MAX_COUNT: u64 = u64::MAX / 2;
 const MAX_ENDPOINTS: usize = 16;
@@ -237,7 +253,7 @@ mod tests {
 
         #[test]
         fn no_bytes_make_it_panic(body in vec(any::<u8>(), 0..100)) {
-            let _ = PeerGossip.check(&Item { body, ..record("a").to_item() });
+            let _ = PeerGossip(None).check(&Item { body, ..record("a").to_item() });
         }
 
         #[test]
@@ -255,11 +271,17 @@ mod tests {
     #[test]
     fn key_and_rank_must_agree_with_the_body() {
         let item = record("a").to_item();
-        assert_eq!(PeerGossip.check(&item), Ok(()));
-        assert_eq!(PeerGossip.check(&Item { key: b"b".into(), ..item.clone() }), Err(Rejected::Disagrees));
-        assert_eq!(PeerGossip.check(&Item { rank: vec![0; 16], ..item.clone() }), Err(Rejected::Disagrees));
+        assert_eq!(PeerGossip(None).check(&item), Ok(()));
+        assert_eq!(
+            PeerGossip(None).check(&Item { key: b"b".into(), ..item.clone() }),
+            Err(Rejected::Disagrees)
+        );
+        assert_eq!(
+            PeerGossip(None).check(&Item { rank: vec![0; 16], ..item.clone() }),
+            Err(Rejected::Disagrees)
+        );
         let endless = PeerRecord { version: u64::MAX, ..record("a") };
-        assert_eq!(PeerGossip.check(&endless.to_item()), Err(Rejected::Disagrees));
+        assert_eq!(PeerGossip(None).check(&endless.to_item()), Err(Rejected::Disagrees));
     }
 
     #[test]
@@ -271,7 +293,7 @@ mod tests {
             own.outbid(&foreign);
             assert!(own.rank() > foreign.rank(), "{:?}", foreign.rank());
             assert!(own.to_item().beats(&foreign.to_item()));
-            assert!(PeerGossip.check(&own.to_item()).is_ok());
+            assert!(PeerGossip(None).check(&own.to_item()).is_ok());
         }
     }
 
@@ -285,6 +307,6 @@ mod tests {
         record.software = "\u{10ffff}".repeat(999);
         record.data_key = Some(DataKey([0; 32]));
         assert_eq!(record.to_item().check_bounds(), Ok(()));
-        assert_eq!(PeerGossip.check(&record.to_item()), Ok(()));
+        assert_eq!(PeerGossip(None).check(&record.to_item()), Ok(()));
     }
 }

@@ -9,6 +9,7 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use super::gossip::{self, Gossiper, Item, Rejected};
+use crate::types::PeerName;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -74,13 +75,27 @@ impl Replica {
         }
     }
 
+    /// The seeds are known now.
+    pub fn seeds(&mut self, seeds: &[PeerName]) {
+        self.gossipers.values_mut().for_each(|gossiper| gossiper.seeds(seeds));
+    }
+
+    /// Whether an item might enter.
+    ///
+    /// # Errors
+    /// As [`Replica::merge`], but for room.
+    pub fn check(&mut self, item: &Item) -> Result<(), Rejected> {
+        item.check_bounds()?;
+        self.gossipers.get_mut(item.channel.as_str()).map_or(Ok(()), |gossiper| gossiper.check(item))
+    }
+
     /// Takes an item in if it is newer than what is here.
     ///
     /// # Errors
     /// The item is malformed, or there is no room for it.
     pub fn merge(&mut self, item: Item) -> Result<Merged, Rejected> {
         item.check_bounds()?;
-        let known = self.gossipers.get(item.channel.as_str());
+        let known = self.gossipers.get_mut(item.channel.as_str());
         if let Some((channel, held)) = self.channels.get_key_value(item.channel.as_str())
             && let Some((key, entry)) = held.items.get_key_value(item.key.as_slice())
         {
@@ -91,10 +106,11 @@ impl Replica {
             if entry.item.beats(&item) {
                 return Ok(Merged::Older(name));
             }
+            let held = entry.item.size();
             if let Some(gossiper) = known {
                 gossiper.check(&item)?;
             }
-            self.room_for(&item, entry.item.size(), false)?;
+            self.room_for(&item, held, false)?;
             self.channels.get_mut(&name.channel).expect("it was looked up").put(name.key.clone(), item);
             return Ok(Merged::New(name));
         }
@@ -314,7 +330,7 @@ mod tests {
             "even"
         }
 
-        fn check(&self, item: &Item) -> Result<(), Rejected> {
+        fn check(&mut self, item: &Item) -> Result<(), Rejected> {
             item.body.len().is_multiple_of(2).then_some(()).ok_or(Rejected::Undecodable)
         }
     }

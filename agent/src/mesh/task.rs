@@ -48,6 +48,8 @@ pub enum Incoming {
         channel: String,
         body: Vec<u8>,
     },
+    /// Who shares the universe at the start, as a peer has told; it comes before the first items.
+    Seeds(Vec<PeerName>),
     /// The first exchange is done, or there is nobody to have one with.
     Joined,
     /// A peer has told all that it knows, for the first time; it came before. After [`Incoming::Joined`].
@@ -86,13 +88,12 @@ enum Command {
     Stop,
 }
 
-/// Starts the mesh on listeners that are bound already. Without an identity its links are in clear.
+/// Starts the mesh on listeners that are bound already. Without an identity in the configuration its links are in clear.
 ///
 /// # Errors
 /// A listener cannot be used.
 pub fn spawn(
     config: Config,
-    identity: Option<identity::task::Current>,
     listeners: Vec<TcpListener>,
 ) -> anyhow::Result<(Handle, mpsc::Receiver<Incoming>)> {
     let now = Instant::now();
@@ -100,7 +101,12 @@ pub fn spawn(
     let (incoming_tx, incoming) = mpsc::channel(INCOMING);
     let (events_tx, events) = mpsc::channel(EVENTS);
     let progress = Arc::new(Notify::new());
-    let wires = Wires { identity, events: events_tx, progress: progress.clone(), next_link: Arc::default() };
+    let wires = Wires {
+        identity: config.identity.clone(),
+        events: events_tx,
+        progress: progress.clone(),
+        next_link: Arc::default(),
+    };
     let limit = Arc::new(Semaphore::new(config.max_links + 4 * STRANGERS));
     let mut servers = Servers::default();
     for listener in listeners {
@@ -208,7 +214,7 @@ impl Task {
         incoming: mpsc::Sender<Incoming>,
         servers: Servers,
     ) {
-        let (progress, mut identity) = (self.wires.progress.clone(), self.wires.identity.clone());
+        let (progress, mut keys) = (self.wires.progress.clone(), self.wires.identity.clone());
         self.handle(Input::Wake);
         loop {
             let told_all = self.pending.is_empty() && (self.ended || !self.mesh.has_news());
@@ -231,7 +237,7 @@ impl Task {
                     }
                 }
                 () = progress.notified() => self.progress(),
-                () = changed(&mut identity) => self.judge_links(),
+                () = identity::task::changed(&mut keys) => self.judge_links(),
                 Ok(permit) = incoming.reserve(), if !told_all => {
                     if let Some(news) = self.next_incoming() {
                         permit.send(news);
@@ -286,6 +292,7 @@ impl Task {
                     }
                 }
                 Output::PeersChanged => peers_changed = true,
+                Output::Seeds(seeds) => self.pending.push_back(Incoming::Seeds(seeds)),
                 Output::Joined => self.pending.push_back(Incoming::Joined),
                 Output::Contact => self.pending.push_back(Incoming::Contact),
                 Output::Left => {
@@ -324,7 +331,7 @@ impl Task {
         }
     }
 
-    /// Keys have changed: links stay up, but those whose certificate is not believed any more.
+    /// Keys have changed: what we sealed is sealed anew; links stay up, but those whose certificate is not believed any more.
     fn judge_links(&mut self) {
         let Some(current) = &self.wires.identity else { return };
         let (trust, now) = (current.borrow().identity.trust().clone(), UnixTime::now());
@@ -335,6 +342,7 @@ impl Task {
         for (link, reason) in self.links.iter().filter_map(denied).collect::<Vec<_>>() {
             self.handle(Input::Denied { link, reason });
         }
+        self.handle(Input::Rekeyed);
     }
 
     /// Ends our half after what is queued, and gives the other end a moment to end its own.
@@ -404,16 +412,6 @@ impl Servers {
         let ended = async { while self.serving.join_next().await.is_some() {} };
         let _ = timeout(LINGER, ended).await;
     }
-}
-
-/// Waits for other keys; for ever where there are none, or none to come.
-async fn changed(identity: &mut Option<identity::task::Current>) {
-    if let Some(current) = identity
-        && current.changed().await.is_ok()
-    {
-        return;
-    }
-    std::future::pending().await
 }
 
 /// Inputs from the subjects that may wait.

@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     identity::{
-        Ca, Identity, Issued,
+        Ca, Identity, Issued, Trust,
         task::{Current, State},
     },
     mesh::dial::Target,
@@ -29,8 +29,9 @@ fn keys(name: &str, ca: &Issued, bundle: &str) -> State {
     let issuer = Ca::load(ca.cert.as_bytes(), ca.key.as_bytes()).unwrap();
     let name: PeerName = name.parse().unwrap();
     let leaf = issuer.issue(&name, DEADLINE * 10, SystemTime::now()).unwrap();
-    let (bundle, cert, key) = (bundle.as_bytes(), leaf.cert.as_bytes(), leaf.key.as_bytes());
-    let identity = Identity::new(name, bundle, cert, key, SystemTime::now()).unwrap();
+    let (cert, key) = (leaf.cert.as_bytes(), leaf.key.as_bytes());
+    let trust = Trust::from_pem(bundle.as_bytes(), None).unwrap();
+    let identity = Identity::new(name, trust, cert, key, SystemTime::now()).unwrap();
     State { identity: Arc::new(identity), trouble: None }
 }
 
@@ -50,14 +51,15 @@ fn agent_with(name: &str, incarnation: u64, bootstrap: &[SocketAddr], identity: 
     let config = Config {
         record,
         universe: "10.32.0.0/12".parse().unwrap(),
-        seed_hash: Vec::new(),
+        identity,
+        seeds: Vec::new(),
         bootstrap: bootstrap.iter().map(|address| address.to_string().parse().unwrap()).collect(),
         max_links: 64,
         items: Vec::new(),
         gossipers: Vec::new(),
         seed: incarnation,
     };
-    let (handle, incoming) = spawn(config, identity, vec![listener]).unwrap();
+    let (handle, incoming) = spawn(config, vec![listener]).unwrap();
     Agent { handle, incoming, address }
 }
 
@@ -197,8 +199,14 @@ async fn an_expired_certificate_is_turned_away_and_told_why() {
     let issuer = Ca::load(CA.cert.as_bytes(), CA.key.as_bytes()).unwrap();
     let (name, past) = ("b".parse::<PeerName>().unwrap(), SystemTime::now() - DEADLINE);
     let leaf = issuer.issue(&name, DEADLINE / 2, past).unwrap();
-    let identity =
-        Identity::new(name, CA.cert.as_bytes(), leaf.cert.as_bytes(), leaf.key.as_bytes(), past).unwrap();
+    let identity = Identity::new(
+        name,
+        Trust::from_pem(CA.cert.as_bytes(), None).unwrap(),
+        leaf.cert.as_bytes(),
+        leaf.key.as_bytes(),
+        past,
+    )
+    .unwrap();
     let state = State { identity: Arc::new(identity), trouble: None };
     let (shown, now) = (state.warnings(SystemTime::now()), SystemTime::now() - Duration::from_secs(1800));
     assert!(shown[0].contains("has expired"), "{shown:?}");
