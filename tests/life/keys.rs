@@ -40,17 +40,13 @@ fn agents_without_keys_run_where_all_are_told_to_and_say_so() {
     }
     for node in lab.nodes() {
         node.wait_ready(START).unwrap();
-        assert!(warnings(&node).contains("run with --insecure"), "{}", warnings(&node));
+        warns(&node, "run with --insecure");
         assert!(printed(node.weft(&["status"]).unwrap()).unwrap().contains("run with --insecure"));
     }
     // One with keys and those without have nothing to do with each other, and say why.
     let other = lab.add_node().unwrap();
     other.start_agent().unwrap();
-    wait::until("the reason is shown", SOON, || {
-        ensure!(warnings(&other).contains("is that agent run with --insecure?"), "{}", warnings(&other));
-        Ok(())
-    })
-    .unwrap();
+    warns(&other, "is that agent run with --insecure?");
 }
 
 #[test]
@@ -82,7 +78,7 @@ fn the_command_line_makes_keys_that_work_and_are_renewed_in_place() {
     }
     lab.nodes().iter().for_each(|node| node.wait_ready(START).unwrap());
     linked(&n1, "n2");
-    assert_eq!(warnings(&n1), "[]");
+    warns_of_nothing(&n1);
     let pods = lab.pods();
     pods.iter().for_each(|pod| drop(pod.attach().unwrap()));
     reaches(&pods[0], &pods[1]);
@@ -90,14 +86,10 @@ fn the_command_line_makes_keys_that_work_and_are_renewed_in_place() {
     issue(&n1);
     logs(&n1, "keys and certificates are loaded anew");
     fs::write(dir.join("n2.key"), "nonsense").unwrap();
-    wait::until("the bad file is named", SOON, || {
-        ensure!(warnings(&n2).contains("n2.key"), "{}", warnings(&n2));
-        Ok(())
-    })
-    .unwrap();
+    warns(&n2, "n2.key");
     issue(&n2);
     logs(&n2, "keys and certificates are loaded anew");
-    assert_eq!(warnings(&n2), "[]");
+    warns_of_nothing(&n2);
     assert_eq!(n1.log().matches("link down").count() + n2.log().matches("link down").count(), 0);
 }
 
@@ -109,15 +101,8 @@ fn a_node_with_the_wrong_certificate_is_turned_away_on_both_sides() {
     keys::make_ca(&other).unwrap();
     joiner.configure(|settings| settings.ca_dir = Some(other));
     joiner.start_agent().unwrap();
-    let told = |node: &Node, word: &str| {
-        wait::until(&format!("{} says so", node.name()), SOON, || {
-            ensure!(warnings(node).contains(word), "{}", warnings(node));
-            Ok(())
-        })
-        .unwrap();
-    };
-    told(&joiner, "of no CA that this node believes");
-    told(&n1, "192.0.2.2 was turned away: the other end does not accept this node's certificate");
+    warns(&joiner, "of no CA that this node believes");
+    warns(&n1, "192.0.2.2 was turned away: the other end does not accept this node's certificate");
     // Its operator copies the right files, and it joins without a restart.
     for file in ["ca.key", "ca.crt"] {
         let text = fs::read_to_string(lab.ca_dir().join(file)).unwrap();
@@ -152,7 +137,14 @@ fn a_ca_is_replaced_while_pods_talk() {
     }
     linked(&dirs[0].1, "n2");
     reaches(&a, &b);
-    let steps = [("ca.crt", both), ("ca.key", read(&new, "ca.key")), ("ca.crt", read(&new, "ca.crt"))];
+    let (old, new_cert) = (read(lab.ca_dir(), "ca.crt"), read(&new, "ca.crt"));
+    let steps = [
+        ("ca.crt", both),
+        ("ca.key", read(&new, "ca.key")),
+        // What was handed over under the old one still counts.
+        ("retired.crt", old.clone()),
+        ("ca.crt", new_cert),
+    ];
     for (n, (file, text)) in steps.into_iter().enumerate() {
         for (dir, node) in &dirs {
             let before = node.log().matches("loaded anew").count();
@@ -167,7 +159,8 @@ fn a_ca_is_replaced_while_pods_talk() {
     }
     linked(&dirs[0].1, "n2");
     linked(&dirs[1].1, "n1");
-    // Who comes now needs to know of the new one only, and hears of everything.
+    // Who comes now has a certificate of the new one, and believes what was said under the old one.
+    keys::write(&new.join("retired.crt"), &old).unwrap();
     let joiner = lab.add_node().unwrap();
     joiner.configure(|settings| settings.ca_dir = Some(new));
     joiner.start_agent().unwrap();
@@ -177,9 +170,25 @@ fn a_ca_is_replaced_while_pods_talk() {
     reaches(&b, &pod);
 }
 
-/// All warnings of a node's status, as one text.
-fn warnings(node: &Node) -> String {
-    node.status().unwrap()["warnings"].to_string()
+/// Waits until a warning of a node's status has some words.
+#[track_caller]
+fn warns(node: &Node, words: &str) {
+    wait::until(&format!("{} warns of `{words}`", node.name()), SOON, || {
+        let warnings = node.status()?["warnings"].to_string();
+        ensure!(warnings.contains(words), "{warnings}");
+        Ok(())
+    })
+    .unwrap();
+}
+
+#[track_caller]
+fn warns_of_nothing(node: &Node) {
+    wait::until(&format!("{} has no warning", node.name()), SOON, || {
+        let warnings = node.status()?["warnings"].to_string();
+        ensure!(warnings == "[]", "{warnings}");
+        Ok(())
+    })
+    .unwrap();
 }
 
 fn linked(node: &Node, peer: &str) {

@@ -176,7 +176,8 @@ fn nobody_takes_what_was_never_its_own() {
     lies.push(scene.seal(Token { epoch: 1, version: 1, ..own.clone() }, grants(&own)));
     lies.push(scene.seal(Token { owner: liar, epoch: 1, ..seed.clone() }, grants(&seed)));
     // Somebody else's token under another seal.
-    lies.push(Item { signature: scene.seal(own, Vec::new()).signature, ..seed.to_item(&layout()) });
+    let signature = scene.seal(own, Vec::new()).signature;
+    lies.push(Token { version: seed.version + 1, signature, ..seed }.to_item(&layout()));
     let count = lies.len() as u64;
     scene.tell(lies);
     scene.unmoved();
