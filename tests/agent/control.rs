@@ -283,7 +283,14 @@ fn summary_of(bucket: u32) -> Summary {
 
 fn unicast(to: &str, hop_limit: u32) -> Unicast {
     let body = vec![0xff; 64];
-    Unicast { source: "stranger".into(), destination: to.into(), hop_limit, channel: "ring".into(), body }
+    Unicast {
+        source: "stranger".into(),
+        destination: to.into(),
+        hop_limit,
+        channel: "ring".into(),
+        body,
+        seal: None,
+    }
 }
 
 /// On channels that are known: what does not decode, whose key, rank and body disagree, or that is too long.

@@ -79,14 +79,19 @@ impl Scene {
 
     /// Has the liar tell everybody.
     fn tell(&mut self, items: Vec<Item>) {
-        let liar = self.world.sim.nodes[LIAR].name.clone();
         for n in (0..NODES).filter(|n| *n != LIAR) {
-            let links = self.world.sim.nodes[n].mesh.links();
-            let link = links.iter().find(|link| link.peer.as_ref().is_some_and(|(peer, _)| *peer == liar));
             let items = items.iter().cloned().map(Into::into).collect();
-            let frame = Frame { body: Some(Body::Items(wire::Items { items, complete: false })) };
-            self.world.sim.handle(n, Input::Frame { link: link.expect("all are linked").id, frame });
+            self.send(n, Body::Items(wire::Items { items, complete: false }));
         }
+    }
+
+    /// Puts a frame onto a node's link with the liar.
+    fn send(&mut self, to: usize, body: Body) {
+        let liar = &self.world.sim.nodes[LIAR].name;
+        let links = self.world.sim.nodes[to].mesh.links();
+        let link = links.iter().find(|link| link.peer.as_ref().is_some_and(|(peer, _)| peer == liar));
+        let (link, frame) = (link.expect("all are linked").id, Frame { body: Some(body) });
+        self.world.sim.handle(to, Input::Frame { link, frame });
     }
 
     /// Nobody believes anything else than before, and all go on to agree.
@@ -148,6 +153,22 @@ fn nobody_speaks_for_another_peer() {
         let named = mesh.refusals(scene.world.sim.now);
         assert!(named.iter().any(|(who, why)| who == "peer node-0" && why.contains("seal")), "{named:?}");
     }
+}
+
+#[test]
+fn nobody_asks_for_space_in_anothers_name() {
+    let mut scene = Scene::new(4);
+    let (from, to) = (scene.world.sim.nodes[3].name.to_string(), scene.world.sim.nodes[1].name.to_string());
+    let body = wire::SpaceRequest { count: 1 << 18, urgent: true }.encode_to_vec();
+    let unsealed =
+        wire::Unicast { source: from, destination: to, channel: "ring".into(), body, ..Default::default() };
+    let seal = Some(scene.sealer.seal("unicast", &unsealed.encode_to_vec()));
+    for seal in [None, seal] {
+        let unicast = wire::Unicast { hop_limit: 3, seal, ..unsealed.clone() };
+        scene.send(1, Body::Unicast(unicast));
+    }
+    scene.unmoved();
+    assert_eq!(scene.world.sim.nodes[1].mesh.counters().unicasts_dropped["forged"], 2);
 }
 
 #[test]

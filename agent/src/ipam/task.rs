@@ -10,14 +10,14 @@
 
 use super::{
     Allocation, Allocator, Config, Effects, Found, IpamError, KnownPeer, Now, Request, View, record,
-    seed::SeedPlan, span::Layout,
+    seed::SeedPlan, span::Layout, token::Token,
 };
 use crate::{
     linux::store::{Store, Write},
     mesh::gossip::Item,
     types::{AttachmentKey, PeerName},
 };
-use anyhow::Context;
+use anyhow::{Context, bail};
 use std::{
     collections::BTreeMap,
     sync::Arc,
@@ -57,6 +57,13 @@ pub async fn start(
     let loading = store.clone();
     let stored = spawn_blocking(move || record::load(&loading, &layout)).await?;
     let stored = stored.context("read address space and allocations")?;
+    if config.sealer.is_some() && stored.tokens.iter().any(Token::lacks_deed) {
+        bail!(
+            "{} was written by an agent that ran with --insecure, and holds ranges of which nobody could show the owner; \
+             `weft reset` all nodes, and begin anew with keys",
+            store.path().display()
+        );
+    }
     let allocator = Allocator::new(config, stored, found, now())?;
     let (commands, receiver) = mpsc::channel(COMMANDS);
     let (view, watched) = watch::channel(Arc::default());

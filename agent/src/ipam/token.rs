@@ -43,6 +43,11 @@ impl Token {
         Span { first: self.start, last: self.end }
     }
 
+    /// It is no seed's share as at the start, and nobody has sealed it.
+    pub fn lacks_deed(&self) -> bool {
+        self.signature.is_empty() && (self.hands, self.version) != (0, 0)
+    }
+
     /// Which of two tokens with one start wins: the same order as that of their items' (rank, body, signature).
     pub fn cmp_rank(&self, other: &Token) -> Ordering {
         let rank = |t: &Token| (t.epoch, t.hands, t.version, t.free);

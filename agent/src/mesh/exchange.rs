@@ -10,6 +10,7 @@ use super::{
     routes::{HOP_LIMIT, Routes},
 };
 use crate::types::PeerName;
+use prost::Message;
 use rand::RngExt;
 use std::time::Instant;
 use tracing::debug;
@@ -147,16 +148,14 @@ impl Mesh {
 
     /// A unicast from this agent.
     pub(super) fn unicast(&mut self, to: PeerName, channel: String, body: Vec<u8>) {
-        let source = self.greeting.name.to_string();
+        let (source, destination) = (self.greeting.name.to_string(), to.to_string());
         if channel.len() > MAX_CHANNEL || body.len() > MAX_BODY {
             self.drop_unicast("too_long");
             return;
         }
-        self.forward(
-            &to,
-            Unicast { source, destination: to.to_string(), hop_limit: HOP_LIMIT, channel, body },
-            None,
-        );
+        let unsealed = Unicast { source, destination, channel, body, ..Unicast::default() };
+        let seal = self.sealer.as_ref().map(|sealer| sealer.seal(SEALED, &unsealed.encode_to_vec()));
+        self.forward(&to, Unicast { hop_limit: HOP_LIMIT, seal, ..unsealed }, None);
     }
 
     pub(super) fn unicast_frame(&mut self, unicast: Unicast, via: &PeerName) -> Result<(), &'static str> {
@@ -179,9 +178,12 @@ impl Mesh {
 
     fn forward(&mut self, to: &PeerName, mut unicast: Unicast, via: Option<&PeerName>) {
         if *to == self.greeting.name {
-            if let Ok(from) = unicast.source.parse() {
-                self.counters.unicasts_delivered += 1;
-                self.output(Output::Unicast { from, channel: unicast.channel, body: unicast.body });
+            match self.is_sealed(&mut unicast) {
+                Some(from) => {
+                    self.counters.unicasts_delivered += 1;
+                    self.output(Output::Unicast { from, channel: unicast.channel, body: unicast.body });
+                }
+                None => self.drop_unicast("forged"),
             }
             return;
         }
@@ -204,6 +206,16 @@ impl Mesh {
         }
     }
 
+    /// Who has sent it, if that is so.
+    fn is_sealed(&mut self, unicast: &mut Unicast) -> Option<PeerName> {
+        let from = unicast.source.parse().ok()?;
+        let Some(checker) = &mut self.checker else { return Some(from) };
+        let seal = unicast.seal.take()?;
+        let unsealed = Unicast { hop_limit: 0, ..unicast.clone() };
+        let signer = checker.signer(SEALED, &unsealed.encode_to_vec(), &seal).ok()?;
+        signer.is(&from).then_some(from)
+    }
+
     fn drop_unicast(&mut self, reason: &'static str) {
         *self.counters.unicasts_dropped.entry(reason).or_default() += 1;
     }
@@ -218,3 +230,6 @@ impl Mesh {
         self.output(Output::PeersChanged);
     }
 }
+
+/// What a unicast is to who seals it.
+const SEALED: &str = "unicast";

@@ -161,6 +161,7 @@ fn gossip(counters: &machine::Counters) -> Counters {
         ("items_received", counters.items_in),
         ("items_merged", counters.items_merged),
         ("items_rejected", sum(&counters.items_rejected)),
+        ("items_forged", counters.items_rejected.get("forged").copied().unwrap_or_default()),
         ("links_opened", counters.links_opened),
         ("links_garbage", counters.links_garbage),
         ("links_refused", sum(&counters.links_refused)),
