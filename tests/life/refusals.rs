@@ -161,9 +161,11 @@ fn a_node_without_nft_is_refused() {
     let scene = Scene::new();
     let agent = scene.node.agent_command().unwrap();
     let nft = tools::find("nft").unwrap().canonicalize().unwrap();
-    // The agent looks beside PATH as well, so the program has to be hidden.
+    // The agent looks beside PATH as well, so the program has to be hidden. The lab's mounts are private already, and in
+    // a chroot `/` is no mount point that could be made so.
     let mut command = Command::new("unshare");
-    command.args(["--mount", "sh", "-c", "mount --bind /dev/null $0 && exec \"$@\""]).arg(nft);
+    command.args(["--mount", "--propagation", "unchanged"]);
+    command.args(["sh", "-c", "mount --bind /dev/null $0 && exec \"$@\""]).arg(nft);
     command.arg(agent.get_program()).args(agent.get_args());
     says(&scene.refuses_command(command), &["`nft` is not installed", "nftables"]);
     assert!(!scene.node.state_dir().exists(), "it began before it was sure that it can go on");
