@@ -161,6 +161,10 @@ pub fn explain_text(text: &str) -> String {
         AlertDescription::CertificateRequired,
         AlertDescription::BadCertificate,
     ];
+    // With a link to a manual, which says that it is an end like any other.
+    if text.contains("without sending TLS close_notify") {
+        return "the other end is gone".into();
+    }
     let named = |alert: &AlertDescription| text.contains(&Error::AlertReceived(*alert).to_string());
     alerts.into_iter().find(named).map_or_else(|| text.into(), |alert| explain(&Error::AlertReceived(alert)))
 }

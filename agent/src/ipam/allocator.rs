@@ -235,6 +235,7 @@ impl Allocator {
             allocations: allocations().map(|(_, a)| (a.address, a.clone())).collect(),
             reserved: self.unactivated.keys().cloned().collect(),
             held: allocations().filter(|(offset, _)| !ours(*offset)).map(|(_, a)| a.address).collect(),
+            conceded: self.space.conceded().map(|offset| self.layout.address(offset)).collect(),
             resting: self.space.resting().map(|offset| self.layout.address(offset)).collect(),
             counts: self.space.counts(),
             waiting_for: self.waiting_for(),

@@ -144,6 +144,8 @@ pub struct View {
     pub reserved: BTreeSet<AttachmentKey>,
     /// Addresses in use here though the ring gives them to another: to be published in the peer record.
     pub held: Vec<IpAddr>,
+    /// Addresses of own ranges that peers hold and that are not in use here: to be published too.
+    pub conceded: BTreeSet<IpAddr>,
     pub resting: BTreeSet<IpAddr>,
     pub counts: Counts,
     /// Set while this node cannot hand out addresses though it should.

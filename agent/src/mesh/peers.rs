@@ -31,6 +31,8 @@ pub struct PeerRecord {
     pub neighbours: Vec<Neighbour>,
     /// Addresses that it serves though the ring gives them to another.
     pub held: Vec<IpAddr>,
+    /// Addresses of its own ranges that it leaves to who holds them.
+    pub conceded: Vec<IpAddr>,
     /// It has left for good and owns nothing.
     pub left: bool,
 }
@@ -69,6 +71,7 @@ impl PeerRecord {
             ranges_digest: 0,
             neighbours: Vec::new(),
             held: Vec::new(),
+            conceded: Vec::new(),
             left: false,
         }
     }
@@ -103,6 +106,7 @@ impl PeerRecord {
             ranges_digest: self.ranges_digest,
             neighbours: self.neighbours.iter().take(MAX_NEIGHBOURS).map(neighbour).collect(),
             held: self.held.iter().take(MAX_HELD).map(IpAddr::to_string).collect(),
+            conceded: self.conceded.iter().take(MAX_HELD).map(IpAddr::to_string).collect(),
             left: self.left,
         };
         Item {
@@ -127,7 +131,7 @@ impl PeerRecord {
         let body = wire::PeerRecord::decode(item.body.as_slice()).map_err(|_| Rejected::Undecodable)?;
         if body.endpoints.len() > MAX_ENDPOINTS
             || body.neighbours.len() > MAX_NEIGHBOURS
-            || body.held.len() > MAX_HELD
+            || body.held.len().max(body.conceded.len()) > MAX_HELD
             || body.software.len() > MAX_SOFTWARE
         {
             return Err(Rejected::TooLong);
@@ -152,6 +156,7 @@ impl PeerRecord {
                 ranges_digest: body.ranges_digest,
                 neighbours: body.neighbours.into_iter().map(neighbour).collect::<Option<_>>()?,
                 held: body.held.iter().map(|text| text.parse().ok()).collect::<Option<_>>()?,
+                conceded: body.conceded.iter().map(|text| text.parse().ok()).collect::<Option<_>>()?,
                 left: body.left,
             })
         };
@@ -220,7 +225,7 @@ const MAX_ENDPOINTS: usize = 16;
 /// As many links as an agent may have.
 pub(super) const MAX_NEIGHBOURS: usize = 64;
 /// A node's pods, all of them held.
-const MAX_HELD: usize = 1024;
+const MAX_HELD: usize = 512;
 const MAX_SOFTWARE: usize = 256;
 
 #[cfg(test)]
@@ -239,6 +244,7 @@ mod tests {
                 Neighbour { name: "c".parse().unwrap(), rtt: None },
             ],
             held: vec!["10.32.0.9".parse().unwrap()],
+            conceded: vec!["10.32.0.10".parse().unwrap()],
             ..PeerRecord::new(name.parse().unwrap(), Incarnation(9))
         }
     }
@@ -304,6 +310,7 @@ mod tests {
         record.endpoints = vec!["[ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff]:65535".parse().unwrap(); 99];
         record.neighbours = vec![Neighbour { name: long, rtt: Some(Duration::MAX) }; 9999];
         record.held = vec!["ffff:ffff:ffff:ffff:ffff:ffff:ffff:fff0".parse().unwrap(); 9999];
+        record.conceded.clone_from(&record.held);
         record.software = "\u{10ffff}".repeat(999);
         record.data_key = Some(DataKey([0; 32]));
         assert_eq!(record.to_item().check_bounds(), Ok(()));

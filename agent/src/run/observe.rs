@@ -91,6 +91,11 @@ impl Sources {
             warnings
                 .push(format!("these addresses are in use here, but belong to others: {}", held.join(", ")));
         }
+        if !view.conceded.is_empty() {
+            let conceded: Vec<_> = view.conceded.iter().map(IpAddr::to_string).collect();
+            warnings
+                .push(format!("peers use these addresses of this node's ranges: {}", conceded.join(", ")));
+        }
         warnings
     }
 }
