@@ -9,8 +9,9 @@
 //!    the net    which                  routes,   detach    metrics,
 //!               address                nftables            local API
 //!        └──────────┴─────────┴────┬─────┴──────────┴─────────┘
-//!                          types   │   linux
-//!                    words, parsed │   thin, safe kernel calls
+//!                   types       identity       linux
+//!            words, parsed    who we are,      thin, safe kernel calls
+//!                             whom we believe
 //! ```
 //!
 //! Pure files hold the thinking and know no clock, socket or lock; one `task.rs` per subject owns those.
@@ -29,6 +30,8 @@ pub mod cni;
 pub mod config;
 #[cfg(feature = "agent")]
 pub mod datapath;
+#[cfg(feature = "agent")]
+pub mod identity;
 #[cfg(feature = "agent")]
 pub mod ipam;
 #[cfg(feature = "agent")]

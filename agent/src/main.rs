@@ -29,6 +29,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::Ask(ask) => Ok(single()?.block_on(ask.run())?),
         Command::Reset(args) => single()?.block_on(run::reset(args)),
+        Command::Ca(command) => Ok(cli::print(&command.run()?)?),
         Command::Version => Ok(cli::print(&format!("{}\n", weft::SOFTWARE))?),
     }
 }

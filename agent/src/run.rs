@@ -29,6 +29,10 @@ use crate::{
     cni,
     config::{Args, Config, LogFormat},
     datapath,
+    identity::{
+        self, Checker, Sealer,
+        task::{Keeper, OWN_LIFETIME},
+    },
     ipam::{self, Found, seed::SeedPlan, span::Layout, token::RingGossiper},
     links::{self, Desired, Observed, PodPort},
     linux::{
@@ -40,7 +44,7 @@ use crate::{
         peers::PeerRecord,
         task::{Handle as Mesh, Incoming},
     },
-    types::{BRIDGE, DataId, Mac, TUN},
+    types::{BRIDGE, DataId, DataSecret, Mac, TUN},
 };
 use anyhow::{Context, anyhow, bail};
 use arc_swap::ArcSwap;
@@ -99,6 +103,8 @@ pub struct Running {
 pub async fn build(config: Config) -> anyhow::Result<Running> {
     let started = Instant::now();
     host::check_means()?;
+    let keys = config.identity.clone().map(|source| Keeper::new(config.name.clone(), source, OWN_LIFETIME));
+    let (keeper, identity) = keys.transpose()?.unzip();
     let control = TcpListener::bind(config.listen).with_context(|| {
         let hint = "stop what uses it (see `ss -tlpn`) or choose another";
         format!("--listen {}: cannot take the TCP port for control links; {hint}", config.listen)
@@ -112,12 +118,13 @@ pub async fn build(config: Config) -> anyhow::Result<Running> {
     servers.spawn(http.serve(http_front.router(Pages::starting), until(&stopped)).map(Ok));
     servers.spawn(local.serve(local_front.router(starting).into(), until(&stopped)).err_into());
     let (store, fresh) = open_store(&config)?;
-    let seeds: SeedPlan = config.ipam_seed.iter().cloned().collect();
+    let seeds = seeds(&config, &store)?;
 
     let layout = Layout::new(config.universe);
     let incarnation = store.next_incarnation(unix_time().as_micros() as u64)?;
     let record = PeerRecord {
         endpoints: config.endpoints.clone(),
+        data_key: Some(identity::data_key(&store.data_secret(DataSecret::new(rand::random()))?)),
         data_id: DataId(rand::random()),
         mtu: config.mtu,
         software: crate::SOFTWARE.into(),
@@ -126,11 +133,12 @@ pub async fn build(config: Config) -> anyhow::Result<Running> {
     let mesh_config = mesh::machine::Config {
         record,
         universe: config.universe,
-        seed_hash: seeds.hash(),
+        identity: identity.clone(),
+        seeds: seeds.names().into(),
         bootstrap: config.peers.clone(),
         max_links: config.max_links.get(),
         items: Vec::new(),
-        gossipers: vec![Box::new(RingGossiper::new(layout))],
+        gossipers: vec![Box::new(RingGossiper::new(layout, identity.clone().map(Checker::new)))],
         seed: rand::random(),
     };
     let (mesh, mut incoming) = mesh::task::spawn(mesh_config, vec![control]).context("start the mesh")?;
@@ -156,6 +164,7 @@ pub async fn build(config: Config) -> anyhow::Result<Running> {
         name: config.name.clone(),
         universe: config.universe,
         seeds,
+        sealer: identity.clone().map(Sealer::new),
         has_bootstrap: !config.peers.is_empty(),
     };
     let (outgoing_sender, outgoing) = mpsc::channel(QUEUE);
@@ -173,9 +182,21 @@ pub async fn build(config: Config) -> anyhow::Result<Running> {
     let (readiness, starting) = Readiness::new();
     let heartbeats = Heartbeats::new(started);
     let mut tasks = JoinSet::new();
+    if let Some(keeper) = keeper {
+        tasks.spawn(async move {
+            keeper.run().await;
+            bail!("nobody uses the keys any more")
+        });
+    }
     let (leave, leaving) = mpsc::channel(1);
-    let board =
-        switchboard::Switchboard { mesh: mesh.clone(), ipam: ipam.clone(), incoming, outgoing, leaving };
+    let board = switchboard::Switchboard {
+        mesh: mesh.clone(),
+        ipam: ipam.clone(),
+        identity: identity.clone(),
+        incoming,
+        outgoing,
+        leaving,
+    };
     tasks.spawn(board.run(early));
     tasks.spawn(async move {
         ipam_task.await.context("the allocator's task panicked")?;
@@ -200,6 +221,7 @@ pub async fn build(config: Config) -> anyhow::Result<Running> {
         config: config.clone(),
         incarnation,
         started,
+        identity,
         view: ipam.view(),
         peers: mesh.peers(),
         steered,
@@ -287,6 +309,16 @@ fn open_store(config: &Config) -> anyhow::Result<(Store, bool)> {
         );
     }
     Ok((store, fresh))
+}
+
+/// The list that the network began with counts for ever: who owns what follows from it.
+fn seeds(config: &Config, store: &Store) -> anyhow::Result<SeedPlan> {
+    let configured: SeedPlan = config.ipam_seed.iter().cloned().collect();
+    let Some(stored) = ipam::record::seeds(store)? else { return Ok(configured) };
+    if !configured.names().is_empty() && configured != stored {
+        warn!(%configured, began_with = %stored, "--ipam-seed is not the list that the network began with, and is ignored");
+    }
+    Ok(stored)
 }
 
 /// The address that the bridge still has from the agent before this one.

@@ -25,7 +25,8 @@ fn garbage_on_the_control_port_harms_nobody() {
     let lab = Lab::builder().nodes(2).pods(1).start().unwrap();
     let n1 = lab.node("n1").unwrap();
     let (process, underlay) = (n1.agent_process().unwrap(), &lab.underlay().netns);
-    let linked_since = peer(&n1, "n2");
+    linked(&n1, "n2");
+    let lost_so_far = peer(&n1, "n2");
 
     let said = raw_garbage();
     let mut streams = stranger::connections(underlay, n1.address(), &said).unwrap();
@@ -35,9 +36,10 @@ fn garbage_on_the_control_port_harms_nobody() {
             .unwrap();
     }
     let before = seen::resident(process).unwrap();
+    let keys = stranger::keys(&lab, "stranger").unwrap();
     for (what, frames) in junk_frames() {
         let told = talk(underlay, async || {
-            let link = Link::open(n1.address()).await?;
+            let link = Link::open(n1.address(), &keys).await?;
             for frame in frames {
                 // The agent may have hung up at an earlier one.
                 let _ = link.outgoing.send(frame).await;
@@ -51,7 +53,7 @@ fn garbage_on_the_control_port_harms_nobody() {
 
     n1.check_agent().unwrap();
     assert!(process.runs());
-    assert_eq!(peer(&n1, "n2"), linked_since, "the real peer stayed linked");
+    assert_eq!(peer(&n1, "n2"), lost_so_far, "the real peer stayed linked");
     let peers = n1.weft_json("peers").unwrap();
     assert_eq!(peers["peers"].as_array().unwrap().len(), 2, "nobody was invented: {peers}");
     joins(&lab);
@@ -86,11 +88,12 @@ fn links_that_never_say_hello_give_their_places_back() {
     let lab = Lab::builder().nodes(1).start().unwrap();
     let n1 = lab.node("n1").unwrap();
     let (opened, over) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let keys = stranger::keys(&lab, "stranger").unwrap();
     let mute = async || {
         let mut links = Vec::new();
         for _ in 0..MUTE {
             // What the agent refuses is no harm to it.
-            links.extend(Link::open(n1.address()).await);
+            links.extend(Link::open(n1.address(), &keys).await);
             opened.fetch_add(1, Relaxed);
         }
         while !over.load(Relaxed) {
@@ -119,12 +122,7 @@ fn joins(lab: &Lab) {
     node.start_agent().unwrap();
     node.wait_ready(SOON).unwrap();
     let (n1, name) = (lab.node("n1").unwrap(), node.name());
-    wait::until(&format!("{name} is linked"), SOON, || {
-        let (linked, _) = peer(&n1, name);
-        ensure!(linked);
-        Ok(())
-    })
-    .unwrap();
+    linked(&n1, name);
     let pod = lab.add_pod(&node).unwrap();
     pod.attach().unwrap();
     let other = lab.add_pod(&n1).unwrap();
@@ -134,12 +132,22 @@ fn joins(lab: &Lab) {
         .unwrap();
 }
 
+fn linked(node: &Node, name: &str) {
+    wait::until(&format!("{name} is linked"), SOON, || {
+        let (linked, _) = peer(node, name);
+        ensure!(linked);
+        Ok(())
+    })
+    .unwrap();
+}
+
 /// Whether a node has a link to a peer, and how often that came up so far.
 fn peer(node: &Node, name: &str) -> (bool, usize) {
     let peers = node.weft_json("peers").unwrap();
     let peers = peers["peers"].as_array().unwrap();
     let linked = peers.iter().any(|peer| peer["name"] == name && peer["linked"] == true);
-    (linked, node.log().lines().filter(|line| line.contains("link up") && line.contains(name)).count())
+    let lost = |line: &&str| line.contains("link down") && line.contains(name) && !line.contains("a double");
+    (linked, node.log().lines().filter(lost).count())
 }
 
 /// Opens connections by the hundred that say nothing, again whenever they are closed.
@@ -161,9 +169,9 @@ fn slow(from: &Netns, to: IpAddr, opened: &AtomicUsize, over: &AtomicBool) {
     while !over.load(Relaxed) {
         held.retain_mut(|(stream, said)| {
             *said += 1;
-            std::io::Write::write_all(stream, &PREFACE[*said % PREFACE.len()..][..1]).is_ok()
+            std::io::Write::write_all(stream, &CLIENT_HELLO[*said % CLIENT_HELLO.len()..][..1]).is_ok()
         });
-        let more = stranger::connections(from, to, &vec![PREFACE[..1].to_vec(); SLOW - held.len()]);
+        let more = stranger::connections(from, to, &vec![CLIENT_HELLO[..1].to_vec(); SLOW - held.len()]);
         let more = more.unwrap_or_default();
         opened.fetch_add(more.len(), Relaxed);
         held.extend(more.into_iter().map(|stream| (stream, 0)));
@@ -199,6 +207,10 @@ fn raw_garbage() -> Vec<Vec<u8>> {
     said.extend([
         b"GET / HTTP/1.1\r\nHost: weft\r\n\r\n".to_vec(),
         b"POST /weft.mesh.v1.Mesh/Link HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nffffffff\r\n".to_vec(),
+        // TLS: a client hello without end, an alert, and a length that is none.
+        CLIENT_HELLO.to_vec(),
+        b"\x15\x03\x03\x00\x02\x02\x30".to_vec(),
+        b"\x16\x03\x01\xff\xff\x01\xff\xff\xff".to_vec(),
         // TLS 1.2, client hello.
         b"\x16\x03\x01\x00\x2e\x01\x00\x00\x2a\x03\x03".to_vec(),
         b"SSH-2.0-OpenSSH_9.9\r\n".to_vec(),
@@ -238,6 +250,7 @@ fn junk_frames() -> Vec<(&'static str, Vec<Vec<u8>>)> {
         ("an empty frame after hello", vec![frame(hello("stranger")), vec![]]),
         ("two hellos", after_hello(hello("stranger"))),
         ("items before hello", vec![frame(Body::Items(Items::default()))]),
+        ("a hello of another than the certificate names", changed(|hello| hello.name = "other".into())),
         ("a hello of another protocol", changed(|hello| hello.protocol = 99)),
         ("a hello of another universe", changed(|hello| hello.universe = "10.0.0.0/8".into())),
         ("a hello without a universe", changed(|hello| hello.universe = "everything".into())),
@@ -276,7 +289,14 @@ fn summary_of(bucket: u32) -> Summary {
 
 fn unicast(to: &str, hop_limit: u32) -> Unicast {
     let body = vec![0xff; 64];
-    Unicast { source: "stranger".into(), destination: to.into(), hop_limit, channel: "ring".into(), body }
+    Unicast {
+        source: "stranger".into(),
+        destination: to.into(),
+        hop_limit,
+        channel: "ring".into(),
+        body,
+        seal: None,
+    }
 }
 
 /// On channels that are known: what does not decode, whose key, rank and body disagree, or that is too long.
@@ -306,6 +326,8 @@ fn bad_items() -> Items {
     }
 }
 
+/// A record of TLS: a client hello of 512 bytes, of which this is the beginning.
+const CLIENT_HELLO: &[u8] = &[0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3, 0, 0, 0, 0, 0];
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
 /// Connections at a time that say nothing; that say little; and links that don't begin.

@@ -14,7 +14,7 @@ fn malformed_and_forged_datagrams_are_dropped_and_counted_by_reason() {
     let lab = Lab::builder().nodes(2).pods(1).start().unwrap();
     let (n1, here, there) = (lab.node("n1").unwrap(), lab.pod("n1/p1").unwrap(), lab.pod("n2/p1").unwrap());
     let underlay = &lab.underlay().netns;
-    let id = stranger::data_id(underlay, n1.address(), "n2").unwrap();
+    let id = stranger::data_id(&lab, n1.address(), "n2").unwrap();
     let socket = stranger::datagrams(underlay, n1.address()).unwrap();
 
     for (reason, datagrams) in cases(id, v4(&here), v4(&there)) {
@@ -46,7 +46,7 @@ fn a_flood_of_garbage_stops_no_traffic_and_takes_no_memory() {
     let lab = Lab::builder().nodes(2).pods(1).start().unwrap();
     let (n1, here, there) = (lab.node("n1").unwrap(), lab.pod("n1/p1").unwrap(), lab.pod("n2/p1").unwrap());
     let underlay = &lab.underlay().netns;
-    let id = stranger::data_id(underlay, n1.address(), "n2").unwrap();
+    let id = stranger::data_id(&lab, n1.address(), "n2").unwrap();
     let socket = stranger::datagrams(underlay, n1.address()).unwrap();
     let process = n1.agent_process().unwrap();
     let mut rng = ChaCha8Rng::seed_from_u64(6783);

@@ -16,7 +16,8 @@ type Damage = (&'static str, fn(&mut Vec<u8>));
 
 const DAMAGES: [Damage; 5] = [
     ("empty", |bytes| bytes.clear()),
-    ("half", |bytes| bytes.truncate(bytes.len() / 2)),
+    // What is in use lies at the beginning, and the file grows ahead of it.
+    ("cut short", |bytes| bytes.truncate(bytes.len() / 16)),
     ("without its last page", |bytes| bytes.truncate(bytes.len() - 4096)),
     ("another file", |bytes| *bytes = b"[Unit]\nDescription=not a database\n".repeat(300)),
     // Behind the first page, by which a database is known.

@@ -6,18 +6,21 @@ use std::{
 };
 
 use anyhow::{Context, bail};
+use hyper_util::rt::TokioIo;
 use prost::{
     Message,
     bytes::{Buf, BufMut},
 };
 use tokio::{sync::mpsc, time::timeout};
+use tokio_rustls::{TlsConnector, rustls::pki_types::ServerName};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
     Request, Status, Streaming,
     codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
     transport::{Channel, Endpoint},
 };
-use weft_lab::namespace::Netns;
+use weft::identity::Tls;
+use weft_lab::{Lab, keys, namespace::Netns};
 use weft_proto::mesh::{Frame, Hello, PeerRecord, frame::Body};
 
 /// A stream of `Mesh.Link`, of which every message may be anything.
@@ -29,10 +32,17 @@ pub struct Link {
 }
 
 impl Link {
-    /// From the calling thread's network namespace.
-    pub async fn open(to: IpAddr) -> anyhow::Result<Self> {
-        let endpoint = Endpoint::from_shared(format!("http://{}", SocketAddr::new(to, PORT)))?;
-        let channel = timeout(PATIENCE, endpoint.connect()).await.context("connect")??;
+    /// From the calling thread's network namespace, with keys.
+    pub async fn open(to: IpAddr, keys: &Tls) -> anyhow::Result<Self> {
+        let remote = SocketAddr::new(to, PORT);
+        let stream = timeout(PATIENCE, tokio::net::TcpStream::connect(remote)).await.context("connect")??;
+        let stream = TlsConnector::from(keys.client.clone()).connect(ServerName::from(to), stream);
+        let mut stream = Some(TokioIo::new(timeout(PATIENCE, stream).await.context("TLS")??));
+        let gone = || std::io::Error::from(std::io::ErrorKind::NotConnected);
+        let connector = tower::service_fn(move |_| std::future::ready(stream.take().ok_or_else(gone)));
+        let endpoint = Endpoint::from_shared(format!("http://{remote}"))?;
+        let channel =
+            timeout(PATIENCE, endpoint.connect_with_connector(connector)).await.context("HTTP/2")??;
         let mut client = tonic::client::Grpc::new(channel.clone());
         client.ready().await?;
         let (outgoing, frames) = mpsc::channel(64);
@@ -63,6 +73,11 @@ impl Link {
     }
 }
 
+/// Keys of the lab's CA for somebody who is no agent.
+pub fn keys(lab: &Lab, name: &str) -> anyhow::Result<Tls> {
+    Ok(keys::identity(lab.ca_dir(), name)?.tls().clone())
+}
+
 /// What an agent would say first.
 pub fn hello(name: &str) -> Body {
     Body::Hello(Hello {
@@ -71,7 +86,7 @@ pub fn hello(name: &str) -> Body {
         incarnation: 1,
         software: "a stranger".into(),
         universe: "10.32.0.0/12".into(),
-        seed_hash: Vec::new(),
+        seeds: Vec::new(),
     })
 }
 
@@ -87,9 +102,10 @@ pub fn talk<T: Send>(
 }
 
 /// The data id of a peer, as an agent tells everybody who asks.
-pub fn data_id(from: &Netns, agent: IpAddr, peer: &str) -> anyhow::Result<u32> {
-    talk(from, async || {
-        let mut link = Link::open(agent).await?;
+pub fn data_id(lab: &Lab, agent: IpAddr, peer: &str) -> anyhow::Result<u32> {
+    let keys = keys(lab, "listener")?;
+    talk(&lab.underlay().netns, async || {
+        let mut link = Link::open(agent, &keys).await?;
         link.send(hello("listener")).await?;
         while let Some(body) = link.next().await? {
             let Body::Items(items) = body else { continue };

@@ -18,6 +18,8 @@ fn the_environment_configures_and_the_log_is_json_where_asked() {
         ("ADVERTISE", "192.0.2.1:7783"),
         ("LISTEN", "0.0.0.0:7783"),
         ("PEER", ""),
+        ("CA_DIR", lab.ca_dir().to_str().unwrap()),
+        ("INSECURE", ""),
         ("UNIVERSE", "10.96.0.0/16"),
         ("IPAM_SEED", "environment-1"),
         ("MTU", "1300"),

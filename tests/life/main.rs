@@ -9,6 +9,7 @@ mod harness;
 mod health;
 mod join;
 mod kernel;
+mod keys;
 mod names;
 mod nobody;
 mod privileges;

@@ -22,16 +22,15 @@ use std::{
 };
 use tokio_tun::Tun;
 use weft::{
-    identity::data_key,
     datapath::{
-        Drop, Snapshot,
+        Drop, Snapshot, handshake,
         header::{CLEAR_LEN, Envelope, Header},
-        handshake,
         seal::Algorithm,
         session_task::{self, Handshakes},
         table::{Inputs, Owner, Peer, Table},
         task::{Config, Datapath, bind, spawn},
     },
+    identity::data_key,
     linux::{
         netlink::{AddressFlags, BridgeOptions, Netlink, Route, VethPair},
         tun::{self, TunError},

@@ -8,6 +8,7 @@
 //! ```
 
 use crate::{
+    liar::Keys,
     mesh::{all_equal, all_know_all, running},
     net::{App, Outbox, Sim},
 };
@@ -20,6 +21,7 @@ use std::{
     time::{Duration, Instant},
 };
 use weft::{
+    identity::{Checker, Sealer, task::Current},
     ipam::{
         Allocator, Change, Config, Found, IpamError, KnownPeer, Now, Owner, Request, Stored, seed::SeedPlan,
         span::Layout, token,
@@ -34,10 +36,11 @@ use weft::{
 };
 
 /// A node's allocator, its disk, and its pods.
-struct Node {
+pub struct Node {
     name: PeerName,
     seeds: SeedPlan,
-    allocator: Allocator,
+    identity: Option<Current>,
+    pub allocator: Allocator,
     disk: Stored,
     known: Vec<KnownPeer>,
     /// News of peers have come; what comes until then is looked at together.
@@ -49,16 +52,28 @@ struct Node {
 }
 
 impl Node {
-    fn new(name: &str, seeds: &SeedPlan, start: Instant, now: Instant) -> Self {
+    fn new(name: &str, seeds: &SeedPlan, identity: Option<Current>, start: Instant, now: Instant) -> Self {
         let name: PeerName = name.parse().expect("a name");
-        let allocator = boot(&name, seeds, Stored::default(), stamp(start, now));
+        let allocator = boot(&name, seeds, identity.clone(), Stored::default(), stamp(start, now));
         let (disk, known, steer_at, pods, pods_so_far) = Default::default();
-        Self { name, seeds: seeds.clone(), allocator, disk, known, steer_at, start, pods, pods_so_far }
+        Self {
+            name,
+            seeds: seeds.clone(),
+            identity,
+            allocator,
+            disk,
+            known,
+            steer_at,
+            start,
+            pods,
+            pods_so_far,
+        }
     }
 
     /// The process ended and comes back with what was written.
     fn reboot(&mut self, now: Instant) {
-        self.allocator = boot(&self.name, &self.seeds, self.disk.clone(), self.now(now));
+        self.allocator =
+            boot(&self.name, &self.seeds, self.identity.clone(), self.disk.clone(), self.now(now));
         self.known.clear();
         for key in self.pods.keys() {
             assert!(self.allocator.activated(key), "{} forgot {key}", self.name);
@@ -119,7 +134,22 @@ impl Node {
 
 impl App for Node {
     fn gossipers(&self) -> Vec<Box<dyn Gossiper>> {
-        vec![Box::new(token::RingGossiper::new(Layout::new(universe())))]
+        let checker = self.identity.clone().map(Checker::new);
+        vec![Box::new(token::RingGossiper::new(Layout::new(universe()), checker))]
+    }
+
+    fn identity(&self) -> Option<Current> {
+        self.identity.clone()
+    }
+
+    fn seeds(&self) -> Vec<PeerName> {
+        self.seeds.names().into()
+    }
+
+    fn learned_seeds(&mut self, seeds: Vec<PeerName>, out: &mut Outbox) {
+        self.seeds = seeds.into_iter().collect();
+        self.allocator.on_seeds(self.seeds.clone());
+        self.flush(out);
     }
 
     fn contact(&mut self, now: Instant, out: &mut Outbox) {
@@ -160,11 +190,12 @@ impl App for Node {
     }
 }
 
-fn boot(name: &PeerName, seeds: &SeedPlan, stored: Stored, now: Now) -> Allocator {
+fn boot(name: &PeerName, seeds: &SeedPlan, identity: Option<Current>, stored: Stored, now: Now) -> Allocator {
     let config = Config {
         name: name.clone(),
         universe: universe(),
         seeds: seeds.clone(),
+        sealer: identity.map(Sealer::new),
         has_bootstrap: seeds.names().first() != Some(name),
     };
     Allocator::new(config, stored, Found::default(), now).expect("there are fewer seeds than blocks")
@@ -177,6 +208,7 @@ fn stamp(start: Instant, now: Instant) -> Now {
 fn write(disk: &mut Stored, change: Change) {
     match change {
         Change::InForce => disk.in_force = true,
+        Change::Seeds(_) => {}
         Change::Token(token) => {
             disk.tokens.retain(|known| known.start != token.start);
             disk.tokens.push(token);
@@ -192,13 +224,15 @@ fn write(disk: &mut Stored, change: Change) {
     }
 }
 
-fn universe() -> Universe {
+pub fn universe() -> Universe {
     "10.32.0.0/12".parse().expect("a universe")
 }
 
 /// A network of nodes with pods that come and go, and what must hold of it at any time.
-struct World {
-    sim: Sim<Node>,
+pub struct World {
+    pub sim: Sim<Node>,
+    /// Keys of everybody, where there are any.
+    keys: Option<Keys>,
     seed: u64,
     rng: ChaCha8Rng,
     start: Instant,
@@ -210,19 +244,20 @@ struct World {
 
 impl World {
     /// `seeds` nodes that share the universe from the start.
-    fn new(seed: u64, seeds: usize) -> Self {
+    pub fn new(seed: u64, seeds: usize, keys: Option<Keys>) -> Self {
         let sim = Sim::new(seed);
         let (rng, start) = (ChaCha8Rng::seed_from_u64(seed), sim.now);
         let (used, refused, attached) = Default::default();
-        let mut world = Self { sim, seed, rng, start, used, refused, attached };
+        let mut world = Self { sim, keys, seed, rng, start, used, refused, attached };
         let plan: SeedPlan = (0..seeds).map(|n| name(n).parse().expect("a name")).collect();
         (0..seeds).for_each(|n| world.join(if n == 0 { &[] } else { &[0] }, &plan));
         world
     }
 
-    fn join(&mut self, bootstrap: &[usize], seeds: &SeedPlan) {
+    pub fn join(&mut self, bootstrap: &[usize], seeds: &SeedPlan) {
         let name = name(self.sim.nodes.len());
-        let node = Node::new(&name, seeds, self.start, self.sim.now);
+        let identity = self.keys.as_ref().map(|keys| keys.of(&name));
+        let node = Node::new(&name, seeds, identity, self.start, self.sim.now);
         let n = self.sim.start(&name, bootstrap, node);
         self.sim.call(n, |app, _, out| app.flush(out));
     }
@@ -243,7 +278,7 @@ impl World {
         }
     }
 
-    fn attach(&mut self, n: usize) -> bool {
+    pub fn attach(&mut self, n: usize) -> bool {
         match self.sim.call(n, |app, now, out| app.attach(now, out)) {
             Ok(address) => {
                 let other = self.used.insert(address, n);
@@ -260,7 +295,7 @@ impl World {
     }
 
     /// Nobody believes to own what another owns, and nobody has lost an address that is in use.
-    fn check(&mut self) {
+    pub fn check(&mut self) {
         let layout = Layout::new(universe());
         let mut owned = Vec::new();
         for (n, node) in self.sim.nodes.iter_mut().enumerate() {
@@ -284,7 +319,7 @@ impl World {
     }
 
     /// Runs for so long, with pods coming and going.
-    fn live(&mut self, time: Duration) {
+    pub fn live(&mut self, time: Duration) {
         let end = self.sim.now + time;
         while self.sim.now < end {
             self.sim.run(SECOND / 20);
@@ -293,7 +328,7 @@ impl World {
         self.check();
     }
 
-    fn restart(&mut self, n: usize) {
+    pub fn restart(&mut self, n: usize) {
         let now = self.sim.now;
         self.sim.kill(n);
         self.sim.nodes[n].app.reboot(now);
@@ -303,14 +338,14 @@ impl World {
     }
 
     /// Everybody has addresses to hand out.
-    fn all_have_space(&mut self, within: Duration) -> Duration {
+    pub fn all_have_space(&mut self, within: Duration) -> Duration {
         self.sim.expect("all have addresses to hand out", within, |sim| {
             running(sim).all(|n| !sim.nodes[n].app.disk.allocations.is_empty())
         })
     }
 
     /// All have one ring, which holds the whole universe.
-    fn agrees(&mut self) {
+    pub fn agrees(&mut self) {
         let took = self.sim.expect("all replicas are equal", SECOND * 60, all_equal);
         self.check();
         let ranges = self.sim.nodes[0].app.allocator.view().ranges;
@@ -331,7 +366,7 @@ impl World {
     }
 }
 
-fn name(n: usize) -> String {
+pub fn name(n: usize) -> String {
     format!("node-{n}")
 }
 
@@ -343,7 +378,7 @@ fn a_hundred_agents_share_the_addresses_in_any_weather() {
 }
 
 fn in_any_weather(seed: u64) {
-    let mut world = World::new(seed, 3);
+    let mut world = World::new(seed, 3, None);
     world.all_have_space(SECOND * 5);
     // Joiners in crowds, each through any one that is there; they wait for space no longer than this.
     while world.sim.nodes.len() < 100 {
@@ -393,7 +428,7 @@ fn split(rng: &mut ChaCha8Rng, nodes: usize) -> [BTreeSet<usize>; 2] {
     [left, right]
 }
 
-const SECOND: Duration = Duration::from_secs(1);
+pub const SECOND: Duration = Duration::from_secs(1);
 /// How long a busy agent takes to look at its peers, and to look again. A real one is far quicker.
 const FIRST_STEERING: Duration = Duration::from_millis(20);
 const STEERING: Duration = Duration::from_secs(1);

@@ -1,5 +1,6 @@
 //! A hundred agents under a virtual clock: the real machines, a made-up network. Replayable: a failure names its seed.
 
 mod ipam;
+mod liar;
 mod mesh;
 mod net;

@@ -271,7 +271,7 @@ impl Gossiper for NamesGossip {
         "names"
     }
 
-    fn check(&self, item: &Item) -> Result<(), Rejected> {
+    fn check(&mut self, item: &Item) -> Result<(), Rejected> {
         item.body.starts_with(b"ok").then_some(()).ok_or(Rejected::Undecodable)
     }
 }

@@ -20,6 +20,7 @@ use std::{
     time::{Duration, Instant},
 };
 use weft::{
+    identity::task::Current,
     mesh::{
         dial::Target,
         gossip::{Gossiper, Item},
@@ -37,6 +38,15 @@ pub trait App {
     fn gossipers(&self) -> Vec<Box<dyn Gossiper>> {
         Vec::new()
     }
+    /// Its keys; without them nothing is sealed and nobody's seal is looked at.
+    fn identity(&self) -> Option<Current> {
+        None
+    }
+    /// Who shares the universe at the start, as far as it knows.
+    fn seeds(&self) -> Vec<PeerName> {
+        Vec::new()
+    }
+    fn learned_seeds(&mut self, _seeds: Vec<PeerName>, _out: &mut Outbox) {}
     fn joined(&mut self, _now: Instant, _out: &mut Outbox) {}
     fn contact(&mut self, _now: Instant, _out: &mut Outbox) {}
     /// Other peers are known, or the same ones otherwise.
@@ -52,6 +62,13 @@ pub trait App {
 
 /// Nothing beside the mesh.
 impl App for () {}
+
+/// What a mesh has of its app.
+type Parts = (Vec<Box<dyn Gossiper>>, Option<Current>, Vec<PeerName>);
+
+fn parts(app: &impl App) -> Parts {
+    (app.gossipers(), app.identity(), app.seeds())
+}
 
 /// What an app wants of the mesh.
 #[derive(Default)]
@@ -154,7 +171,7 @@ impl<A: App> Sim<A> {
         let n = self.nodes.len();
         let address = SocketAddr::new(Ipv4Addr::from(0x0a00_0000 + n as u32).into(), 6783);
         let name: PeerName = name.parse().expect("a name");
-        let mesh = self.mesh(&name, address, bootstrap, Vec::new(), app.gossipers());
+        let mesh = self.mesh(&name, address, bootstrap, Vec::new(), parts(&app));
         self.nodes.push(Node {
             name,
             address,
@@ -182,8 +199,8 @@ impl<A: App> Sim<A> {
     /// Starts an agent anew that was killed.
     pub fn revive(&mut self, n: usize, bootstrap: &[usize], items: Vec<Item>) {
         let node = &self.nodes[n];
-        let (name, address, gossipers) = (node.name.clone(), node.address, node.app.gossipers());
-        let mesh = self.mesh(&name, address, bootstrap, items, gossipers);
+        let (name, address, parts) = (node.name.clone(), node.address, parts(&node.app));
+        let mesh = self.mesh(&name, address, bootstrap, items, parts);
         let node = &mut self.nodes[n];
         (node.mesh, node.joined, node.wakes_at, node.dead) = (mesh, None, None, false);
         self.handle(n, Input::Wake);
@@ -217,7 +234,7 @@ impl<A: App> Sim<A> {
         address: SocketAddr,
         bootstrap: &[usize],
         items: Vec<Item>,
-        gossipers: Vec<Box<dyn Gossiper>>,
+        (gossipers, identity, seeds): Parts,
     ) -> Mesh {
         let incarnation = Incarnation((self.now - self.start).as_micros() as u64 + 1);
         let mut record = PeerRecord::new(name.clone(), incarnation);
@@ -226,7 +243,8 @@ impl<A: App> Sim<A> {
         let config = Config {
             record,
             universe: "10.32.0.0/12".parse().expect("a universe"),
-            seed_hash: Vec::new(),
+            identity,
+            seeds,
             bootstrap: bootstrap.iter().map(address).collect(),
             max_links: self.max_links,
             items,
@@ -252,6 +270,7 @@ impl<A: App> Sim<A> {
                 Output::Unicast { from, channel, body } => {
                     node.app.unicast(from, &channel, body, self.now, &mut out)
                 }
+                Output::Seeds(seeds) => node.app.learned_seeds(seeds, &mut out),
                 Output::PeersChanged => node.app.peers_changed(self.now),
                 Output::Joined => {
                     node.joined = Some(self.now);
@@ -377,8 +396,19 @@ impl<A: App> Sim<A> {
         self.pipes.insert(pipe, Pipe { ends, arrives: [self.now; 2] });
         self.ends.extend(ends.map(|end| (end, pipe)));
         let remote = |n: usize, sim: &Self| sim.nodes[n].address.to_string();
-        self.handle(other, Input::Opened { link: ends[1].1, dialled: None, remote: remote(n, self) });
-        self.handle(n, Input::Opened { link: ends[0].1, dialled: Some(target), remote: remote(other, self) });
+        self.handle(
+            other,
+            Input::Opened { link: ends[1].1, dialled: None, remote: remote(n, self), certified: None },
+        );
+        self.handle(
+            n,
+            Input::Opened {
+                link: ends[0].1,
+                dialled: Some(target),
+                remote: remote(other, self),
+                certified: None,
+            },
+        );
     }
 
     fn send(&mut self, n: usize, link: LinkId, frame: Frame) {

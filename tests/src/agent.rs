@@ -21,6 +21,8 @@ pub struct Settings {
     pub name: String,
     pub advertise: String,
     pub peers: Vec<String>,
+    /// `--ca-dir`; without it what `more` says.
+    pub ca_dir: Option<PathBuf>,
     pub universe: Option<String>,
     /// `--ipam-seed`; a joiner has none.
     pub seed: Option<String>,
@@ -74,6 +76,7 @@ impl Settings {
         flag("--run-dir", self.run_dir.as_os_str().into());
         flag("--metrics-addr", METRICS.into());
         flag("--log", self.verbosity.as_str().into());
+        self.ca_dir.iter().for_each(|dir| flag("--ca-dir", dir.into()));
         self.peers.iter().for_each(|peer| flag("--peer", peer.into()));
         self.universe.iter().for_each(|universe| flag("--universe", universe.into()));
         self.seed.iter().for_each(|seed| flag("--ipam-seed", seed.into()));
@@ -183,6 +186,7 @@ mod tests {
             name: "n1".into(),
             advertise: "192.0.2.1".into(),
             peers: vec!["192.0.2.2".into(), "192.0.2.3".into()],
+            ca_dir: Some("/ca".into()),
             universe: None,
             seed: Some("n1,n2,n3".into()),
             state_dir: "/s".into(),
@@ -197,7 +201,7 @@ mod tests {
         assert_eq!(
             line.join(" "),
             "agent --name n1 --advertise 192.0.2.1 --state-dir /s --run-dir /r --metrics-addr 127.0.0.1:6782 \
-             --log info --peer 192.0.2.2 --peer 192.0.2.3 --ipam-seed n1,n2,n3 --mtu 1300"
+             --log info --ca-dir /ca --peer 192.0.2.2 --peer 192.0.2.3 --ipam-seed n1,n2,n3 --mtu 1300"
         );
     }
 }

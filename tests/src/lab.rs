@@ -1,6 +1,7 @@
 //! A whole lab: built by [`Lab::builder`], taken down by [`Lab::finish`] or by dropping it.
 use std::{
     collections::BTreeSet,
+    path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -16,7 +17,7 @@ use crate::{
     binaries::Binaries,
     capacity::{self, Slot},
     claim::{Claim, Taken},
-    fault,
+    fault, keys,
     leaks::{Host, Leak},
     node::{Common, Node},
     pod::Pod,
@@ -90,6 +91,11 @@ impl Lab {
 
     pub fn underlay(&self) -> &Underlay {
         &self.common.underlay
+    }
+
+    /// The directory of the CA that all its agents have.
+    pub fn ca_dir(&self) -> &Path {
+        &self.common.ca_dir
     }
 
     pub fn claim(&self) -> &Claim {
@@ -283,10 +289,13 @@ impl Builder {
         let host = Host::look()?;
         let sandbox = Arc::new(Sandbox::new()?);
         let underlay = Underlay::create(&sandbox)?;
+        let ca_dir = claim.state_dir().join("ca");
+        keys::make_ca(&ca_dir)?;
         let common = Arc::new(Common {
             sandbox,
             claim: Arc::new(claim),
             underlay,
+            ca_dir,
             universe: self.universe,
             verbosity: self.verbosity,
             confined: self.confined,

@@ -32,6 +32,7 @@ pub mod claim;
 pub mod cni;
 pub mod demo;
 pub mod fault;
+pub mod keys;
 pub mod lab;
 pub mod leaks;
 pub mod links;

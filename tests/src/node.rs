@@ -38,6 +38,8 @@ pub(crate) struct Common {
     pub sandbox: Arc<Sandbox>,
     pub claim: Arc<Claim>,
     pub underlay: Underlay,
+    /// Directory of the CA.
+    pub ca_dir: PathBuf,
     pub universe: Option<String>,
     pub verbosity: String,
     pub confined: bool,
@@ -58,6 +60,7 @@ impl Node {
             name: name.clone(),
             advertise: address.to_string(),
             peers: Vec::new(),
+            ca_dir: Some(common.ca_dir.clone()),
             universe: common.universe.clone(),
             seed: None,
             state_dir: disk.join("state"),

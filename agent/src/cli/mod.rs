@@ -17,6 +17,7 @@ pub use client::{CallError, Client};
 
 use crate::{
     config::{self, DEFAULT_RUN_DIR, socket_in},
+    identity::command::CaCommand,
     run,
 };
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -46,6 +47,9 @@ pub enum Command {
     Ask(Ask),
     /// Take this node out of the network: hand its addresses to a peer, stop its agent, remove all that Weft made
     Reset(run::ResetArgs),
+    /// Make the keys by which nodes know each other
+    #[command(subcommand)]
+    Ca(CaCommand),
     /// Print the version
     Version,
 }

@@ -67,6 +67,37 @@ pub struct Args {
     #[arg(long, env = "WEFT_IPAM_SEED", hide_env_values = true, value_name = "NAME,...", value_delimiter = ',', help_heading = ADDRESSES)]
     pub ipam_seed: Vec<String>,
 
+    /// Directory of the network's CA, ca.crt and ca.key, of which this node issues its own certificate
+    ///
+    /// Made once by `weft ca init` and copied to all nodes. Who can read ca.key can be any node: where that is too much, use
+    /// the --tls flags. ca.crt may hold several CAs, all of which are believed. Changed files are taken up at once.
+    #[arg(long, env = "WEFT_CA_DIR", hide_env_values = true, value_name = "DIR", help_heading = SECURITY)]
+    pub ca_dir: Option<String>,
+
+    /// File of the CAs that are believed, in PEM; several while one is replaced by another
+    #[arg(long, env = "WEFT_TLS_CA", hide_env_values = true, value_name = "FILE", help_heading = SECURITY)]
+    pub tls_ca: Option<String>,
+
+    /// File of CAs of before, in PEM: no link of theirs is taken, but what was signed under them and is kept counts
+    ///
+    /// Beside ca.crt in --ca-dir it is retired.crt.
+    #[arg(long, env = "WEFT_TLS_RETIRED_CA", hide_env_values = true, value_name = "FILE", help_heading = SECURITY)]
+    pub tls_retired_ca: Option<String>,
+
+    /// File of this node's certificate, in PEM; its DNS name is the node's name
+    ///
+    /// `weft ca issue` makes one, or whatever else signs certificates. Changed files are taken up at once.
+    #[arg(long, env = "WEFT_TLS_CERT", hide_env_values = true, value_name = "FILE", help_heading = SECURITY)]
+    pub tls_cert: Option<String>,
+
+    /// File of the certificate's private key, in PEM: ECDSA P-256 or Ed25519
+    #[arg(long, env = "WEFT_TLS_KEY", hide_env_values = true, value_name = "FILE", help_heading = SECURITY)]
+    pub tls_key: Option<String>,
+
+    /// Run without keys: links are in clear, and anybody who reaches the port can be any node
+    #[arg(long, env = "WEFT_INSECURE", hide_env_values = true, value_parser = clap::builder::FalseyValueParser::new(), help_heading = SECURITY)]
+    pub insecure: bool,
+
     /// The pods' MTU in bytes, from 576 (1280 with an IPv6 universe) to what the underlay carries
     ///
     /// Default: the smallest MTU of the advertised addresses' interfaces, less 60 bytes (80 on an IPv6 underlay) for
@@ -158,15 +189,18 @@ const EXAMPLES: &str = "\
 Every flag can be given in the environment too, as WEFT_ and its name in capitals; the flag wins.
 
 Examples:
-  The first three nodes of a network, each with the same list:
-    weft agent --ipam-seed node-1,node-2,node-3 --peer node-1,node-2,node-3
+  Once for a network, then copied to all its nodes:
+    weft ca init /etc/weft/ca
+  The first three nodes, each with the same list:
+    weft agent --ca-dir /etc/weft/ca --ipam-seed node-1,node-2,node-3 --peer node-1,node-2,node-3
   A node that joins them; one peer is enough:
-    weft agent --peer node-2
+    weft agent --ca-dir /etc/weft/ca --peer node-2
   A host with two interfaces, whose pods are to use the second:
-    weft agent --peer node-2 --advertise 198.51.100.1";
+    weft agent --ca-dir /etc/weft/ca --peer node-2 --advertise 198.51.100.1";
 
 const NODE: &str = "Node and peers";
 const ADDRESSES: &str = "Addresses";
+const SECURITY: &str = "Keys";
 const NETWORK: &str = "Network";
 const FILES: &str = "Files";
 const DIAGNOSTICS: &str = "Health and logs";
@@ -187,7 +221,7 @@ mod tests {
         Agent::command().debug_assert();
         let command = Agent::command();
         let flags: Vec<_> = command.get_arguments().filter(|arg| arg.get_help_heading().is_some()).collect();
-        assert_eq!(flags.len(), 18);
+        assert_eq!(flags.len(), 24);
         for flag in flags {
             let long = flag.get_long().expect("long");
             let twin = format!("WEFT_{}", long.to_uppercase().replace('-', "_"));
@@ -198,7 +232,7 @@ mod tests {
     #[test]
     fn short_help_has_a_line_for_each_flag() {
         let help = Agent::command().term_width(160).render_help().to_string();
-        for heading in [NODE, ADDRESSES, NETWORK, FILES, DIAGNOSTICS] {
+        for heading in [NODE, ADDRESSES, SECURITY, NETWORK, FILES, DIAGNOSTICS] {
             assert!(help.contains(heading), "{heading}\n{help}");
         }
         assert!(help.contains("[default: 10.32.0.0/12]"), "{help}");

@@ -2,9 +2,12 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use super::{Args, Config, ConfigError, ConfigErrors, HostFacts, Switch, host::is_global, socket_in};
-use crate::types::{
-    CLEAR_OVERHEAD, CONTROL_PORT, Endpoint, IPV6_EXTRA, LEAST_MTU, PeerAddress, PeerName, Prefix,
-    SEALED_OVERHEAD, Universe,
+use crate::{
+    identity::Source,
+    types::{
+        CLEAR_OVERHEAD, CONTROL_PORT, Endpoint, IPV6_EXTRA, LEAST_MTU, PeerAddress, PeerName, Prefix,
+        SEALED_OVERHEAD, Universe,
+    },
 };
 use std::{
     collections::BTreeSet,
@@ -27,6 +30,7 @@ pub(super) fn check(args: &Args, host: &HostFacts) -> Result<Config, ConfigError
     let peers = check.peers(name.as_ref(), listen, universe);
     let ipam_seed = check.ipam_seed();
     let max_links = check.count("--max-links", &args.max_links, 4..=64);
+    let identity = check.identity();
     let mtu = check.mtu(&endpoints, universe);
     let data_threads = check.data_threads();
     let poll = check.poll();
@@ -57,6 +61,7 @@ pub(super) fn check(args: &Args, host: &HostFacts) -> Result<Config, ConfigError
             max_links,
             universe,
             ipam_seed,
+            identity,
             mtu,
             data_threads,
             poll,
@@ -277,6 +282,43 @@ impl Check<'_> {
         seed
     }
 
+    /// None with `--insecure`, and where it is refused.
+    fn identity(&mut self) -> Option<Source> {
+        let args = self.args;
+        let dir = given(&args.ca_dir);
+        let files = [
+            ("--tls-ca", given(&args.tls_ca)),
+            ("--tls-cert", given(&args.tls_cert)),
+            ("--tls-key", given(&args.tls_key)),
+        ];
+        match (dir, files.iter().any(|(_, file)| file.is_some()), args.insecure) {
+            (None, false, true) => None,
+            (Some(dir), false, false) => self.absolute("--ca-dir", dir).map(Source::CaDir),
+            (None, true, false) => {
+                let [ca, cert, key] = files.map(|(flag, file)| match file {
+                    Some(path) => self.absolute(flag, path),
+                    None => {
+                        let conflict = "not given; --tls-ca, --tls-cert and --tls-key belong together";
+                        self.refuse(flag, "", conflict);
+                        None
+                    }
+                });
+                let retired = given(&args.tls_retired_ca);
+                let retired = retired.and_then(|file| self.absolute("--tls-retired-ca", file));
+                Some(Source::Files { ca: ca?, cert: cert?, key: key?, retired })
+            }
+            (None, false, false) => {
+                self.refuse("--ca-dir", "", NO_KEYS);
+                None
+            }
+            _ => {
+                let conflict = "only one of --ca-dir, the three --tls flags, and --insecure can be in use";
+                self.refuse("--ca-dir", dir.unwrap_or_default(), conflict);
+                None
+            }
+        }
+    }
+
     fn mtu(&mut self, endpoints: &[Endpoint], universe: Option<Universe>) -> Option<u16> {
         let least = universe.map_or(LEAST_MTU, |universe| universe.least_mtu());
         let extra = if endpoints.iter().any(|endpoint| endpoint.0.is_ipv6()) { IPV6_EXTRA } else { 0 };
@@ -355,9 +397,9 @@ impl Check<'_> {
 
     fn directories(&mut self) -> [Option<PathBuf>; 3] {
         let args = self.args;
-        let state = self.directory("--state-dir", &args.state_dir);
-        let run = self.directory("--run-dir", &args.run_dir);
-        let cni = given(&args.cni_conf_dir).and_then(|text| self.directory("--cni-conf-dir", text));
+        let state = self.absolute("--state-dir", &args.state_dir);
+        let run = self.absolute("--run-dir", &args.run_dir);
+        let cni = given(&args.cni_conf_dir).and_then(|text| self.absolute("--cni-conf-dir", text));
         if let Some(run) = &run
             && socket_in(run).as_os_str().len() > SOCKET_PATH_LIMIT
         {
@@ -374,7 +416,7 @@ impl Check<'_> {
         [state, run, cni]
     }
 
-    fn directory(&mut self, flag: &'static str, text: &str) -> Option<PathBuf> {
+    fn absolute(&mut self, flag: &'static str, text: &str) -> Option<PathBuf> {
         let path = PathBuf::from(text);
         if !path.is_absolute() {
             self.refuse(flag, text, "not an absolute path");
@@ -452,6 +494,9 @@ fn items(list: &[String]) -> impl Iterator<Item = &str> {
     list.iter().map(|text| text.trim()).filter(|text| !text.is_empty())
 }
 
+const NO_KEYS: &str = "this node has no keys: it would not know its peers, nor they it. Make a CA once with \
+    `weft ca init DIR` and give every node --ca-dir DIR with a copy of it; or give each the --tls-ca, --tls-cert and --tls-key \
+    that `weft ca issue` makes; or, where nobody else can reach these ports, run all of them with --insecure";
 /// To look for packets longer than that saves nothing more.
 const LONGEST_POLL: Duration = Duration::from_millis(10);
 /// Bytes of `sockaddr_un.sun_path` before its final NUL (unix(7)).

@@ -4,6 +4,7 @@ use clap::Parser;
 use insta::assert_snapshot;
 
 #[derive(Parser)]
+#[command(args_override_self = true)]
 struct Agent {
     #[command(flatten)]
     args: Args,
@@ -50,7 +51,7 @@ fn route(destination: &str, device: &str, gateway: Option<&str>) -> HostRoute {
 }
 
 fn on(host: &HostFacts, flags: &[&str]) -> Result<Config, ConfigErrors> {
-    let argv = ["agent"].iter().chain(flags);
+    let argv = ["agent", "--ca-dir=/ca"].iter().chain(flags);
     Config::check(&Agent::try_parse_from(argv).unwrap_or_else(|e| panic!("{e}")).args, host)
 }
 
@@ -181,6 +182,22 @@ fn what_cannot_be_listened_on_is_refused() {
     assert_snapshot!(refused_on(&without_ipv6, &["--listen", "[::]:6783"]), @r"--listen [::]:6783: IPv6 is off on this host; use 0.0.0.0 or an IPv4 address");
     assert_snapshot!(refused(&["--metrics-addr", "127.0.0.1:6783"]), @r"--metrics-addr 127.0.0.1:6783: the same port as --listen [::]:6783");
     assert_snapshot!(refused(&["--metrics-addr", "localhost"]), @r"--metrics-addr localhost: not ADDR:PORT; examples: 0.0.0.0:6783, 192.0.2.1:6783, [::]:6783");
+}
+
+#[test]
+fn an_agent_without_keys_is_refused_and_told_how_to_get_some() {
+    let source = |flags: &[&str]| accepted(flags).identity;
+    assert_eq!(source(&[]), Some(Source::CaDir("/ca".into())));
+    assert_eq!(source(&["--ca-dir=", "--insecure"]), None);
+    let files = Source::Files { ca: "/a".into(), cert: "/c".into(), key: "/k".into(), retired: None };
+    assert_eq!(source(&["--ca-dir=", "--tls-ca=/a", "--tls-cert=/c", "--tls-key=/k"]), Some(files));
+    assert_snapshot!(refused(&["--ca-dir="]), @r"--ca-dir: this node has no keys: it would not know its peers, nor they it. Make a CA once with `weft ca init DIR` and give every node --ca-dir DIR with a copy of it; or give each the --tls-ca, --tls-cert and --tls-key that `weft ca issue` makes; or, where nobody else can reach these ports, run all of them with --insecure");
+    assert_snapshot!(refused(&["--ca-dir=", "--tls-cert=/c"]), @r"
+--tls-ca: not given; --tls-ca, --tls-cert and --tls-key belong together
+--tls-key: not given; --tls-ca, --tls-cert and --tls-key belong together
+");
+    assert_snapshot!(refused(&["--insecure"]), @"--ca-dir /ca: only one of --ca-dir, the three --tls flags, and --insecure can be in use");
+    assert_snapshot!(refused(&["--ca-dir=here"]), @"--ca-dir here: not an absolute path");
 }
 
 #[test]

@@ -14,7 +14,10 @@ mod host;
 pub use args::{Args, DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, LogFormat, Switch};
 pub use host::{HostAddress, HostFacts, HostLink, HostRoute};
 
-use crate::types::{Endpoint, PeerAddress, PeerName, Prefix, Universe};
+use crate::{
+    identity::Source,
+    types::{Endpoint, PeerAddress, PeerName, Prefix, Universe},
+};
 use std::{
     collections::BTreeSet,
     fmt,
@@ -40,6 +43,8 @@ pub struct Config {
     pub universe: Universe,
     /// Who shares the universe at the start, in the order given; empty: we join an existing network.
     pub ipam_seed: Vec<PeerName>,
+    /// None: links are in clear.
+    pub identity: Option<Source>,
     /// The pods' MTU in bytes.
     pub mtu: u16,
     pub data_threads: NonZeroUsize,

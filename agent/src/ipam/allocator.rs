@@ -13,6 +13,7 @@ use super::{
     Change, Config, Effects, Found, IpamError, KnownPeer, Now, Request, Stored, View, WaitingFor,
     ask::Asker,
     ring::{Ring, TooManySeeds},
+    seed::SeedPlan,
     space::{Allocation, Owner, Space},
     span::{Layout, Span},
     token::Token,
@@ -35,6 +36,7 @@ pub struct Allocator {
     me: PeerName,
     layout: Layout,
     ring: Ring,
+    seeds: SeedPlan,
     /// The first tokens by the seed list, for when there is no ring yet.
     genesis: Vec<Token>,
     space: Space,
@@ -64,7 +66,8 @@ impl Allocator {
         let mut this = Self {
             me: config.name,
             layout,
-            ring: Ring::new(layout),
+            ring: Ring::new(layout, config.sealer),
+            seeds: config.seeds.clone(),
             genesis,
             space: Space::new(layout),
             in_force: stored.in_force,
@@ -166,6 +169,23 @@ impl Allocator {
         self.settle(now);
     }
 
+    /// A peer has told who shared the universe at the start.
+    pub fn on_seeds(&mut self, seeds: SeedPlan) {
+        if self.seeds.names().is_empty() {
+            self.effects.changes.push(Change::Seeds(seeds.clone()));
+            self.seeds = seeds;
+        }
+    }
+
+    /// This node has other keys: its tokens are sealed anew with them.
+    pub fn on_keys(&mut self, now: Now) {
+        if self.in_force && !self.left {
+            let changed = self.ring.seal_anew(&self.me);
+            self.record(changed);
+        }
+        self.settle(now);
+    }
+
     /// Ends rests, reservations that were never activated, and waits for an answer. Call at [`next_wake`](Self::next_wake).
     pub fn tick(&mut self, now: Now) {
         for offset in self.space.wake(now.at) {
@@ -215,6 +235,7 @@ impl Allocator {
             allocations: allocations().map(|(_, a)| (a.address, a.clone())).collect(),
             reserved: self.unactivated.keys().cloned().collect(),
             held: allocations().filter(|(offset, _)| !ours(*offset)).map(|(_, a)| a.address).collect(),
+            conceded: self.space.conceded().map(|offset| self.layout.address(offset)).collect(),
             resting: self.space.resting().map(|offset| self.layout.address(offset)).collect(),
             counts: self.space.counts(),
             waiting_for: self.waiting_for(),
@@ -322,6 +343,9 @@ impl Allocator {
         self.in_force = true;
         self.ring_changed = true;
         self.effects.changes.push(Change::InForce);
+        if !self.seeds.names().is_empty() {
+            self.effects.changes.push(Change::Seeds(self.seeds.clone()));
+        }
         let genesis = std::mem::take(&mut self.genesis);
         if self.ring.is_empty() {
             for token in &genesis {

@@ -15,6 +15,7 @@
 
 mod allocator;
 mod ask;
+mod deed;
 mod error;
 pub mod record;
 pub mod ring;
@@ -33,6 +34,7 @@ pub use error::{IpamError, WaitingFor};
 pub use space::{Allocation, Counts, Owner};
 
 use crate::{
+    identity::Sealer,
     mesh::gossip::Item,
     types::{AttachmentKey, Mac, PeerName, PodRef, Prefix, Universe, VethAlias},
 };
@@ -48,6 +50,8 @@ pub struct Config {
     pub name: PeerName,
     pub universe: Universe,
     pub seeds: seed::SeedPlan,
+    /// With what this node seals its tokens; without it they have no deeds.
+    pub sealer: Option<Sealer>,
     /// The agent was given peers to start with (`--peer`).
     pub has_bootstrap: bool,
 }
@@ -109,6 +113,8 @@ pub struct KnownPeer {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
     InForce,
+    /// Who shared the universe at the start; what is configured later counts no more.
+    Seeds(seed::SeedPlan),
     Token(token::Token),
     Allocation(IpAddr, Option<Arc<Allocation>>),
     /// With the Unix time in milliseconds at which it was freed.
@@ -138,6 +144,8 @@ pub struct View {
     pub reserved: BTreeSet<AttachmentKey>,
     /// Addresses in use here though the ring gives them to another: to be published in the peer record.
     pub held: Vec<IpAddr>,
+    /// Addresses of own ranges that peers hold and that are not in use here: to be published too.
+    pub conceded: BTreeSet<IpAddr>,
     pub resting: BTreeSet<IpAddr>,
     pub counts: Counts,
     /// Set while this node cannot hand out addresses though it should.

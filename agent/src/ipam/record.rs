@@ -1,12 +1,14 @@
 //! What the allocator keeps, as entries of the state file.
 
-use super::{Allocation, Change, Owner, Stored, span::Layout, token::Token};
+use super::{Allocation, Change, Owner, Stored, seed::SeedPlan, span::Layout, token::Token};
 use crate::{
     linux::store::{Store, StoreError, Table, Write},
     types::{AttachmentKey, PodRef},
 };
+use prost::Message;
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
+use weft_proto::mesh;
 
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
@@ -16,13 +18,27 @@ pub enum RecordError {
     Unreadable(&'static str),
 }
 
+/// Who shared the universe at the start, once that is settled.
+pub fn seeds(store: &Store) -> Result<Option<SeedPlan>, RecordError> {
+    let stored = store.read(Table::Meta)?.into_iter().find(|(key, _)| key == SEEDS);
+    let plan = stored.map(|(_, text)| String::from_utf8(text).ok().and_then(|text| plan(&text)));
+    plan.map(|plan| plan.ok_or(RecordError::Unreadable("a list of seeds"))).transpose()
+}
+
+fn plan(text: &str) -> Option<SeedPlan> {
+    text.split_terminator(',').map(|name| name.parse().ok()).collect()
+}
+
 /// Reads all that was stored.
 pub fn load(store: &Store, layout: &Layout) -> Result<Stored, RecordError> {
     let in_force = store.read(Table::Meta)?.iter().any(|(key, _)| key == IN_FORCE);
     let mut stored = Stored { in_force, ..Stored::default() };
-    for (_, body) in store.read(Table::Ring)? {
-        let token = Token::from_body(&body, layout).map_err(|_| RecordError::Unreadable("a token"))?;
-        stored.tokens.push(token);
+    for (_, value) in store.read(Table::Ring)? {
+        let item = mesh::Item::decode(value.as_slice()).ok();
+        let token = item.and_then(|mesh::Item { body, signature, .. }| {
+            Some(Token { signature, ..Token::from_body(&body, layout).ok()? })
+        });
+        stored.tokens.push(token.ok_or(RecordError::Unreadable("a token"))?);
     }
     for (_, json) in store.read(Table::Allocations)? {
         stored.allocations.push(decode(&json).ok_or(RecordError::Unreadable("an allocation"))?);
@@ -37,9 +53,14 @@ pub fn load(store: &Store, layout: &Layout) -> Result<Stored, RecordError> {
 pub fn write(change: &Change, layout: &Layout) -> Write {
     match change {
         Change::InForce => Write { table: Table::Meta, key: IN_FORCE.into(), value: Some(Vec::new()) },
+        Change::Seeds(seeds) => {
+            Write { table: Table::Meta, key: SEEDS.into(), value: Some(seeds.to_string().into()) }
+        }
         Change::Token(token) => {
-            let (key, body) = (layout.to_bytes(token.start), token.to_body(layout));
-            Write { table: Table::Ring, key, value: Some(body) }
+            // Body and deed, as an item has them.
+            let (body, signature) = (token.to_body(layout), token.signature.clone());
+            let value = mesh::Item { body, signature, ..Default::default() }.encode_to_vec();
+            Write { table: Table::Ring, key: layout.to_bytes(token.start), value: Some(value) }
         }
         Change::Allocation(address, allocation) => {
             let value = allocation.as_deref().map(encode);
@@ -110,6 +131,7 @@ fn key(address: IpAddr) -> Vec<u8> {
 }
 
 const IN_FORCE: &[u8] = b"ring in force";
+const SEEDS: &[u8] = b"seeds";
 
 #[cfg(test)]
 mod tests {
@@ -124,8 +146,17 @@ mod tests {
         let layout = Layout::new(universe);
         let (store, _) = Store::open(temp.path(), &"a".parse().unwrap(), &universe).unwrap();
         assert_eq!(load(&store, &layout).unwrap(), Stored::default());
-        let token =
-            Token { start: 0, end: 255, owner: "a".parse().unwrap(), epoch: 1, version: 2, free: true };
+        assert_eq!(seeds(&store).unwrap(), None);
+        let token = Token {
+            start: 0,
+            end: 255,
+            owner: "a".parse().unwrap(),
+            epoch: 1,
+            hands: 3,
+            version: 2,
+            free: true,
+            signature: vec![1, 2, 3],
+        };
         let pod = Allocation {
             owner: Owner::Pod(AttachmentKey::new("c1", "eth0").unwrap()),
             address: layout.address(2),
@@ -143,6 +174,7 @@ mod tests {
         let allocation = |a: &Allocation| Change::Allocation(a.address, Some(Arc::new(a.clone())));
         let changes = [
             Change::InForce,
+            Change::Seeds(plan("b,a").unwrap()),
             Change::Token(token.clone()),
             allocation(&pod),
             allocation(&bridge),
@@ -159,5 +191,6 @@ mod tests {
             resting: vec![layout.address(3)],
         };
         assert_eq!(load(&store, &layout).unwrap(), expected);
+        assert_eq!(seeds(&store).unwrap(), Some(plan("a,b").unwrap()));
     }
 }

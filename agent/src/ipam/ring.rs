@@ -7,28 +7,42 @@
 //! ```
 //!
 //! It is a map from start to token in which the greater token wins, so merging is commutative, associative and
-//! idempotent (Shapiro et al., 2011, §3.1). Why no address has two owners:
+//! idempotent (Shapiro et al., 2011, §3.1). An address is whose token wins among those that reach over it: the one that
+//! has been handed over more often, then the newer. Why no address has two owners:
 //!
 //! * only a token's owner changes it, and each change raises its version: a token's history is one line;
 //! * only an owner inserts tokens, inside its own range, and shrinks the range's `end` with it: whoever is handed a
 //!   token later is handed no more than that, also if it has not heard of the splits before;
+//! * a hand-over raises `hands`: nothing that an owner of before says, or said, wins over what its heir says;
 //! * tokens are never removed, and an agent writes down what it changed before anybody else learns of it.
+//!
+//! That all this is so, and not only claimed, is what deeds show (`deed.rs`).
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use super::{
+    deed,
     span::{Layout, Span, coalesce},
     token::Token,
 };
-use crate::types::{PeerName, Prefix};
-use std::{
-    cmp::Ordering,
-    collections::{BTreeMap, btree_map::Entry},
+use crate::{
+    identity::Sealer,
+    types::{PeerName, Prefix},
 };
+use std::{
+    cell::OnceCell,
+    cmp::Ordering,
+    collections::{BTreeMap, BinaryHeap, btree_map::Entry},
+};
+use tracing::warn;
 
 #[derive(Clone, Debug)]
 pub struct Ring {
     layout: Layout,
+    /// Without it, tokens have no deeds.
+    sealer: Option<Sealer>,
     tokens: BTreeMap<u128, Token>,
+    /// Whose token wins where, by the token's start; made when it is asked for.
+    resolved: OnceCell<Vec<(Span, u128)>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -40,8 +54,8 @@ pub struct TooManySeeds {
 }
 
 impl Ring {
-    pub fn new(layout: Layout) -> Self {
-        Self { layout, tokens: BTreeMap::new() }
+    pub fn new(layout: Layout, sealer: Option<Sealer>) -> Self {
+        Self { layout, sealer, tokens: BTreeMap::new(), resolved: OnceCell::new() }
     }
 
     /// The first tokens, the same on every agent with the same seeds (in order, once each): equal shares of whole
@@ -54,7 +68,8 @@ impl Ring {
         let mut tokens = Vec::new();
         let mut deal = |block: u128, count: u128, owner: &PeerName| {
             let (start, end) = (block * unit, (block + count) * unit - 1);
-            tokens.push(Token { start, end, owner: owner.clone(), epoch: 0, version: 0, free: true });
+            let (owner, signature) = (owner.clone(), Vec::new());
+            tokens.push(Token { start, end, owner, epoch: 0, hands: 0, version: 0, free: true, signature });
         };
         // Round after round everybody gets the greatest power of two that is there for all: so pieces stay aligned.
         let mut next = 0;
@@ -71,7 +86,7 @@ impl Ring {
 
     /// Takes a token in where it wins over the one known with its start; true if anything changed.
     pub fn merge(&mut self, token: Token) -> bool {
-        match self.tokens.entry(token.start) {
+        let changed = match self.tokens.entry(token.start) {
             Entry::Vacant(entry) => {
                 entry.insert(token);
                 true
@@ -83,7 +98,11 @@ impl Ring {
                 }
                 wins
             }
+        };
+        if changed {
+            self.resolved.take();
         }
+        changed
     }
 
     pub fn tokens(&self) -> impl Iterator<Item = &Token> {
@@ -94,19 +113,21 @@ impl Ring {
         self.tokens.is_empty()
     }
 
-    /// All tokens with the range that each stands for, in ascending order.
+    /// The ranges in ascending order, with the token that wins in each; one token may win in several.
     pub fn ranges(&self) -> impl Iterator<Item = (Span, &Token)> {
-        let nexts = self.tokens.keys().skip(1).map(|next| next - 1).chain([u128::MAX]);
-        self.tokens
-            .values()
-            .zip(nexts)
-            .map(|(token, limit)| (Span { first: token.start, last: token.end.min(limit) }, token))
+        self.resolved().iter().map(|(span, start)| (*span, &self.tokens[start]))
     }
 
     /// Who owns an address, by its offset; nobody where this ring has not heard of anybody.
     pub fn owner(&self, offset: u128) -> Option<&PeerName> {
-        let (_, token) = self.tokens.range(..=offset).next_back()?;
-        (offset <= token.end).then_some(&token.owner)
+        let resolved = self.resolved();
+        let at = resolved.partition_point(|(span, _)| span.last < offset);
+        let (_, start) = resolved.get(at).filter(|(span, _)| span.contains(offset))?;
+        Some(&self.tokens[start].owner)
+    }
+
+    fn resolved(&self) -> &[(Span, u128)] {
+        self.resolved.get_or_init(|| resolve(&self.tokens))
     }
 
     pub fn owned_by(&self, name: &PeerName) -> Vec<Span> {
@@ -140,47 +161,133 @@ impl Ring {
         shares
     }
 
-    /// Hands what `from` owns of `span` to `to`; what lies outside its ranges stays as it is. Returns the changed tokens.
+    /// Hands what `from`, this node, owns of `span` to `to`; what lies outside its ranges stays as it is, and so does what has
+    /// been handed over too often. Returns the changed tokens.
     pub fn give(&mut self, from: &PeerName, span: Span, to: &PeerName) -> Vec<Token> {
         let mut changed = Vec::new();
         for (range, token) in self.ranges().filter(|(_, token)| token.owner == *from) {
             let Some(given) = range.intersect(span) else { continue };
-            let mut piece = |start, end, owner: &PeerName, free| {
-                let owner = owner.clone();
-                changed.push(Token {
-                    start,
-                    end,
-                    owner,
-                    free,
-                    epoch: token.epoch,
-                    version: token.version + 1,
-                });
+            let kept = |start, end| Token { start, end, version: token.version + 1, ..token.clone() };
+            let heir = Token {
+                start: given.first,
+                end: given.last,
+                owner: to.clone(),
+                hands: token.hands + 1,
+                version: 0,
+                free: true,
+                ..token.clone()
             };
-            if range.first < given.first {
-                piece(range.first, given.first - 1, from, token.free);
-            }
-            piece(given.first, given.last, to, true);
-            if given.last < range.last {
-                piece(given.last + 1, range.last, from, token.free);
+            let before = (range.first < given.first).then(|| kept(range.first, given.first - 1));
+            let after = (given.last < range.last).then(|| kept(given.last + 1, range.last));
+            let pieces = before.into_iter().chain([heir]).chain(after);
+            let sealed: Option<Vec<Token>> = pieces.map(|piece| self.seal(piece, token)).collect();
+            match sealed {
+                Some(pieces) => changed.extend(pieces),
+                None => warn!(peer = %to, "a range stays here: its deed has no room for another owner"),
             }
         }
-        self.tokens.extend(changed.iter().map(|token| (token.start, token.clone())));
+        self.replace(&changed);
         changed
     }
 
-    /// Sets the flag of each own token by `free(range)`. Returns the changed tokens.
+    /// Sets the flag of each token of `owner`, this node, by `free(range)`, and takes over what was handed to it: a range is
+    /// its own beyond doubt once it has sealed the token itself. Returns the changed tokens.
     pub fn flag(&mut self, owner: &PeerName, mut free: impl FnMut(Span) -> bool) -> Vec<Token> {
-        let mut changed = Vec::new();
+        let mut flags: BTreeMap<u128, bool> = BTreeMap::new();
         for (range, token) in self.ranges().filter(|(_, token)| token.owner == *owner) {
-            let now = free(range);
-            if now != token.free {
-                changed.push(Token { free: now, version: token.version + 1, ..token.clone() });
+            *flags.entry(token.start).or_default() |= free(range);
+        }
+        let mut changed = Vec::new();
+        for (start, free) in flags {
+            let token = &self.tokens[&start];
+            let handed = token.hands > 0 && token.version == 0;
+            if free != token.free || handed {
+                let next = Token { free, version: token.version + 1, ..token.clone() };
+                changed.extend(self.seal(next, token));
             }
         }
-        self.tokens.extend(changed.iter().map(|token| (token.start, token.clone())));
+        self.replace(&changed);
         changed
     }
+
+    /// The tokens of `owner`, this node, with newer seals.
+    pub fn seal_anew(&mut self, owner: &PeerName) -> Vec<Token> {
+        let own = self.tokens.values().filter(|token| token.owner == *owner && token.version > 0);
+        let newer = |token: &Token| {
+            let next = Token { version: token.version + 1, ..token.clone() };
+            self.seal(next, token)
+        };
+        let changed: Vec<Token> = own.filter_map(newer).collect();
+        self.replace(&changed);
+        changed
+    }
+
+    fn seal(&self, token: Token, parent: &Token) -> Option<Token> {
+        let signature = match &self.sealer {
+            Some(sealer) => deed::draw_up(&token, parent, &self.layout, sealer)?,
+            None => Vec::new(),
+        };
+        Some(Token { signature, ..token })
+    }
+
+    fn replace(&mut self, changed: &[Token]) {
+        if !changed.is_empty() {
+            self.tokens.extend(changed.iter().map(|token| (token.start, token.clone())));
+            self.resolved.take();
+        }
+    }
 }
+
+/// Goes along the starts with all tokens that reach over where it is, the winner on top.
+fn resolve(tokens: &BTreeMap<u128, Token>) -> Vec<(Span, u128)> {
+    let mut resolved: Vec<(Span, u128)> = Vec::new();
+    let mut over: BinaryHeap<Over<'_>> = BinaryHeap::new();
+    let mut coming = tokens.values().peekable();
+    let Some(mut at) = coming.peek().map(|token| token.start) else { return resolved };
+    loop {
+        while let Some(token) = coming.next_if(|token| token.start <= at) {
+            over.push(Over(token));
+        }
+        while over.peek().is_some_and(|top| top.0.end < at) {
+            over.pop();
+        }
+        let next = coming.peek().map(|token| token.start);
+        let Some(Over(top)) = over.peek() else {
+            let Some(next) = next else { return resolved };
+            at = next;
+            continue;
+        };
+        let last = next.map_or(top.end, |next| top.end.min(next - 1));
+        match resolved.last_mut() {
+            Some((span, start)) if *start == top.start && span.last + 1 == at => span.last = last,
+            _ => resolved.push((Span { first: at, last }, top.start)),
+        }
+        at = last + 1;
+    }
+}
+
+/// In the order in which tokens win over each other where they overlap.
+struct Over<'a>(&'a Token);
+
+impl Ord for Over<'_> {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.0.cmp_rank(other.0).then_with(|| self.0.start.cmp(&other.0.start))
+    }
+}
+
+impl PartialOrd for Over<'_> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Over<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for Over<'_> {}
 
 #[cfg(test)]
 mod tests {
@@ -197,7 +304,7 @@ mod tests {
 
     fn seeded(layout: Layout, seeds: usize) -> Ring {
         let names: Vec<PeerName> = (0..seeds).map(name).collect();
-        let mut ring = Ring::new(layout);
+        let mut ring = Ring::new(layout, None);
         for token in Ring::genesis(layout, &names).unwrap() {
             assert!(ring.merge(token));
         }
@@ -247,7 +354,7 @@ mod tests {
         ring.give(&b, Span { first: 0xc000, last: 0xffff }, &a);
         let grant = ring.give(&b, Span { first: 0xa000, last: 0xbfff }, &c);
         // c hears of its own token only, not of the one at 0xc000.
-        let mut partial = Ring::new(layout());
+        let mut partial = Ring::new(layout(), None);
         for token in grant {
             partial.merge(token);
         }
@@ -287,7 +394,7 @@ mod tests {
             };
             let (left, right) = rotated.split_at(split.index(rotated.len()));
             let join = |parts: [&[Token]; 3]| {
-                let mut ring = Ring::new(layout());
+                let mut ring = Ring::new(layout(), None);
                 for token in parts.concat() {
                     ring.merge(token);
                 }

@@ -96,6 +96,7 @@ impl Sim {
             name: name.clone(),
             universe: self.layout.universe(),
             seeds: seeds(&self.seeds),
+            sealer: None,
             has_bootstrap: self.seeds != name.as_str(),
         };
         Allocator::new(config, stored, Found::default(), self.now).unwrap()
@@ -289,6 +290,7 @@ impl Stored {
     pub(super) fn apply(&mut self, change: Change) {
         match change {
             Change::InForce => self.in_force = true,
+            Change::Seeds(_) => {}
             Change::Token(token) => {
                 self.tokens.retain(|known| known.start != token.start);
                 self.tokens.push(token);

@@ -100,6 +100,11 @@ impl Space {
         self.taken.get(&offset)
     }
 
+    /// Own addresses that a peer holds and nobody has here.
+    pub fn conceded(&self) -> impl Iterator<Item = u128> + '_ {
+        self.foreign.keys().copied().filter(|offset| self.is_own(*offset) && self.at(*offset).is_none())
+    }
+
     pub fn foreign(&self, offset: u128) -> Option<&PeerName> {
         self.foreign.get(&offset)
     }

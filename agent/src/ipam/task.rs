@@ -10,14 +10,14 @@
 
 use super::{
     Allocation, Allocator, Config, Effects, Found, IpamError, KnownPeer, Now, Request, View, record,
-    span::Layout,
+    seed::SeedPlan, span::Layout, token::Token,
 };
 use crate::{
     linux::store::{Store, Write},
     mesh::gossip::Item,
     types::{AttachmentKey, PeerName},
 };
-use anyhow::Context;
+use anyhow::{Context, bail};
 use std::{
     collections::BTreeMap,
     sync::Arc,
@@ -57,6 +57,13 @@ pub async fn start(
     let loading = store.clone();
     let stored = spawn_blocking(move || record::load(&loading, &layout)).await?;
     let stored = stored.context("read address space and allocations")?;
+    if config.sealer.is_some() && stored.tokens.iter().any(Token::lacks_deed) {
+        bail!(
+            "{} was written by an agent that ran with --insecure, and holds ranges of which nobody could show the owner; \
+             `weft reset` all nodes, and begin anew with keys",
+            store.path().display()
+        );
+    }
     let allocator = Allocator::new(config, stored, found, now())?;
     let (commands, receiver) = mpsc::channel(COMMANDS);
     let (view, watched) = watch::channel(Arc::default());
@@ -111,6 +118,16 @@ impl Handle {
         self.tell(Command::Contact).await
     }
 
+    /// Who shared the universe at the start, as a peer has told.
+    pub async fn seeds(&self, seeds: SeedPlan) -> Result<(), IpamError> {
+        self.tell(Command::Seeds(seeds)).await
+    }
+
+    /// This node's keys are others.
+    pub async fn keys(&self) -> Result<(), IpamError> {
+        self.tell(Command::Keys).await
+    }
+
     pub fn view(&self) -> watch::Receiver<Arc<View>> {
         self.view.clone()
     }
@@ -138,6 +155,8 @@ enum Command {
     Items(Vec<Item>),
     Unicast { from: PeerName, body: Vec<u8> },
     Peers(Vec<KnownPeer>),
+    Seeds(SeedPlan),
+    Keys,
     Contact,
 }
 
@@ -221,6 +240,14 @@ impl Task {
             }
             Command::Peers(peers) => {
                 self.allocator.on_peers(&peers, now);
+                None
+            }
+            Command::Seeds(seeds) => {
+                self.allocator.on_seeds(seeds);
+                None
+            }
+            Command::Keys => {
+                self.allocator.on_keys(now);
                 None
             }
             Command::Contact => {
@@ -339,7 +366,7 @@ mod tests {
     async fn agent(dir: &Path, found: Found) -> (Handle, JoinHandle<()>, mpsc::Receiver<Outgoing>) {
         let (name, universe) = ("a".parse().unwrap(), "10.32.0.0/16".parse().unwrap());
         let (store, _) = Store::open(dir, &name, &universe).unwrap();
-        let config = Config { seeds: seeds("a"), name, universe, has_bootstrap: false };
+        let config = Config { seeds: seeds("a"), sealer: None, name, universe, has_bootstrap: false };
         let (outgoing, sent) = mpsc::channel(1);
         let (handle, task) = start(config, store, found, outgoing).await.unwrap();
         (handle, task, sent)

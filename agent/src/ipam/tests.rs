@@ -107,7 +107,7 @@ fn a_full_universe_is_told_from_a_slow_one() {
 fn thousands_of_nodes_fit_a_12() {
     let layout = Layout::new("10.32.0.0/12".parse().unwrap());
     let now = Now { at: Instant::now(), unix_ms: 0 };
-    let mut ring = Ring::new(layout);
+    let mut ring = Ring::new(layout, None);
     let mut nodes: Vec<Allocator> = Vec::new();
     let publish = |ring: &mut Ring, node: &mut Allocator| {
         let effects = node.effects();
@@ -121,6 +121,7 @@ fn thousands_of_nodes_fit_a_12() {
             name: format!("n{n}").parse().unwrap(),
             universe: layout.universe(),
             seeds: seeds(if n == 0 { "n0" } else { "" }),
+            sealer: None,
             has_bootstrap: n > 0,
         };
         let name = config.name.clone();
@@ -173,6 +174,7 @@ fn addresses_are_reclaimed_from_veths() {
         name: "n0".parse().unwrap(),
         universe: "10.32.0.0/16".parse().unwrap(),
         seeds: seeds("n0"),
+        sealer: None,
         has_bootstrap: false,
     };
     let veth = |pod, address: &str| VethAlias {
@@ -229,6 +231,7 @@ fn a_pod_on_a_lost_address_is_held_and_the_new_owner_leaves_it_alone() {
         name: "n1".parse().unwrap(),
         universe: sim.layout.universe(),
         seeds: seeds("n0,n1"),
+        sealer: None,
         has_bootstrap: true,
     };
     sim.nodes[1].allocator = Allocator::new(config, Stored::default(), found, now).unwrap();

@@ -1,12 +1,17 @@
 //! A token: who owns the addresses from `start` to `end`, and how it travels as a gossiped item.
 //!
 //! ```text
-//!   Item  key = start   rank = epoch | version | free | owner   body = Token (mesh.proto)
+//!   Item  key = start   rank = epoch | hands | version | free | owner   body = Token   signature = Deed (mesh.proto)
 //! ```
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
-use super::span::{Layout, Span};
+use super::{
+    deed::Registrar,
+    ring::Ring,
+    span::{Layout, Span},
+};
 use crate::{
+    identity::Checker,
     mesh::gossip::{Gossiper, Item, Rejected},
     types::PeerName,
 };
@@ -23,10 +28,14 @@ pub struct Token {
     pub owner: PeerName,
     /// Raised when a dead peer's space is taken over.
     pub epoch: u64,
-    /// Raised by the owner with each change.
+    /// How often the range has been handed over.
+    pub hands: u64,
+    /// Raised by the owner with each change; 0 as it was handed over.
     pub version: u64,
     /// The owner has whole blocks here to give away.
     pub free: bool,
+    /// The deed, as it travels.
+    pub signature: Vec<u8>,
 }
 
 impl Token {
@@ -34,13 +43,19 @@ impl Token {
         Span { first: self.start, last: self.end }
     }
 
-    /// Which of two tokens with one start wins: the same order as that of their items' (rank, body).
+    /// It is no seed's share as at the start, and nobody has sealed it.
+    pub fn lacks_deed(&self) -> bool {
+        self.signature.is_empty() && (self.hands, self.version) != (0, 0)
+    }
+
+    /// Which of two tokens with one start wins: the same order as that of their items' (rank, body, signature).
     pub fn cmp_rank(&self, other: &Token) -> Ordering {
-        let rank = |t: &Token| (t.epoch, t.version, t.free);
+        let rank = |t: &Token| (t.epoch, t.hands, t.version, t.free);
         rank(self)
             .cmp(&rank(other))
             .then_with(|| self.owner.cmp(&other.owner))
             .then_with(|| self.end.cmp(&other.end))
+            .then_with(|| self.signature.cmp(&other.signature))
     }
 
     pub fn to_item(&self, layout: &Layout) -> Item {
@@ -49,7 +64,7 @@ impl Token {
             key: layout.to_bytes(self.start),
             rank: self.rank_bytes(),
             body: self.to_body(layout),
-            signature: Vec::new(),
+            signature: self.signature.clone(),
         }
     }
 
@@ -61,6 +76,7 @@ impl Token {
             epoch: self.epoch,
             version: self.version,
             free: self.free,
+            hands: self.hands,
         }
         .encode_to_vec()
     }
@@ -75,15 +91,16 @@ impl Token {
         if start > end || !start.is_multiple_of(layout.unit()) || !(end + 1).is_multiple_of(layout.unit()) {
             return Err(Rejected::Invalid("token does not cover whole blocks"));
         }
-        if token.epoch > MAX_COUNTER || token.version > MAX_COUNTER {
-            return Err(Rejected::Invalid("token's epoch or version is beyond reach"));
+        if [token.epoch, token.hands, token.version].iter().any(|count| *count > MAX_COUNTER) {
+            return Err(Rejected::Invalid("token's epoch, hands or version is beyond reach"));
         }
         let owner: PeerName =
             token.owner.parse().map_err(|_| Rejected::Invalid("token's owner is not a name"))?;
         if owner.as_str() != token.owner {
             return Err(Rejected::Invalid("token's owner is not in lower case"));
         }
-        Ok(Self { start, end, owner, epoch: token.epoch, version: token.version, free: token.free })
+        let mesh::Token { epoch, hands, version, free, .. } = token;
+        Ok(Self { start, end, owner, epoch, hands, version, free, signature: Vec::new() })
     }
 
     pub fn from_item(item: &Item, layout: &Layout) -> Result<Self, Rejected> {
@@ -94,12 +111,13 @@ impl Token {
         if item.rank != token.rank_bytes() {
             return Err(Rejected::Invalid("token's rank is not its own"));
         }
-        Ok(token)
+        Ok(Self { signature: item.signature.clone(), ..token })
     }
 
     fn rank_bytes(&self) -> Vec<u8> {
-        let mut rank = Vec::with_capacity(17 + self.owner.as_str().len());
+        let mut rank = Vec::with_capacity(25 + self.owner.as_str().len());
         rank.extend(self.epoch.to_be_bytes());
+        rank.extend(self.hands.to_be_bytes());
         rank.extend(self.version.to_be_bytes());
         rank.push(self.free.into());
         rank.extend(self.owner.as_str().as_bytes());
@@ -107,14 +125,15 @@ impl Token {
     }
 }
 
-/// Lets the mesh refuse what is not a token of this universe.
+/// Lets the mesh refuse what is not a token of this universe, and with a checker what is not its owner's by its deed.
 pub struct RingGossiper {
     layout: Layout,
+    registrar: Option<Registrar>,
 }
 
 impl RingGossiper {
-    pub fn new(layout: Layout) -> Self {
-        Self { layout }
+    pub fn new(layout: Layout, checker: Option<Checker>) -> Self {
+        Self { layout, registrar: checker.map(|checker| Registrar::new(layout, checker)) }
     }
 }
 
@@ -123,8 +142,16 @@ impl Gossiper for RingGossiper {
         CHANNEL
     }
 
-    fn check(&self, item: &Item) -> Result<(), Rejected> {
-        Token::from_item(item, &self.layout).map(|_| ())
+    fn check(&mut self, item: &Item) -> Result<(), Rejected> {
+        let token = Token::from_item(item, &self.layout)?;
+        self.registrar.as_mut().map_or(Ok(()), |registrar| registrar.check(&token))
+    }
+
+    fn seeds(&mut self, seeds: &[PeerName]) {
+        // A list that is too long makes no ring: then nobody can have a token.
+        if let (Some(registrar), Ok(shares)) = (&mut self.registrar, Ring::genesis(self.layout, seeds)) {
+            registrar.set_shares(shares);
+        }
     }
 }
 
@@ -137,21 +164,24 @@ const MAX_COUNTER: u64 = u64::MAX / 2;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
+    use proptest::{collection::vec, prelude::*};
 
     fn layout() -> Layout {
         Layout::new("10.32.0.0/16".parse().unwrap())
     }
 
     fn tokens() -> impl Strategy<Value = Token> {
-        (0u128..256, 0u128..256, 0..3u64, 0..3u64, any::<bool>(), "[a-c]{1,2}").prop_map(
-            |(a, b, epoch, version, free, owner)| Token {
+        let counts = (0..3u64, 0..3u64, 0..3u64);
+        (0u128..256, 0u128..256, counts, any::<bool>(), "[a-c]{1,2}", vec(any::<u8>(), 0..2)).prop_map(
+            |(a, b, (epoch, hands, version), free, owner, signature)| Token {
                 start: a.min(b) * 256,
                 end: a.max(b) * 256 + 255,
                 owner: owner.parse().unwrap(),
                 epoch,
+                hands,
                 version,
                 free,
+                signature,
             },
         )
     }
@@ -160,7 +190,7 @@ mod tests {
         #[test]
         fn a_token_reads_back(token in tokens()) {
             let item = token.to_item(&layout());
-            prop_assert!(RingGossiper::new(layout()).check(&item).is_ok());
+            prop_assert!(RingGossiper::new(layout(), None).check(&item).is_ok());
             prop_assert_eq!(Token::from_item(&item, &layout()).ok(), Some(token));
         }
 
@@ -168,21 +198,29 @@ mod tests {
         fn tokens_and_their_items_are_ordered_alike(a in tokens(), b in tokens()) {
             let b = Token { start: a.start, end: b.end.max(a.start + 255), ..b };
             let (x, y) = (a.to_item(&layout()), b.to_item(&layout()));
-            let items = (&x.rank, &x.body).cmp(&(&y.rank, &y.body));
+            let items = (&x.rank, &x.body, &x.signature).cmp(&(&y.rank, &y.body, &y.signature));
             prop_assert_eq!(a.cmp_rank(&b), items);
         }
 
         #[test]
-        fn any_bytes_are_read_or_refused(body in prop::collection::vec(any::<u8>(), 0..64)) {
+        fn any_bytes_are_read_or_refused(body in vec(any::<u8>(), 0..64)) {
             let _ = Token::from_body(&body, &layout());
         }
     }
 
     #[test]
     fn what_is_not_a_token_of_this_universe_is_refused() {
-        let good =
-            Token { start: 256, end: 511, owner: "a".parse().unwrap(), epoch: 0, version: 1, free: true };
-        let check = |item: Item| RingGossiper::new(layout()).check(&item).unwrap_err().to_string();
+        let good = Token {
+            start: 256,
+            end: 511,
+            owner: "a".parse().unwrap(),
+            epoch: 0,
+            hands: 0,
+            version: 1,
+            free: true,
+            signature: Vec::new(),
+        };
+        let check = |item: Item| RingGossiper::new(layout(), None).check(&item).unwrap_err().to_string();
         let item = good.to_item(&layout());
         assert_eq!(check(Item { key: vec![10, 32, 0, 0], ..item.clone() }), "token's key is not its start");
         assert_eq!(check(Item { rank: vec![0; 17], ..item.clone() }), "token's rank is not its own");
@@ -190,7 +228,7 @@ mod tests {
         let misaligned = Token { start: 257, ..good.clone() };
         assert_eq!(check(misaligned.to_item(&layout())), "token does not cover whole blocks");
         let forged = Token { version: u64::MAX, ..good.clone() };
-        assert_eq!(check(forged.to_item(&layout())), "token's epoch or version is beyond reach");
+        assert_eq!(check(forged.to_item(&layout())), "token's epoch, hands or version is beyond reach");
         let elsewhere = Layout::new("10.48.0.0/16".parse().unwrap());
         assert_eq!(check(good.to_item(&elsewhere)), "token lies outside the universe");
     }

@@ -1,4 +1,4 @@
-//! Tells when a file is renamed into a directory.
+//! Tells when files of a directory change.
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use std::{
@@ -15,18 +15,30 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Needs a tokio runtime.
+    /// Tells of files that are renamed into the directory. Needs a tokio runtime.
     ///
     /// # Errors
     /// The directory is not there, or the user's limit of inotify instances is reached.
     pub fn new(directory: &Path) -> io::Result<Self> {
+        Self::with(directory, AddWatchFlags::IN_MOVED_TO)
+    }
+
+    /// Tells of files that are renamed into the directory or written in it.
+    ///
+    /// # Errors
+    /// As [`Watch::new`].
+    pub fn contents(directory: &Path) -> io::Result<Self> {
+        Self::with(directory, AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_CLOSE_WRITE)
+    }
+
+    fn with(directory: &Path, events: AddWatchFlags) -> io::Result<Self> {
         let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
-        inotify.add_watch(directory, AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_ONLYDIR)?;
+        inotify.add_watch(directory, events | AddWatchFlags::IN_ONLYDIR)?;
         // SAFETY: `Descriptor` owns its descriptor, never lends it mutably, and always answers with the same one.
         Ok(Self { inotify: unsafe { AsyncFd::register(Descriptor(inotify)) }? })
     }
 
-    /// Waits until something was renamed into the directory since the last call. Cancel safe.
+    /// Waits until there was such a change since the last call. Cancel safe.
     pub async fn changed(&self) -> io::Result<()> {
         loop {
             let mut guard = self.inotify.readable().await?;

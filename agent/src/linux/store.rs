@@ -1,7 +1,7 @@
 //! The state file `weft.redb`: a few tables of bytes, changed all at once or not at all.
 //!
 //! ```text
-//!   meta         format, universe, node name, incarnation
+//!   meta         format, universe, node name, incarnation, key of the data plane
 //!   ring         start address          -> token
 //!   allocations  address                -> who has it
 //!   resting      address                -> when it was freed
@@ -10,7 +10,7 @@
 //!
 //! Calls block for as long as the disk takes.
 
-use crate::types::{Incarnation, PeerName, Universe};
+use crate::types::{DataSecret, Incarnation, PeerName, Universe};
 use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition};
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
@@ -21,6 +21,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
     time::{SystemTime, UNIX_EPOCH},
 };
+use zeroize::Zeroizing;
 
 /// The open state file, locked against other agents until all clones are gone.
 #[derive(Clone, Debug)]
@@ -129,6 +130,16 @@ impl Store {
         let next = last.map_or(unix_micros, |last| unix_micros.max(last.saturating_add(1)));
         self.commit(&[meta_write(INCARNATION, &next.to_be_bytes())])?;
         Ok(Incarnation(next))
+    }
+
+    /// This node's key of the data plane: the one from before, or `fresh`, which is then written down.
+    pub fn data_secret(&self, fresh: DataSecret) -> Result<DataSecret, StoreError> {
+        let stored = self.meta(DATA_SECRET)?.map(Zeroizing::new);
+        if let Some(bytes) = stored.and_then(|bytes| bytes.as_slice().try_into().ok()) {
+            return Ok(DataSecret::new(bytes));
+        }
+        self.commit(&[meta_write(DATA_SECRET, fresh.bytes())])?;
+        Ok(fresh)
     }
 
     /// Removes the file: what was never in use need not be remembered.
@@ -310,6 +321,7 @@ const FORMAT_KEY: &str = "format";
 const UNIVERSE: &str = "universe";
 const NAME: &str = "name";
 const INCARNATION: &str = "incarnation";
+const DATA_SECRET: &str = "data secret";
 
 #[cfg(test)]
 mod tests {
@@ -350,6 +362,14 @@ mod tests {
         fs::set_permissions(temp.path(), Permissions::from_mode(0o755)).unwrap();
         let (store, _) = open(temp.path()).unwrap();
         assert_eq!((mode(temp.path()), mode(store.path())), (0o755, 0o600));
+    }
+
+    #[test]
+    fn the_data_planes_key_stays_the_same() {
+        let temp = tempfile::tempdir().unwrap();
+        let (store, _) = open(temp.path()).unwrap();
+        assert_eq!(store.data_secret(DataSecret::new([7; 32])).unwrap().bytes(), &[7; 32]);
+        assert_eq!(store.data_secret(DataSecret::new([8; 32])).unwrap().bytes(), &[7; 32]);
     }
 
     #[test]

@@ -10,8 +10,10 @@ use super::{
     routes::{HOP_LIMIT, Routes},
 };
 use crate::types::PeerName;
+use prost::Message;
 use rand::RngExt;
 use std::time::Instant;
+use tracing::debug;
 use weft_proto::mesh::{Digest, Items, Summary, Unicast, frame::Body};
 
 impl Mesh {
@@ -29,10 +31,14 @@ impl Mesh {
 
     /// Takes an item in, from a link or from a subject of this agent, and tells those who don't have it.
     pub(super) fn merge(&mut self, item: Item, from: Option<LinkId>, now: Instant) {
-        if self.is_own(&item) {
-            self.own_item(item, from, now);
-            return;
+        match self.is_own(&item) {
+            true => self.own_item(item, from, now),
+            false => self.merge_checked(item, from, now),
         }
+    }
+
+    pub(super) fn merge_checked(&mut self, item: Item, from: Option<LinkId>, now: Instant) {
+        let (channel, key) = (item.channel.clone(), item.key.clone());
         match self.replica.merge(item) {
             Ok(Merged::New(key)) => {
                 self.counters.items_merged += 1;
@@ -47,7 +53,7 @@ impl Mesh {
             }
             Ok(Merged::Same(key)) => self.with_link(from, |link| link.buffer.remove(&key)),
             Ok(Merged::Older(key)) => self.with_link(from, |link| link.buffer.add(&key)),
-            Err(rejected) => self.reject(rejected),
+            Err(rejected) => self.reject(&channel, &key, rejected, from, now),
         }
     }
 
@@ -61,8 +67,27 @@ impl Mesh {
         }
     }
 
-    pub(super) fn reject(&mut self, rejected: Rejected) {
+    /// An item is dropped and counted. Who sends what others have not said is named: agents pass on only what they have
+    /// checked.
+    pub(super) fn reject(
+        &mut self,
+        channel: &str,
+        key: &[u8],
+        rejected: Rejected,
+        from: Option<LinkId>,
+        now: Instant,
+    ) {
         *self.counters.items_rejected.entry(rejected.reason()).or_default() += 1;
+        let Some(link) = from.and_then(|id| self.links.get(&id)) else { return };
+        if let (Rejected::Forged(why), Some(peer)) = (rejected, link.name()) {
+            let key = match std::str::from_utf8(key) {
+                Ok(text) if text.chars().all(|c| c.is_ascii_graphic()) => text.into(),
+                _ => key.iter().map(|byte| byte.to_string()).collect::<Vec<_>>().join("."),
+            };
+            let (who, reason) = (format!("peer {peer}"), format!("item {key} of {channel}: {why}"));
+            debug!(who, reason, "a forged item is dropped");
+            self.refusals.note(&who, &reason, now);
+        }
     }
 
     pub(super) fn with_link(&mut self, id: Option<LinkId>, change: impl FnOnce(&mut Link)) {
@@ -123,16 +148,14 @@ impl Mesh {
 
     /// A unicast from this agent.
     pub(super) fn unicast(&mut self, to: PeerName, channel: String, body: Vec<u8>) {
-        let source = self.greeting.name.to_string();
+        let (source, destination) = (self.greeting.name.to_string(), to.to_string());
         if channel.len() > MAX_CHANNEL || body.len() > MAX_BODY {
             self.drop_unicast("too_long");
             return;
         }
-        self.forward(
-            &to,
-            Unicast { source, destination: to.to_string(), hop_limit: HOP_LIMIT, channel, body },
-            None,
-        );
+        let unsealed = Unicast { source, destination, channel, body, ..Unicast::default() };
+        let seal = self.sealer.as_ref().map(|sealer| sealer.seal(SEALED, &unsealed.encode_to_vec()));
+        self.forward(&to, Unicast { hop_limit: HOP_LIMIT, seal, ..unsealed }, None);
     }
 
     pub(super) fn unicast_frame(&mut self, unicast: Unicast, via: &PeerName) -> Result<(), &'static str> {
@@ -155,9 +178,12 @@ impl Mesh {
 
     fn forward(&mut self, to: &PeerName, mut unicast: Unicast, via: Option<&PeerName>) {
         if *to == self.greeting.name {
-            if let Ok(from) = unicast.source.parse() {
-                self.counters.unicasts_delivered += 1;
-                self.output(Output::Unicast { from, channel: unicast.channel, body: unicast.body });
+            match self.is_sealed(&mut unicast) {
+                Some(from) => {
+                    self.counters.unicasts_delivered += 1;
+                    self.output(Output::Unicast { from, channel: unicast.channel, body: unicast.body });
+                }
+                None => self.drop_unicast("forged"),
             }
             return;
         }
@@ -180,6 +206,16 @@ impl Mesh {
         }
     }
 
+    /// Who has sent it, if that is so.
+    fn is_sealed(&mut self, unicast: &mut Unicast) -> Option<PeerName> {
+        let from = unicast.source.parse().ok()?;
+        let Some(checker) = &mut self.checker else { return Some(from) };
+        let seal = unicast.seal.take()?;
+        let unsealed = Unicast { hop_limit: 0, ..unicast.clone() };
+        let signer = checker.signer(SEALED, &unsealed.encode_to_vec(), &seal).ok()?;
+        signer.is(&from).then_some(from)
+    }
+
     fn drop_unicast(&mut self, reason: &'static str) {
         *self.counters.unicasts_dropped.entry(reason).or_default() += 1;
     }
@@ -194,3 +230,6 @@ impl Mesh {
         self.output(Output::PeersChanged);
     }
 }
+
+/// What a unicast is to who seals it.
+const SEALED: &str = "unicast";

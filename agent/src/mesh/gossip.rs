@@ -11,6 +11,7 @@
 //! channels that this version does not know are merged and passed on.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+use crate::{identity::BadSeal, types::PeerName};
 use siphasher::sip::SipHasher13;
 use std::hash::Hasher;
 use weft_proto::mesh as wire;
@@ -30,18 +31,22 @@ pub trait Gossiper: Send + Sync {
     /// The channel's name, at most [`MAX_CHANNEL`] bytes.
     fn channel(&self) -> &'static str;
 
-    /// Whether an item of this channel may enter: it decodes, and its key and rank agree with its body. It depends on
-    /// nothing but the item, so that every agent decides alike.
+    /// Whether an item of this channel may enter: it decodes, its key and rank agree with its body, and who signed it may
+    /// say so. It depends on nothing but the item and what all agents of a network have in common, its CAs and its seeds,
+    /// so that every agent decides alike. What has been verified may be remembered.
     ///
     /// # Errors
     /// Why not; the item is then dropped and counted by [`Rejected::reason`].
-    fn check(&self, item: &Item) -> Result<(), Rejected>;
+    fn check(&mut self, item: &Item) -> Result<(), Rejected>;
 
     /// Whether an item that passed [`check`](Self::check) only says that there is nothing any more. Of those a channel
     /// keeps a number, by rank: the last ones, if ranks grow with time.
     fn is_farewell(&self, _: &Item) -> bool {
         false
     }
+
+    /// Who shares the universe at the start is known now.
+    fn seeds(&mut self, _seeds: &[PeerName]) {}
 }
 
 /// Why an item did not enter.
@@ -56,6 +61,9 @@ pub enum Rejected {
     /// By the subject's own rules.
     #[error("{0}")]
     Invalid(&'static str),
+    /// Nobody who may say so has signed it.
+    #[error("{0}")]
+    Forged(&'static str),
     #[error("the channel holds as many items as it may")]
     Full,
 }
@@ -68,8 +76,19 @@ impl Rejected {
             Self::Undecodable => "undecodable",
             Self::Disagrees => "disagrees",
             Self::Invalid(_) => "invalid",
+            Self::Forged(_) => "forged",
             Self::Full => "full",
         }
+    }
+}
+
+impl From<BadSeal> for Rejected {
+    fn from(bad: BadSeal) -> Self {
+        Self::Forged(match bad {
+            BadSeal::Unreadable => "its seal is missing or cannot be read",
+            BadSeal::NotTrusted => "its seal is of no CA that this node believes",
+            BadSeal::Forged => "its seal does not belong to it",
+        })
     }
 }
 
@@ -135,8 +154,8 @@ pub const MAX_KEY: usize = 256;
 pub const MAX_RANK: usize = 512;
 /// Bytes of a body.
 pub const MAX_BODY: usize = 64 << 10;
-/// Bytes of a signature: Ed25519 has 64, the largest post-quantum ones a few thousand.
-pub const MAX_SIGNATURE: usize = 8 << 10;
+/// Bytes of a signature: of a record about 600, of a token that many for each hand-over.
+pub const MAX_SIGNATURE: usize = 64 << 10;
 
 #[cfg(test)]
 mod tests {

@@ -12,8 +12,8 @@ pub struct Greeting {
     pub incarnation: Incarnation,
     pub software: String,
     pub universe: Universe,
-    /// SHA-256 of the sorted seed list, empty where there is none.
-    pub seed_hash: Vec<u8>,
+    /// Who shares the universe at the start, sorted; empty where it is not known yet.
+    pub seeds: Vec<PeerName>,
 }
 
 /// What follows from another's hello.
@@ -22,6 +22,7 @@ pub enum Verdict {
     Welcome {
         name: PeerName,
         incarnation: Incarnation,
+        seeds: Vec<PeerName>,
     },
     /// We have called ourselves.
     Myself,
@@ -41,12 +42,13 @@ impl Greeting {
             incarnation: self.incarnation.0,
             software: self.software.clone(),
             universe: self.universe.to_string(),
-            seed_hash: self.seed_hash.clone(),
+            seeds: self.seeds.iter().map(PeerName::to_string).collect(),
         }
     }
 
-    /// Judges the other side. Refusals are worded for the operator of the refused agent.
-    pub fn judge(&self, theirs: &Hello) -> Verdict {
+    /// Judges the other side, whose certificate names `certified` (`None`: the link is in clear). Refusals are worded for
+    /// the operator of the refused agent.
+    pub fn judge(&self, theirs: &Hello, certified: Option<&[PeerName]>) -> Verdict {
         let refuse = |code: Code, reason: String| Refusal { code: code.into(), reason };
         let own = &self.name;
         if theirs.protocol != PROTOCOL {
@@ -62,9 +64,20 @@ impl Greeting {
         let Ok(universe) = theirs.universe.parse::<Universe>() else {
             return Verdict::Garbage("a hello without a universe");
         };
-        if theirs.seed_hash.len() > MAX_SEED_HASH {
-            return Verdict::Garbage("a hello with an endless seed hash");
+        if certified.is_some_and(|names| !names.contains(&name)) {
+            let names: Vec<_> = certified.iter().copied().flatten().map(PeerName::as_str).collect();
+            let names = if names.is_empty() { "no node".into() } else { names.join(", ") };
+            let reason = format!(
+                "an agent says that it is {name}, but its certificate names {names}; it needs one of `weft ca issue {name}`, \
+                 or another --name"
+            );
+            return Verdict::Refused(refuse(Code::Identity, reason));
         }
+        let seeds =
+            theirs.seeds.iter().take(MAX_SEEDS + 1).map(|seed| seed.parse()).collect::<Result<Vec<_>, _>>();
+        let Some(seeds) = seeds.ok().filter(|seeds| seeds.len() <= MAX_SEEDS && seeds.is_sorted()) else {
+            return Verdict::Garbage("a hello with seeds that are none");
+        };
         let incarnation = Incarnation(theirs.incarnation);
         if name == *own {
             return match incarnation.cmp(&self.incarnation) {
@@ -85,18 +98,22 @@ impl Greeting {
             );
             return Verdict::Refused(refuse(Code::UniverseDiffers, reason));
         }
-        if !self.seed_hash.is_empty() && !theirs.seed_hash.is_empty() && self.seed_hash != theirs.seed_hash {
-            let reason =
-                format!("agent {own} has another --ipam-seed; all agents that have one need the same list");
+        if !self.seeds.is_empty() && !seeds.is_empty() && self.seeds != seeds {
+            let list: Vec<_> = self.seeds.iter().map(PeerName::as_str).collect();
+            let reason = format!(
+                "agent {own} has another --ipam-seed, {}; all agents that have one need the list that the network began with",
+                list.join(",")
+            );
             return Verdict::Refused(refuse(Code::SeedDiffers, reason));
         }
-        Verdict::Welcome { name, incarnation }
+        Verdict::Welcome { name, incarnation, seeds }
     }
 }
 
 /// Version of the exchange on links.
 pub const PROTOCOL: u32 = 1;
-const MAX_SEED_HASH: usize = 64;
+/// As many as a universe has blocks.
+const MAX_SEEDS: usize = 4096;
 
 #[cfg(test)]
 mod tests {
@@ -108,7 +125,7 @@ mod tests {
             incarnation: Incarnation(incarnation),
             software: "weft 0.1.0".into(),
             universe: "10.32.0.0/12".parse().unwrap(),
-            seed_hash: vec![1; 32],
+            seeds: vec!["s".parse().unwrap(), "t".parse().unwrap()],
         }
     }
 
@@ -122,32 +139,53 @@ mod tests {
     #[test]
     fn agents_of_one_network_welcome_each_other() {
         let hello = greeting("b", 7).hello();
-        let welcome = Verdict::Welcome { name: "b".parse().unwrap(), incarnation: Incarnation(7) };
-        assert_eq!(greeting("a", 1).judge(&hello), welcome);
-        assert_eq!(greeting("a", 1).judge(&Hello { seed_hash: Vec::new(), ..hello.clone() }), welcome);
+        let welcome = |seeds: &[PeerName]| {
+            let name = "b".parse().unwrap();
+            Verdict::Welcome { name, incarnation: Incarnation(7), seeds: seeds.into() }
+        };
+        let seeds = greeting("a", 1).seeds;
+        assert_eq!(greeting("a", 1).judge(&hello, None), welcome(&seeds));
+        assert_eq!(
+            greeting("a", 1).judge(&hello, Some(&["x".parse().unwrap(), "b".parse().unwrap()])),
+            welcome(&seeds)
+        );
+        assert_eq!(greeting("a", 1).judge(&Hello { seeds: Vec::new(), ..hello.clone() }, None), welcome(&[]));
     }
 
     #[test]
     fn differences_are_refused_with_a_reason_that_names_the_flag() {
         let (a, hello) = (greeting("a", 1), greeting("b", 7).hello());
-        let (code, reason) = refused(a.judge(&Hello { universe: "10.0.0.0/8".into(), ..hello.clone() }));
+        let (code, reason) =
+            refused(a.judge(&Hello { universe: "10.0.0.0/8".into(), ..hello.clone() }, None));
         assert_eq!(code, Code::UniverseDiffers);
         assert_eq!(
             reason,
             "agent a has --universe 10.32.0.0/12, not 10.0.0.0/8; all agents need the same one"
         );
-        let (code, reason) = refused(a.judge(&Hello { seed_hash: vec![2], ..hello.clone() }));
+        let (code, reason) = refused(a.judge(&Hello { seeds: vec!["u".into()], ..hello.clone() }, None));
         assert!(code == Code::SeedDiffers && reason.contains("--ipam-seed"), "{reason}");
-        let (code, reason) = refused(a.judge(&Hello { protocol: 2, ..hello }));
+        let (code, reason) = refused(a.judge(&Hello { protocol: 2, ..hello }, None));
         assert!(code == Code::Protocol && reason.contains("not 2"), "{reason}");
     }
 
     #[test]
     fn of_two_with_one_name_the_elder_is_known_to_both() {
         let (elder, younger) = (greeting("a", 1), greeting("a", 2));
-        assert_eq!(elder.judge(&elder.hello()), Verdict::Myself);
-        assert_eq!(younger.judge(&elder.hello()), Verdict::ElderTwin);
-        assert_eq!(refused(elder.judge(&younger.hello())).0, Code::NameTaken);
+        assert_eq!(elder.judge(&elder.hello(), None), Verdict::Myself);
+        assert_eq!(younger.judge(&elder.hello(), None), Verdict::ElderTwin);
+        assert_eq!(refused(elder.judge(&younger.hello(), None)).0, Code::NameTaken);
+    }
+
+    #[test]
+    fn a_name_that_the_certificate_does_not_have_is_refused() {
+        let (a, names) = (greeting("a", 1), ["b".parse().unwrap()]);
+        for claimed in ["c", "a"] {
+            let (code, reason) = refused(a.judge(&greeting(claimed, 0).hello(), Some(&names)));
+            assert_eq!(code, Code::Identity);
+            assert!(reason.contains(&format!("it is {claimed}, but its certificate names b")), "{reason}");
+        }
+        let (_, reason) = refused(a.judge(&greeting("b", 1).hello(), Some(&[])));
+        assert!(reason.contains("names no node"), "{reason}");
     }
 
     #[test]
@@ -156,9 +194,10 @@ mod tests {
         for hello in [
             Hello { name: "-".into(), ..a.hello() },
             Hello { universe: "10.32.0.1/12".into(), ..greeting("b", 1).hello() },
-            Hello { seed_hash: vec![0; 65], ..greeting("b", 1).hello() },
+            Hello { seeds: vec!["a".into(); 5000], ..greeting("b", 1).hello() },
+            Hello { seeds: vec!["t".into(), "s".into()], ..greeting("b", 1).hello() },
         ] {
-            assert!(matches!(a.judge(&hello), Verdict::Garbage(_)), "{hello:?}");
+            assert!(matches!(a.judge(&hello, None), Verdict::Garbage(_)), "{hello:?}");
         }
     }
 }

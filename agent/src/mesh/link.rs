@@ -19,6 +19,8 @@ pub struct Link {
     pub dialled: Option<Target>,
     /// The other end's address, for display.
     pub remote: String,
+    /// Whom the other end's certificate names; `None`: the link is in clear.
+    pub certified: Option<Vec<PeerName>>,
     pub opened: Instant,
     /// Who the other end is, once it said hello.
     pub peer: Option<(PeerName, Incarnation)>,
@@ -41,10 +43,16 @@ enum FirstExchange {
 }
 
 impl Link {
-    pub fn new(dialled: Option<Target>, remote: String, now: Instant) -> Self {
+    pub fn new(
+        dialled: Option<Target>,
+        remote: String,
+        certified: Option<Vec<PeerName>>,
+        now: Instant,
+    ) -> Self {
         Self {
             dialled,
             remote,
+            certified,
             opened: now,
             peer: None,
             double: false,

@@ -13,14 +13,21 @@ use tracing::{debug, info, warn};
 use weft_proto::mesh::{Frame, Hello, Refusal, frame::Body, refusal::Code};
 
 impl Mesh {
-    pub(super) fn opened(&mut self, id: LinkId, dialled: Option<Target>, remote: String, now: Instant) {
+    pub(super) fn opened(
+        &mut self,
+        id: LinkId,
+        dialled: Option<Target>,
+        remote: String,
+        certified: Option<Vec<PeerName>>,
+        now: Instant,
+    ) {
         self.counters.links_opened += 1;
         if dialled.is_none() && self.links.len() >= self.dialer.max_links() + STRANGERS {
             self.count_refused(Code::Surplus);
             self.output(Output::Close { link: id });
             return;
         }
-        self.links.insert(id, Link::new(dialled, remote, now));
+        self.links.insert(id, Link::new(dialled, remote, certified, now));
         let hello = self.greeting.hello();
         self.send_always(id, Body::Hello(hello));
     }
@@ -31,6 +38,12 @@ impl Mesh {
         if *target == Target::Twin {
             self.no_twin();
         }
+    }
+
+    pub(super) fn turned_away(&mut self, who: &str, reason: &str, now: Instant) {
+        warn!(who, reason, "caller turned away");
+        self.count_refused(Code::Identity);
+        self.refusals.note(who, reason, now);
     }
 
     pub(super) fn frame(&mut self, id: LinkId, frame: Frame, now: Instant) {
@@ -139,8 +152,11 @@ impl Mesh {
     fn hello(&mut self, id: LinkId, hello: &Hello, now: Instant) -> Result<(), &'static str> {
         let Some(link) = self.links.get(&id) else { return Ok(()) };
         let (dialled, remote) = (link.dialled.clone(), link.remote.clone());
-        match self.greeting.judge(hello) {
-            Verdict::Welcome { name, incarnation } => self.welcome(id, dialled, name, incarnation, now),
+        match self.greeting.judge(hello, link.certified.as_deref()) {
+            Verdict::Welcome { name, incarnation, seeds } => {
+                self.learn_seeds(seeds);
+                self.welcome(id, dialled, name, incarnation, now);
+            }
             Verdict::Myself => self.close(id, Code::Surplus, "this agent itself", now),
             // Anybody can say so: it counts where somebody answers to that at an endpoint.
             Verdict::ElderTwin if dialled.is_none() => {
@@ -167,12 +183,24 @@ impl Mesh {
             Verdict::Refused(refusal) => {
                 warn!(remote, peer = hello.name, reason = refusal.reason, "link refused");
                 self.count_refused(refusal.code());
-                self.object(dialled.is_some(), &remote, &refusal.reason);
+                match refusal.code() {
+                    Code::Identity => self.refusals.note(&remote, &refusal.reason, now),
+                    _ => self.object(dialled.is_some(), &remote, &refusal.reason),
+                }
                 self.close(id, refusal.code(), &refusal.reason, now);
             }
             Verdict::Garbage(what) => return Err(what),
         }
         Ok(())
+    }
+
+    /// Who joins learns the seeds from the first whom it meets: whose shares are whose follows from them.
+    fn learn_seeds(&mut self, seeds: Vec<PeerName>) {
+        if self.greeting.seeds.is_empty() && !seeds.is_empty() {
+            self.replica.seeds(&seeds);
+            self.greeting.seeds.clone_from(&seeds);
+            self.output(Output::Seeds(seeds));
+        }
     }
 
     fn welcome(
@@ -244,8 +272,13 @@ impl Mesh {
             let dialled = self.links.get(&id).is_some_and(|link| link.dialled.is_some());
             self.object(dialled, &remote, &reason);
         }
+        let dialled = self.links.get(&id).and_then(|link| link.dialled.clone());
         self.output(Output::Close { link: id });
         self.closed(id, &reason, now);
+        // We knew the other end for what it is, so the link was up for a moment; it is in vain all the same.
+        if let Some(target) = dialled.filter(|_| refusal.code() == Code::Identity) {
+            self.dial_failed(&target, &reason, now);
+        }
     }
 
     /// One whom we called and we do not belong to one network, as our configurations differ.
@@ -290,6 +323,7 @@ impl Mesh {
             Code::SeedDiffers => "seed_differs",
             Code::Surplus => "surplus",
             Code::Leaving => "leaving",
+            Code::Identity => "identity",
         };
         *self.counters.links_refused.entry(reason).or_default() += 1;
     }

@@ -19,24 +19,30 @@ use super::{
     link::{Link, LinkId},
     own::Naming,
     peers::{PeerGossip, PeerRecord, PeerSet},
+    refusals::Refusals,
     replica::Replica,
     routes::Routes,
 };
-use crate::types::{Incarnation, PeerAddress, PeerName, Universe};
+use crate::{
+    identity::{Checker, Sealer, task::Current},
+    types::{Incarnation, PeerAddress, PeerName, Universe},
+};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::{
     collections::{BTreeMap, VecDeque},
     time::{Duration, Instant},
 };
-use weft_proto::mesh::{Frame, frame::Body};
+use weft_proto::mesh::{Frame, frame::Body, refusal::Code};
 
 pub struct Config {
     /// The own record as it is at the start.
     pub record: PeerRecord,
     pub universe: Universe,
-    /// SHA-256 of the sorted seed list, empty where there is none.
-    pub seed_hash: Vec<u8>,
+    /// With what records are sealed and checked; `None`: they are not.
+    pub identity: Option<Current>,
+    /// Who shares the universe at the start, sorted; empty where it is not known yet.
+    pub seeds: Vec<PeerName>,
     pub bootstrap: Vec<PeerAddress>,
     /// Control links at a time.
     pub max_links: usize,
@@ -56,6 +62,20 @@ pub enum Input {
         link: LinkId,
         dialled: Option<Target>,
         remote: String,
+        /// Whom the other end's certificate names; `None`: the link is in clear.
+        certified: Option<Vec<PeerName>>,
+    },
+    /// A caller could not prove who it is.
+    TurnedAway {
+        who: String,
+        reason: String,
+    },
+    /// This node's keys are others: what was sealed before is sealed anew.
+    Rekeyed,
+    /// The other end's certificate is not believed any more.
+    Denied {
+        link: LinkId,
+        reason: String,
     },
     /// No link came of an [`Output::Dial`].
     DialFailed {
@@ -112,6 +132,8 @@ pub enum Output {
     },
     /// [`Mesh::peers`] is another.
     PeersChanged,
+    /// Who shares the universe at the start, as a peer has told.
+    Seeds(Vec<PeerName>),
     /// The first exchange is done, or there is nobody to have one with; the own record is published.
     Joined,
     /// A peer has told all that it knows, for the first time. Comes after [`Output::Joined`], long after it where nobody
@@ -132,12 +154,15 @@ pub struct Mesh {
     pub(super) phase: Phase,
     pub(super) started: Instant,
     pub(super) replica: Replica,
+    pub(super) sealer: Option<Sealer>,
+    pub(super) checker: Option<Checker>,
     pub(super) peers: PeerSet,
     pub(super) links: BTreeMap<LinkId, Link>,
     pub(super) dialer: Dialer,
     pub(super) routes: Option<Routes>,
     pub(super) news: BTreeMap<String, SendBuffer>,
     pub(super) counters: Counters,
+    pub(super) refusals: Refusals,
     pub(super) rng: ChaCha8Rng,
     pub(super) compare_at: Instant,
     pub(super) fresh_until: Instant,
@@ -192,25 +217,33 @@ pub struct LinkInfo {
 
 impl Mesh {
     pub fn new(config: Config, now: Instant) -> Self {
-        let Config { record, universe, seed_hash, bootstrap, max_links, items, mut gossipers, seed } = config;
+        let Config { record, universe, identity, seeds, bootstrap, max_links, items, mut gossipers, seed } =
+            config;
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        gossipers.push(Box::new(PeerGossip));
+        gossipers.push(Box::new(PeerGossip(identity.clone().map(Checker::new))));
+        let mut replica = Replica::new(gossipers);
+        if !seeds.is_empty() {
+            replica.seeds(&seeds);
+        }
         let (name, incarnation, software) =
             (record.name.clone(), record.incarnation, record.software.clone());
         let mut mesh = Self {
             naming: Naming::new(incarnation),
             objection: None,
             dialer: Dialer::new(name.clone(), bootstrap, max_links),
-            greeting: Greeting { name, incarnation, software, universe, seed_hash },
+            greeting: Greeting { name, incarnation, software, universe, seeds },
             peers: PeerSet::new(record.clone()),
             own: record,
             phase: Phase::Joining { patience: now + PATIENCE },
             started: now,
-            replica: Replica::new(gossipers),
+            replica,
+            sealer: identity.clone().map(Sealer::new),
+            checker: identity.map(Checker::new),
             links: BTreeMap::new(),
             routes: None,
             news: BTreeMap::new(),
             counters: Counters::default(),
+            refusals: Refusals::default(),
             compare_at: now + FRESH_COMPARE.mul_f64(rng.random_range(0.5..1.5)),
             fresh_until: now + FRESH,
             neighbours_at: None,
@@ -237,7 +270,12 @@ impl Mesh {
         }
         match input {
             Input::Wake => {}
-            Input::Opened { link, dialled, remote } => self.opened(link, dialled, remote, now),
+            Input::Opened { link, dialled, remote, certified } => {
+                self.opened(link, dialled, remote, certified, now);
+            }
+            Input::Rekeyed => self.seal_anew(),
+            Input::TurnedAway { who, reason } => self.turned_away(&who, &reason, now),
+            Input::Denied { link, reason } => self.close(link, Code::Identity, &reason, now),
             Input::DialFailed { target, reason } => self.dial_failed(&target, &reason, now),
             Input::Frame { link, frame } => self.frame(link, frame, now),
             Input::Sent { link, frames } => {
@@ -320,6 +358,11 @@ impl Mesh {
     /// Targets that could not be reached, or refused us, and why.
     pub fn troubles(&self) -> Vec<Trouble> {
         self.dialer.troubles()
+    }
+
+    /// Callers that were turned away of late, and why.
+    pub fn refusals(&self, now: Instant) -> Vec<(String, String)> {
+        self.refusals.list(now)
     }
 
     pub fn counters(&self) -> &Counters {
@@ -423,7 +466,8 @@ mod tests {
         let config = Config {
             record: PeerRecord::new(name.parse().unwrap(), Incarnation(1)),
             universe: "10.32.0.0/12".parse().unwrap(),
-            seed_hash: Vec::new(),
+            identity: None,
+            seeds: Vec::new(),
             bootstrap: Vec::new(),
             max_links: 8,
             items: Vec::new(),
@@ -435,7 +479,10 @@ mod tests {
 
     fn open(mesh: &mut Mesh, link: u64, from: &str, now: Instant) {
         let hello = Greeting { name: from.parse().unwrap(), ..mesh.greeting.clone() }.hello();
-        mesh.handle(Input::Opened { link: LinkId(link), dialled: None, remote: from.into() }, now);
+        mesh.handle(
+            Input::Opened { link: LinkId(link), dialled: None, remote: from.into(), certified: None },
+            now,
+        );
         let frame = Frame { body: Some(Body::Hello(hello)) };
         mesh.handle(Input::Frame { link: LinkId(link), frame }, now);
     }
@@ -481,7 +528,15 @@ mod tests {
             let (name, universe) = (name.parse().unwrap(), universe.parse().unwrap());
             let hello = Greeting { name, universe, ..mesh.greeting.clone() }.hello();
             let id = LinkId(link);
-            mesh.handle(Input::Opened { link: id, dialled: Some(target), remote: "192.0.2.1:1".into() }, now);
+            mesh.handle(
+                Input::Opened {
+                    link: id,
+                    dialled: Some(target),
+                    remote: "192.0.2.1:1".into(),
+                    certified: None,
+                },
+                now,
+            );
             mesh.handle(Input::Frame { link: id, frame: Frame { body: Some(Body::Hello(hello)) } }, now);
         };
         let joiner = || {
@@ -521,7 +576,10 @@ mod tests {
         }
         assert_eq!(mesh.links().len(), 8);
         for n in 200..400 {
-            mesh.handle(Input::Opened { link: LinkId(n), dialled: None, remote: String::new() }, now);
+            mesh.handle(
+                Input::Opened { link: LinkId(n), dialled: None, remote: String::new(), certified: None },
+                now,
+            );
         }
         assert!(mesh.links().len() <= 8 + super::super::links::STRANGERS);
         mesh.handle(Input::Wake, now + Duration::from_secs(3));
@@ -538,7 +596,7 @@ mod tests {
         let hello = Greeting { incarnation: Incarnation(0), ..mesh.greeting.clone() }.hello();
         let say_hello = |mesh: &mut Mesh, link: u64, dialled: Option<Target>| {
             let remote = "[::ffff:192.0.2.9]:40000".into();
-            mesh.handle(Input::Opened { link: LinkId(link), dialled, remote }, now);
+            mesh.handle(Input::Opened { link: LinkId(link), dialled, remote, certified: None }, now);
             let frame = Frame { body: Some(Body::Hello(hello.clone())) };
             mesh.handle(Input::Frame { link: LinkId(link), frame }, now);
             outputs(mesh)

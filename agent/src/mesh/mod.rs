@@ -19,6 +19,7 @@ mod links;
 pub mod machine;
 mod own;
 pub mod peers;
+mod refusals;
 pub mod replica;
 pub mod routes;
 pub mod task;

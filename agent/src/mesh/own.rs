@@ -7,10 +7,10 @@
 
 use super::{
     dial::Target,
-    gossip::{Gossiper, Item},
+    gossip::Item,
     link::LinkId,
     machine::{Mesh, Output, Phase, addresses},
-    peers::{self, MAX_NEIGHBOURS, Neighbour, PeerGossip, PeerRecord},
+    peers::{self, MAX_NEIGHBOURS, Neighbour, PeerRecord},
     replica::{ItemKey, Merged},
 };
 use crate::types::{Incarnation, PeerAddress};
@@ -19,7 +19,7 @@ use std::{
     net::SocketAddr,
     time::{Duration, Instant},
 };
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 use weft_proto::mesh::refusal::Code;
 
 /// What is known of others that use our name.
@@ -52,13 +52,14 @@ impl Mesh {
 
     /// An item under our name came in.
     pub(super) fn own_item(&mut self, item: Item, from: Option<LinkId>, now: Instant) {
-        if let Err(rejected) = item.check_bounds().and_then(|()| PeerGossip.check(&item)) {
-            return self.reject(rejected);
+        if let Err(rejected) = self.replica.check(&item) {
+            return self.reject(peers::CHANNEL, &item.key, rejected, from, now);
         }
         let ours = self.own.to_item();
         let key = ItemKey { channel: peers::CHANNEL.into(), key: item.key.as_slice().into() };
-        if item == ours {
-            return self.with_link(from, |link| link.buffer.remove(&key));
+        if (&item.rank, &item.body) == (&ours.rank, &ours.body) {
+            // Of two signatures of one record the greater is kept, as everywhere.
+            return self.merge_checked(item, from, now);
         }
         let Ok(record) = PeerRecord::from_item(&item) else { return };
         let older = ours.beats(&item);
@@ -162,6 +163,14 @@ impl Mesh {
         self.replace_own(PeerRecord { name, left, ..record });
     }
 
+    /// Publishes the own record under a newer seal, for when the CA of the older one is believed no more.
+    pub(super) fn seal_anew(&mut self) {
+        if self.phase == Phase::Joined {
+            self.own.version += 1;
+            self.publish_own();
+        }
+    }
+
     pub(super) fn neighbours_changed(&mut self, now: Instant) {
         self.neighbours_at.get_or_insert(now + SETTLE);
     }
@@ -220,10 +229,11 @@ impl Mesh {
     }
 
     fn publish_own(&mut self) {
-        match self.replica.merge(self.own.to_item()) {
+        let item = self.own.to_sealed(self.sealer.as_ref());
+        match self.replica.merge(item) {
             Ok(Merged::New(key)) => self.spread(&key, None),
             Ok(_) => {}
-            Err(rejected) => self.reject(rejected),
+            Err(rejected) => error!(%rejected, "the own record is not one that peers would take"),
         }
         self.peers.insert(self.own.clone());
         self.routes = None;

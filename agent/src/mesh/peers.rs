@@ -5,7 +5,10 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use super::gossip::{Gossiper, Item, Rejected};
-use crate::types::{DataId, Endpoint, Incarnation, PeerName};
+use crate::{
+    identity::{BadSeal, Checker, Sealer},
+    types::{DataId, DataKey, Endpoint, Incarnation, PeerName},
+};
 use prost::Message;
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 use weft_proto::mesh as wire;
@@ -18,7 +21,8 @@ pub struct PeerRecord {
     pub version: u64,
     /// Underlay endpoints, best first.
     pub endpoints: Vec<Endpoint>,
-    pub public_key: Vec<u8>,
+    /// For sessions of the data plane; none where it only speaks in clear.
+    pub data_key: Option<DataKey>,
     pub data_id: DataId,
     /// The pods' MTU on that node, in bytes.
     pub mtu: u16,
@@ -27,6 +31,8 @@ pub struct PeerRecord {
     pub neighbours: Vec<Neighbour>,
     /// Addresses that it serves though the ring gives them to another.
     pub held: Vec<IpAddr>,
+    /// Addresses of its own ranges that it leaves to who holds them.
+    pub conceded: Vec<IpAddr>,
     /// It has left for good and owns nothing.
     pub left: bool,
 }
@@ -46,9 +52,9 @@ pub struct PeerSet {
     records: BTreeMap<PeerName, Arc<PeerRecord>>,
 }
 
-/// Checks the items of channel [`CHANNEL`].
-#[derive(Clone, Copy, Debug)]
-pub struct PeerGossip;
+/// Checks the items of channel [`CHANNEL`]; without a checker it does not ask who has sealed them.
+#[derive(Debug)]
+pub struct PeerGossip(pub Option<Checker>);
 
 impl PeerRecord {
     /// A record with nothing but its owner.
@@ -58,13 +64,14 @@ impl PeerRecord {
             incarnation,
             version: 1,
             endpoints: Vec::new(),
-            public_key: Vec::new(),
+            data_key: None,
             data_id: DataId::default(),
             mtu: 0,
             software: String::new(),
             ranges_digest: 0,
             neighbours: Vec::new(),
             held: Vec::new(),
+            conceded: Vec::new(),
             left: false,
         }
     }
@@ -100,13 +107,14 @@ impl PeerRecord {
             incarnation: self.incarnation.0,
             version: self.version,
             endpoints: self.endpoints.iter().take(MAX_ENDPOINTS).map(Endpoint::to_string).collect(),
-            public_key: self.public_key.clone(),
+            public_key: self.data_key.map(|key| key.0.into()).unwrap_or_default(),
             data_id: self.data_id.0,
             mtu: self.mtu.into(),
             software: self.software.chars().take(MAX_SOFTWARE / 4).collect(),
             ranges_digest: self.ranges_digest,
             neighbours: self.neighbours.iter().take(MAX_NEIGHBOURS).map(neighbour).collect(),
             held: self.held.iter().take(MAX_HELD).map(IpAddr::to_string).collect(),
+            conceded: self.conceded.iter().take(MAX_HELD).map(IpAddr::to_string).collect(),
             left: self.left,
         };
         Item {
@@ -118,15 +126,21 @@ impl PeerRecord {
         }
     }
 
+    /// The same, sealed by its owner.
+    pub fn to_sealed(&self, sealer: Option<&Sealer>) -> Item {
+        let item = self.to_item();
+        let signature = sealer.map(|sealer| sealer.seal(SEALED, &item.body).encode_to_vec());
+        Item { signature: signature.unwrap_or_default(), ..item }
+    }
+
     /// # Errors
     /// The body does not decode, or key and rank do not agree with it.
     pub fn from_item(item: &Item) -> Result<Self, Rejected> {
         let body = wire::PeerRecord::decode(item.body.as_slice()).map_err(|_| Rejected::Undecodable)?;
         if body.endpoints.len() > MAX_ENDPOINTS
             || body.neighbours.len() > MAX_NEIGHBOURS
-            || body.held.len() > MAX_HELD
+            || body.held.len().max(body.conceded.len()) > MAX_HELD
             || body.software.len() > MAX_SOFTWARE
-            || body.public_key.len() > MAX_PUBLIC_KEY
         {
             return Err(Rejected::TooLong);
         }
@@ -140,13 +154,17 @@ impl PeerRecord {
                 incarnation: Incarnation(body.incarnation),
                 version: body.version,
                 endpoints: body.endpoints.iter().map(|text| text.parse().ok()).collect::<Option<_>>()?,
-                public_key: body.public_key,
+                data_key: match body.public_key.as_slice() {
+                    [] => None,
+                    key => Some(DataKey::from_bytes(key)?),
+                },
                 data_id: DataId(body.data_id),
                 mtu: body.mtu.try_into().ok()?,
                 software: body.software,
                 ranges_digest: body.ranges_digest,
                 neighbours: body.neighbours.into_iter().map(neighbour).collect::<Option<_>>()?,
                 held: body.held.iter().map(|text| text.parse().ok()).collect::<Option<_>>()?,
+                conceded: body.conceded.iter().map(|text| text.parse().ok()).collect::<Option<_>>()?,
                 left: body.left,
             })
         };
@@ -195,8 +213,12 @@ impl Gossiper for PeerGossip {
         CHANNEL
     }
 
-    fn check(&self, item: &Item) -> Result<(), Rejected> {
-        PeerRecord::from_item(item).map(drop)
+    fn check(&mut self, item: &Item) -> Result<(), Rejected> {
+        let record = PeerRecord::from_item(item)?;
+        let Some(checker) = &mut self.0 else { return Ok(()) };
+        let seal = wire::Seal::decode(item.signature.as_slice()).map_err(|_| BadSeal::Unreadable)?;
+        let signer = checker.signer(SEALED, &item.body, &seal)?;
+        signer.is(&record.name).then_some(()).ok_or(Rejected::Forged("its seal is another peer's"))
     }
 
     fn is_farewell(&self, item: &Item) -> bool {
@@ -210,15 +232,16 @@ fn rank(incarnation: Incarnation, version: u64) -> Vec<u8> {
 
 /// The channel of peer records.
 pub const CHANNEL: &str = "peers";
+/// What a record is to who seals it.
+const SEALED: &str = "record";
 /// Incarnations and versions stay below, so that an owner can always outbid.
 const MAX_COUNT: u64 = u64::MAX / 2;
 const MAX_ENDPOINTS: usize = 16;
 /// As many links as an agent may have.
 pub(super) const MAX_NEIGHBOURS: usize = 64;
 /// A node's pods, all of them held.
-const MAX_HELD: usize = 1024;
+const MAX_HELD: usize = 512;
 const MAX_SOFTWARE: usize = 256;
-const MAX_PUBLIC_KEY: usize = 4 << 10;
 
 #[cfg(test)]
 mod tests {
@@ -229,12 +252,14 @@ mod tests {
         PeerRecord {
             endpoints: vec!["192.0.2.1:6783".parse().unwrap(), "[2001:db8::1]:6783".parse().unwrap()],
             mtu: 1440,
+            data_key: Some(DataKey([7; 32])),
             data_id: DataId(7),
             neighbours: vec![
                 Neighbour { name: "b".parse().unwrap(), rtt: Some(Duration::from_micros(150)) },
                 Neighbour { name: "c".parse().unwrap(), rtt: None },
             ],
             held: vec!["10.32.0.9".parse().unwrap()],
+            conceded: vec!["10.32.0.10".parse().unwrap()],
             ..PeerRecord::new(name.parse().unwrap(), Incarnation(9))
         }
     }
@@ -249,7 +274,7 @@ mod tests {
 
         #[test]
         fn no_bytes_make_it_panic(body in vec(any::<u8>(), 0..100)) {
-            let _ = PeerGossip.check(&Item { body, ..record("a").to_item() });
+            let _ = PeerGossip(None).check(&Item { body, ..record("a").to_item() });
         }
 
         #[test]
@@ -267,11 +292,17 @@ mod tests {
     #[test]
     fn key_and_rank_must_agree_with_the_body() {
         let item = record("a").to_item();
-        assert_eq!(PeerGossip.check(&item), Ok(()));
-        assert_eq!(PeerGossip.check(&Item { key: b"b".into(), ..item.clone() }), Err(Rejected::Disagrees));
-        assert_eq!(PeerGossip.check(&Item { rank: vec![0; 16], ..item.clone() }), Err(Rejected::Disagrees));
+        assert_eq!(PeerGossip(None).check(&item), Ok(()));
+        assert_eq!(
+            PeerGossip(None).check(&Item { key: b"b".into(), ..item.clone() }),
+            Err(Rejected::Disagrees)
+        );
+        assert_eq!(
+            PeerGossip(None).check(&Item { rank: vec![0; 16], ..item.clone() }),
+            Err(Rejected::Disagrees)
+        );
         let endless = PeerRecord { version: u64::MAX, ..record("a") };
-        assert_eq!(PeerGossip.check(&endless.to_item()), Err(Rejected::Disagrees));
+        assert_eq!(PeerGossip(None).check(&endless.to_item()), Err(Rejected::Disagrees));
     }
 
     #[test]
@@ -283,7 +314,7 @@ mod tests {
             own.outbid(&foreign);
             assert!(own.rank() > foreign.rank(), "{:?}", foreign.rank());
             assert!(own.to_item().beats(&foreign.to_item()));
-            assert!(PeerGossip.check(&own.to_item()).is_ok());
+            assert!(PeerGossip(None).check(&own.to_item()).is_ok());
         }
     }
 
@@ -292,8 +323,9 @@ mod tests {
         let here = record("b");
         let gone = here.farewell(Duration::from_secs(3600));
         assert_eq!(gone.rank(), (Incarnation(9 + 3_600_000_000), 2));
-        assert!(PeerGossip.is_farewell(&gone.to_item()) && !PeerGossip.is_farewell(&here.to_item()));
-        assert_eq!(PeerGossip.check(&here.farewell(Duration::MAX).to_item()), Ok(()));
+        let mut gossip = PeerGossip(None);
+        assert!(gossip.is_farewell(&gone.to_item()) && !gossip.is_farewell(&here.to_item()));
+        assert_eq!(gossip.check(&here.farewell(Duration::MAX).to_item()), Ok(()));
         let mut peers = PeerSet::new(record("a"));
         peers.insert(here);
         assert_eq!(peers.others().count(), 1);
@@ -308,9 +340,10 @@ mod tests {
         record.endpoints = vec!["[ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff]:65535".parse().unwrap(); 99];
         record.neighbours = vec![Neighbour { name: long, rtt: Some(Duration::MAX) }; 9999];
         record.held = vec!["ffff:ffff:ffff:ffff:ffff:ffff:ffff:fff0".parse().unwrap(); 9999];
+        record.conceded.clone_from(&record.held);
         record.software = "\u{10ffff}".repeat(999);
-        record.public_key = vec![0; MAX_PUBLIC_KEY];
+        record.data_key = Some(DataKey([0; 32]));
         assert_eq!(record.to_item().check_bounds(), Ok(()));
-        assert_eq!(PeerGossip.check(&record.to_item()), Ok(()));
+        assert_eq!(PeerGossip(None).check(&record.to_item()), Ok(()));
     }
 }

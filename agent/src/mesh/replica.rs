@@ -9,6 +9,7 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use super::gossip::{self, Gossiper, Item, Rejected};
+use crate::types::PeerName;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -76,13 +77,27 @@ impl Replica {
         }
     }
 
+    /// The seeds are known now.
+    pub fn seeds(&mut self, seeds: &[PeerName]) {
+        self.gossipers.values_mut().for_each(|gossiper| gossiper.seeds(seeds));
+    }
+
+    /// Whether an item might enter.
+    ///
+    /// # Errors
+    /// As [`Replica::merge`], but for room.
+    pub fn check(&mut self, item: &Item) -> Result<(), Rejected> {
+        item.check_bounds()?;
+        self.gossipers.get_mut(item.channel.as_str()).map_or(Ok(()), |gossiper| gossiper.check(item))
+    }
+
     /// Takes an item in if it is newer than what is here.
     ///
     /// # Errors
     /// The item is malformed, or there is no room for it.
     pub fn merge(&mut self, item: Item) -> Result<Merged, Rejected> {
         item.check_bounds()?;
-        let known = self.gossipers.get(item.channel.as_str());
+        let known = self.gossipers.get_mut(item.channel.as_str());
         if let Some((channel, held)) = self.channels.get_key_value(item.channel.as_str())
             && let Some((key, entry)) = held.items.get_key_value(item.key.as_slice())
         {
@@ -93,19 +108,14 @@ impl Replica {
             if entry.item.beats(&item) {
                 return Ok(Merged::Older(name));
             }
-            if let Some(gossiper) = known {
-                gossiper.check(&item)?;
-            }
-            let farewell = known.is_some_and(|gossiper| gossiper.is_farewell(&item));
-            self.room_for(&item, entry.item.size(), false)?;
+            let size = entry.item.size();
+            let farewell = checked(known, &item)?;
+            self.room_for(&item, size, false)?;
             let held = self.channels.get_mut(&name.channel).expect("it was looked up");
             held.put(name.key.clone(), item, farewell);
             return Ok(Merged::New(name));
         }
-        if let Some(gossiper) = known {
-            gossiper.check(&item)?;
-        }
-        let farewell = known.is_some_and(|gossiper| gossiper.is_farewell(&item));
+        let farewell = checked(known, &item)?;
         self.room_for(&item, 0, true)?;
         let channel: Arc<str> = item.channel.as_str().into();
         let key: Arc<[u8]> = item.key.as_slice().into();
@@ -332,6 +342,13 @@ const MAX_UNKNOWN_BYTES: usize = 8 << 20;
 /// the next round.
 const MAX_SUMMARY: usize = 256 << 10;
 
+/// Asks the item's subject whether it may enter, and whether it is a farewell.
+fn checked(gossiper: Option<&mut Box<dyn Gossiper>>, item: &Item) -> Result<bool, Rejected> {
+    let Some(gossiper) = gossiper else { return Ok(false) };
+    gossiper.check(item)?;
+    Ok(gossiper.is_farewell(item))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -345,7 +362,7 @@ mod tests {
             "even"
         }
 
-        fn check(&self, item: &Item) -> Result<(), Rejected> {
+        fn check(&mut self, item: &Item) -> Result<(), Rejected> {
             item.body.len().is_multiple_of(2).then_some(()).ok_or(Rejected::Undecodable)
         }
 

@@ -14,11 +14,12 @@ use super::{
     links::STRANGERS,
     machine::{Config, Counters, Input, LinkInfo, Mesh, Output},
     peers::{PeerRecord, PeerSet},
-    transport::{self, Event, Opened, Wires},
+    transport::{self, Credential, Event, Opened, Wires},
     wire::Frame,
 };
-use crate::{mesh::dial::Trouble, types::PeerName};
+use crate::{identity, mesh::dial::Trouble, types::PeerName};
 use anyhow::Context;
+use rustls::pki_types::UnixTime;
 use std::{
     collections::{BTreeMap, VecDeque},
     net::{SocketAddr, TcpListener},
@@ -47,6 +48,8 @@ pub enum Incoming {
         channel: String,
         body: Vec<u8>,
     },
+    /// Who shares the universe at the start, as a peer has told; it comes before the first items.
+    Seeds(Vec<PeerName>),
     /// The first exchange is done, or there is nobody to have one with.
     Joined,
     /// A peer has told all that it knows, for the first time; it came before. After [`Incoming::Joined`].
@@ -73,6 +76,8 @@ pub struct Status {
     pub links: Vec<LinkInfo>,
     /// Those that we want to reach and don't, and why.
     pub troubles: Vec<Trouble>,
+    /// Callers that were turned away of late, and why.
+    pub refusals: Vec<(String, String)>,
     pub counters: Counters,
 }
 
@@ -83,7 +88,7 @@ enum Command {
     Stop,
 }
 
-/// Starts the mesh on listeners that are bound already.
+/// Starts the mesh on listeners that are bound already. Without an identity in the configuration its links are in clear.
 ///
 /// # Errors
 /// A listener cannot be used.
@@ -96,7 +101,12 @@ pub fn spawn(
     let (incoming_tx, incoming) = mpsc::channel(INCOMING);
     let (events_tx, events) = mpsc::channel(EVENTS);
     let progress = Arc::new(Notify::new());
-    let wires = Wires { events: events_tx, progress: progress.clone(), next_link: Arc::default() };
+    let wires = Wires {
+        identity: config.identity.clone(),
+        events: events_tx,
+        progress: progress.clone(),
+        next_link: Arc::default(),
+    };
     let limit = Arc::new(Semaphore::new(config.max_links + 4 * STRANGERS));
     let mut servers = Servers::default();
     for listener in listeners {
@@ -190,6 +200,7 @@ struct Task {
 }
 
 struct Wire {
+    credential: Option<Arc<Credential>>,
     outgoing: mpsc::Sender<Frame>,
     left: Arc<AtomicUsize>,
     reader: JoinHandle<()>,
@@ -203,7 +214,7 @@ impl Task {
         incoming: mpsc::Sender<Incoming>,
         servers: Servers,
     ) {
-        let progress = self.wires.progress.clone();
+        let (progress, mut keys) = (self.wires.progress.clone(), self.wires.identity.clone());
         self.handle(Input::Wake);
         loop {
             let told_all = self.pending.is_empty() && (self.ended || !self.mesh.has_news());
@@ -226,6 +237,7 @@ impl Task {
                     }
                 }
                 () = progress.notified() => self.progress(),
+                () = identity::task::changed(&mut keys) => self.judge_links(),
                 Ok(permit) = incoming.reserve(), if !told_all => {
                     if let Some(news) = self.next_incoming() {
                         permit.send(news);
@@ -280,6 +292,7 @@ impl Task {
                     }
                 }
                 Output::PeersChanged => peers_changed = true,
+                Output::Seeds(seeds) => self.pending.push_back(Incoming::Seeds(seeds)),
                 Output::Joined => self.pending.push_back(Incoming::Joined),
                 Output::Contact => self.pending.push_back(Incoming::Contact),
                 Output::Left => {
@@ -300,18 +313,36 @@ impl Task {
     fn event(&mut self, event: Event) {
         match event {
             Event::Opened(opened) => {
-                let Opened { link, dialled, remote, frames, outgoing, left, channel } = *opened;
+                let Opened { link, dialled, remote, credential, frames, outgoing, left, channel } = *opened;
+                let certified = credential.as_ref().map(|credential| credential.names.clone());
                 let reader = tokio::spawn(transport::read(link, frames, channel, self.wires.events.clone()));
-                self.links.insert(link, Wire { outgoing, left, reader });
-                self.handle(Input::Opened { link, dialled, remote: remote.to_string() });
+                self.links.insert(link, Wire { credential, outgoing, left, reader });
+                self.handle(Input::Opened { link, dialled, remote: remote.to_string(), certified });
             }
             Event::DialFailed { target, reason } => self.handle(Input::DialFailed { target, reason }),
+            Event::TurnedAway { remote, reason } => {
+                self.handle(Input::TurnedAway { who: remote.ip().to_string(), reason });
+            }
             Event::Frame { link, frame } => self.handle(Input::Frame { link, frame }),
             Event::Closed { link, reason } => {
                 self.links.remove(&link);
                 self.handle(Input::Closed { link, reason });
             }
         }
+    }
+
+    /// Keys have changed: what we sealed is sealed anew; links stay up, but those whose certificate is not believed any more.
+    fn judge_links(&mut self) {
+        let Some(current) = &self.wires.identity else { return };
+        let (trust, now) = (current.borrow().identity.trust().clone(), UnixTime::now());
+        let denied = |(link, wire): (&LinkId, &Wire)| {
+            let error = trust.verify(&wire.credential.as_ref()?.chain, now).err()?;
+            Some((*link, identity::explain(&error)))
+        };
+        for (link, reason) in self.links.iter().filter_map(denied).collect::<Vec<_>>() {
+            self.handle(Input::Denied { link, reason });
+        }
+        self.handle(Input::Rekeyed);
     }
 
     /// Ends our half after what is queued, and gives the other end a moment to end its own.
@@ -346,6 +377,7 @@ impl Task {
             joined: self.mesh.joined(),
             links: self.mesh.links(),
             troubles: self.mesh.troubles(),
+            refusals: self.mesh.refusals(Instant::now()),
             counters: self.mesh.counters().clone(),
         }
     }
@@ -362,7 +394,7 @@ impl Servers {
     fn start(&mut self, listener: TcpListener, wires: &Wires, limit: &Arc<Semaphore>) -> anyhow::Result<()> {
         listener.set_nonblocking(true)?;
         let listener = tokio::net::TcpListener::from_std(listener)?;
-        let (accept, connections) = transport::accept(listener, limit.clone());
+        let (accept, connections) = transport::accept(listener, limit.clone(), wires.clone());
         self.accepting.spawn(accept);
         let (wires, stopped) = (wires.clone(), self.stop.clone().notified_owned());
         self.serving.spawn(async move {

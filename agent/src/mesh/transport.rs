@@ -1,17 +1,23 @@
 //! Links over gRPC: the server, the caller, and the two halves of a stream.
 //!
-//! Plaintext HTTP/2. [`serve`] and [`endpoint`] are where both sides are set up, so where TLS belongs.
+//! HTTP/2 over TLS 1.3 with certificates of both sides; in clear only where an agent runs with `--insecure`. This is the
+//! one place that knows of TLS: what leaves it is a link with the names that the other end's certificate has.
 
 use super::{
     dial::Target,
     link::{LinkId, QUEUE_FRAMES},
     wire::{Frame, mesh_client::MeshClient, mesh_server},
 };
-use crate::types::PeerAddress;
+use crate::{
+    identity::{self, Certificate},
+    types::{PeerAddress, PeerName},
+};
 use anyhow::{Context as _, bail};
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::{CertificateDer, ServerName};
 use std::{
     collections::BTreeMap,
-    future::Future,
+    future::{Future, ready},
     io,
     net::{IpAddr, SocketAddr},
     pin::Pin,
@@ -26,8 +32,10 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc},
+    task::JoinSet,
     time::{Instant, Sleep, sleep, timeout},
 };
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
 use tonic::{
     Request, Response, Status, Streaming,
@@ -37,9 +45,23 @@ use tonic::{
 /// What happens on the wire.
 pub enum Event {
     Opened(Box<Opened>),
-    DialFailed { target: Target, reason: String },
-    Frame { link: LinkId, frame: Frame },
-    Closed { link: LinkId, reason: String },
+    DialFailed {
+        target: Target,
+        reason: String,
+    },
+    /// A caller could not prove who it is.
+    TurnedAway {
+        remote: SocketAddr,
+        reason: String,
+    },
+    Frame {
+        link: LinkId,
+        frame: Frame,
+    },
+    Closed {
+        link: LinkId,
+        reason: String,
+    },
 }
 
 /// A new link with both its halves.
@@ -47,6 +69,8 @@ pub struct Opened {
     pub link: LinkId,
     pub dialled: Option<Target>,
     pub remote: SocketAddr,
+    /// None: in clear.
+    pub credential: Option<Arc<Credential>>,
     pub frames: Streaming<Frame>,
     pub outgoing: mpsc::Sender<Frame>,
     /// Frames that have left since this was last looked at.
@@ -55,9 +79,19 @@ pub struct Opened {
     pub channel: Option<Channel>,
 }
 
+/// What the other end of a link has proven.
+#[derive(Debug)]
+pub struct Credential {
+    pub names: Vec<PeerName>,
+    /// The leaf first.
+    pub chain: Vec<CertificateDer<'static>>,
+}
+
 /// What servers and callers share.
 #[derive(Clone)]
 pub struct Wires {
+    /// None: links are in clear.
+    pub identity: Option<identity::task::Current>,
     pub events: mpsc::Sender<Event>,
     /// Notified when frames have left.
     pub progress: Arc<Notify>,
@@ -75,7 +109,7 @@ pub struct Outgoing {
 
 /// An accepted connection. It ends if no link comes of it in time, or none is left of it.
 pub struct Guarded {
-    stream: TcpStream,
+    stream: Duplex,
     caller: Caller,
     deadline: Pin<Box<Sleep>>,
     /// It had a link when it was last looked at.
@@ -86,6 +120,7 @@ pub struct Guarded {
 #[derive(Clone)]
 pub struct Caller {
     remote: SocketAddr,
+    credential: Option<Arc<Credential>>,
     /// Lives as long as any link of the connection.
     link: Arc<Mutex<Weak<()>>>,
 }
@@ -118,6 +153,7 @@ impl mesh_server::Mesh for Wires {
             link,
             dialled: None,
             remote: caller.remote,
+            credential: caller.credential.clone(),
             frames: request.into_inner(),
             outgoing,
             left: stream.left.clone(),
@@ -135,12 +171,22 @@ impl mesh_server::Mesh for Wires {
 pub fn accept(
     listener: TcpListener,
     limit: Arc<Semaphore>,
+    wires: Wires,
 ) -> (impl Future<Output = ()> + Send, ReceiverStream<io::Result<Guarded>>) {
     let (tx, rx) = mpsc::channel(1);
     let (share, taken) = ((limit.available_permits() / 4).max(1), Arc::default());
     let accept = async move {
-        while let Ok(permit) = limit.clone().acquire_owned().await {
-            match listener.accept().await {
+        let mut handshakes = JoinSet::new();
+        loop {
+            let next = async {
+                let permit = limit.clone().acquire_owned().await.expect("nobody closes it");
+                (permit, listener.accept().await)
+            };
+            let (permit, accepted) = tokio::select! {
+                next = next => next,
+                Some(_) = handshakes.join_next() => continue,
+            };
+            match accepted {
                 Ok((stream, remote)) => {
                     // A dual-stack socket shows IPv4 callers as ::ffff:192.0.2.1.
                     let remote = SocketAddr::new(remote.ip().to_canonical(), remote.port());
@@ -148,13 +194,12 @@ pub fn accept(
                         tracing::debug!(%remote, "a connection too many from this address");
                         continue;
                     };
-                    let _ = stream.set_nodelay(true);
-                    let caller = Caller { remote, link: Arc::default() };
-                    let deadline = Box::pin(sleep(IDLE));
-                    let guarded = Guarded { stream, caller, deadline, linked: false, _place: place };
-                    if tx.send(Ok(guarded)).await.is_err() {
-                        return;
-                    }
+                    let (tx, wires) = (tx.clone(), wires.clone());
+                    handshakes.spawn(async move {
+                        if let Some(guarded) = greet(stream, remote, place, &wires).await {
+                            let _ = tx.send(Ok(guarded)).await;
+                        }
+                    });
                 }
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept control connections; trying again");
@@ -164,6 +209,33 @@ pub fn accept(
         }
     };
     (accept, ReceiverStream::new(rx))
+}
+
+/// Has a caller prove who it is, in as much time as it may take to open a link.
+async fn greet(stream: TcpStream, remote: SocketAddr, place: Place, wires: &Wires) -> Option<Guarded> {
+    let _ = stream.set_nodelay(true);
+    let deadline = Box::pin(sleep(IDLE));
+    let (stream, credential): (Duplex, _) = match &wires.identity {
+        None => (Box::pin(stream), None),
+        Some(current) => {
+            let acceptor = TlsAcceptor::from(current.borrow().identity.tls().server.clone());
+            match timeout(IDLE, acceptor.accept(stream)).await.ok()? {
+                Ok(stream) => {
+                    let credential = Credential::of(stream.get_ref().1.peer_certificates())?;
+                    (Box::pin(stream), Some(Arc::new(credential)))
+                }
+                Err(error) => {
+                    match identity::explain_io(&error) {
+                        Some(reason) => drop(wires.events.send(Event::TurnedAway { remote, reason }).await),
+                        None => tracing::debug!(%remote, %error, "a caller does not speak TLS as agents do"),
+                    }
+                    return None;
+                }
+            }
+        }
+    };
+    let caller = Caller { remote, credential, link: Arc::default() };
+    Some(Guarded { stream, caller, deadline, linked: false, _place: place })
 }
 
 /// Serves links on accepted connections until `stop`, then until the links have ended.
@@ -219,6 +291,12 @@ pub async fn call(
             }
             match connect(remote, wires).await {
                 Ok(opened) => return Ok(Opened { dialled: Some(target), ..opened }),
+                // It cannot be told from what is said in TLS.
+                Err(error) if wires.identity.is_none() => {
+                    reasons.push(format!(
+                        "{remote}: {error:#} (is that agent run with --insecure, as this one?)"
+                    ));
+                }
                 Err(error) => reasons.push(format!("{remote}: {error:#}")),
             }
         }
@@ -227,10 +305,32 @@ pub async fn call(
 }
 
 async fn connect(remote: SocketAddr, wires: &Wires) -> anyhow::Result<Opened> {
-    let channel = match timeout(CONNECT, endpoint(remote)?.connect()).await {
+    let late = || format!("no connection within {CONNECT:?}");
+    let stream = timeout(CONNECT, TcpStream::connect(remote)).await.with_context(late)??;
+    stream.set_nodelay(true)?;
+    let (stream, credential): (Duplex, _) = match &wires.identity {
+        None => (Box::pin(stream), None),
+        Some(current) => {
+            let connector = TlsConnector::from(current.borrow().identity.tls().client.clone());
+            let name = ServerName::from(remote.ip().to_canonical());
+            match timeout(CONNECT, connector.connect(name, stream)).await.with_context(late)? {
+                Ok(stream) => {
+                    let credential = Credential::of(stream.get_ref().1.peer_certificates());
+                    let credential = credential.context("its certificate cannot be read")?;
+                    (Box::pin(stream), Some(Arc::new(credential)))
+                }
+                Err(error) => bail!("{}", identity::explain_io(&error).unwrap_or_else(|| error.to_string())),
+            }
+        }
+    };
+    // One stream is one connection: what is lost is called anew from the start.
+    let mut stream = Some(TokioIo::new(stream));
+    let gone = || io::Error::from(io::ErrorKind::NotConnected);
+    let connector = tower::service_fn(move |_| ready(stream.take().ok_or_else(gone)));
+    let channel = match timeout(CONNECT, endpoint(remote)?.connect_with_connector(connector)).await {
         Ok(Ok(channel)) => channel,
         Ok(Err(error)) => bail!("{}", root_cause(&error)),
-        Err(_) => bail!("no connection within {CONNECT:?}"),
+        Err(_) => bail!("{}", late()),
     };
     let (link, outgoing, stream) = wires.link();
     let left = stream.left.clone();
@@ -239,13 +339,11 @@ async fn connect(remote: SocketAddr, wires: &Wires) -> anyhow::Result<Opened> {
         .await
         .with_context(|| format!("no answer within {CONNECT:?}"))?;
     let frames = answer.map_err(|status| anyhow::anyhow!("{}", describe(&status)))?.into_inner();
-    Ok(Opened { link, dialled: None, remote, frames, outgoing, left, channel: Some(channel) })
+    Ok(Opened { link, dialled: None, remote, credential, frames, outgoing, left, channel: Some(channel) })
 }
 
 fn endpoint(remote: SocketAddr) -> anyhow::Result<Endpoint> {
     Ok(Endpoint::from_shared(format!("http://{remote}"))?
-        .connect_timeout(CONNECT)
-        .tcp_nodelay(true)
         .http2_keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
         .keep_alive_while_idle(true))
@@ -287,7 +385,15 @@ fn root_cause(error: &dyn std::error::Error) -> String {
     while let Some(source) = error.source() {
         error = source;
     }
-    error.to_string()
+    identity::explain_text(&error.to_string())
+}
+
+impl Credential {
+    fn of(chain: Option<&[CertificateDer<'_>]>) -> Option<Self> {
+        let chain: Vec<_> = chain?.iter().map(|der| der.clone().into_owned()).collect();
+        let names = Certificate::parse(chain.first()?).ok()?.names;
+        Some(Self { names, chain })
+    }
 }
 
 impl Stream for Outgoing {
@@ -345,6 +451,11 @@ impl Drop for Place {
     }
 }
 
+/// Bytes both ways, sealed or not.
+trait Bytes: AsyncRead + AsyncWrite + Send {}
+impl<T: AsyncRead + AsyncWrite + Send> Bytes for T {}
+type Duplex = Pin<Box<dyn Bytes>>;
+
 impl Connected for Guarded {
     type ConnectInfo = Caller;
 
@@ -366,21 +477,21 @@ impl AsyncRead for Guarded {
         if !linked && self.deadline.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        self.stream.as_mut().poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Guarded {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        self.stream.as_mut().poll_write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        self.stream.as_mut().poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        self.stream.as_mut().poll_shutdown(cx)
     }
 
     fn poll_write_vectored(
@@ -388,7 +499,7 @@ impl AsyncWrite for Guarded {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        self.stream.as_mut().poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -66,8 +66,17 @@ impl Forwarding {
             let mtu = table_peers[*places.get(name)?].mtu;
             (mtu < node.mtu).then_some((*prefix, mtu.into()))
         });
+        // To hold what the ring gives to another needs that one's word, or anybody could take any address.
+        let conceded =
+            |address: &IpAddr| match view.ranges.iter().find(|(prefix, _)| prefix.contains(address)) {
+                Some((_, name)) if name == own => view.conceded.contains(address),
+                Some((_, name)) => peers.get(name).is_some_and(|record| record.conceded.contains(address)),
+                None => true,
+            };
+        let conceded = &conceded;
         let held = others.iter().enumerate().flat_map(|(place, record)| {
-            record.held.iter().map(move |address| (*address, Owner::Peer(place)))
+            let conceded = record.held.iter().filter(move |address| conceded(address));
+            conceded.map(move |address| (*address, Owner::Peer(place)))
         });
         let pods = view.allocations.keys().filter(|address| Some(**address) != view.bridge);
         Self {
@@ -108,6 +117,29 @@ mod tests {
         };
         assert_eq!([1300, 9000, 68, 0].map(|told| mtu("10.32.0.0/12", told)), [1300, 1440, 576, 576]);
         assert_eq!([1300, 68].map(|told| mtu("fd00:77::/64", told)), [1300, 1280]);
+    }
+
+    #[test]
+    fn an_address_is_held_only_where_its_owner_says_so() {
+        let record = |name: &str| PeerRecord::new(name.parse().unwrap(), Incarnation(1));
+        let node = Node { universe: "10.32.0.0/12".parse().unwrap(), mtu: 1440, ipv6: false, ipv4: true };
+        let addresses: Vec<IpAddr> =
+            ["10.32.0.1", "10.33.0.1", "10.33.0.2", "10.34.0.1"].map(|text| text.parse().unwrap()).into();
+        let mut peers = PeerSet::new(record("me"));
+        peers.insert(PeerRecord { held: addresses.clone(), ..record("a") });
+        peers.insert(PeerRecord { conceded: vec![addresses[1]], ..record("b") });
+        let range = |prefix: &str, owner: &str| (prefix.parse().unwrap(), owner.parse().unwrap());
+        let mut view = View {
+            ranges: Arc::new(vec![range("10.32.0.0/16", "me"), range("10.33.0.0/16", "b")]),
+            ..View::default()
+        };
+        let held = |view: &View| -> Vec<IpAddr> {
+            let made = Forwarding::new(node, &peers, &BTreeSet::new(), view);
+            made.table.held.iter().map(|(address, _)| *address).collect()
+        };
+        assert_eq!(held(&view), [addresses[1], addresses[3]], "b's word, and nobody's range");
+        view.conceded.insert(addresses[0]);
+        assert_eq!(held(&view), [addresses[0], addresses[1], addresses[3]]);
     }
 
     #[test]

@@ -5,12 +5,18 @@ use crate::{
     admin::{Counters, Encryption, Observe, PeerView, PodView, RangeView, Readiness, Snapshot, Traffic},
     config::Config,
     datapath::{self, task::Reader},
+    identity,
     ipam::{Owner, View},
     links,
     mesh::{machine, peers::PeerSet},
     types::{Incarnation, PeerName, Prefix},
 };
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeSet,
+    net::IpAddr,
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
 use tokio::sync::watch;
 
 /// Where it all comes from: what is read never waits.
@@ -18,6 +24,8 @@ pub struct Sources {
     pub config: Config,
     pub incarnation: Incarnation,
     pub started: Instant,
+    /// None: links are in clear.
+    pub identity: Option<identity::task::Current>,
     pub view: watch::Receiver<Arc<View>>,
     pub peers: watch::Receiver<Arc<PeerSet>>,
     pub steered: watch::Receiver<Arc<Steered>>,
@@ -70,13 +78,24 @@ impl Observe for Sources {
 impl Sources {
     fn warnings(&self, view: &View) -> Vec<String> {
         let mut warnings = self.cni_warnings.borrow().clone();
+        match &self.identity {
+            Some(current) => warnings.extend(current.borrow().warnings(SystemTime::now())),
+            None => warnings.push(INSECURE.into()),
+        }
         let mesh = self.steered.borrow().mesh.clone();
         let troubles = mesh.iter().flat_map(|mesh| &mesh.troubles);
         warnings.extend(troubles.map(|trouble| format!("peer {}: {}", trouble.target, trouble.reason)));
+        let refusals = mesh.iter().flat_map(|mesh| &mesh.refusals);
+        warnings.extend(refusals.map(|(who, reason)| format!("{who} was turned away: {reason}")));
         if !view.held.is_empty() {
             let held: Vec<_> = view.held.iter().map(IpAddr::to_string).collect();
             warnings
                 .push(format!("these addresses are in use here, but belong to others: {}", held.join(", ")));
+        }
+        if !view.conceded.is_empty() {
+            let conceded: Vec<_> = view.conceded.iter().map(IpAddr::to_string).collect();
+            warnings
+                .push(format!("peers use these addresses of this node's ranges: {}", conceded.join(", ")));
         }
         warnings
     }
@@ -148,6 +167,7 @@ fn gossip(counters: &machine::Counters) -> Counters {
         ("items_received", counters.items_in),
         ("items_merged", counters.items_merged),
         ("items_rejected", sum(&counters.items_rejected)),
+        ("items_forged", counters.items_rejected.get("forged").copied().unwrap_or_default()),
         ("links_opened", counters.links_opened),
         ("links_garbage", counters.links_garbage),
         ("links_refused", sum(&counters.links_refused)),
@@ -160,3 +180,6 @@ fn gossip(counters: &machine::Counters) -> Counters {
     .map(|(name, count)| (name.to_string(), count))
     .collect()
 }
+
+const INSECURE: &str =
+    "run with --insecure: control links are in clear, and whoever reaches the control port can be any node";

@@ -182,11 +182,13 @@ impl State {
     /// Keeps the own record's share of the ring true, and its data id different from everybody else's.
     async fn publish(&self, set: &PeerSet, view: &View) {
         let (own, held, digest) = (set.own(), view.held.clone(), ranges_digest(&view.own));
+        let conceded: Vec<_> = view.conceded.iter().copied().collect();
         let elder = |incarnation: Incarnation| incarnation < own.incarnation;
         let clash = set.others().any(|record| record.data_id == own.data_id && elder(record.incarnation));
-        if clash || own.held != held || own.ranges_digest != digest {
+        if clash || own.held != held || own.conceded != conceded || own.ranges_digest != digest {
             let update = move |record: &mut crate::mesh::peers::PeerRecord| {
                 record.held = held;
+                record.conceded = conceded;
                 record.ranges_digest = digest;
                 if clash {
                     record.data_id = DataId(rand::random());

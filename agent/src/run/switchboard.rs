@@ -2,6 +2,7 @@
 
 use crate::{
     admin::LeaveCall,
+    identity::task::{Current, changed},
     ipam::{
         task::{Handle as Ipam, Outgoing},
         token,
@@ -17,6 +18,7 @@ use tracing::info;
 pub struct Switchboard {
     pub mesh: Mesh,
     pub ipam: Ipam,
+    pub identity: Option<Current>,
     pub incoming: mpsc::Receiver<Incoming>,
     pub outgoing: mpsc::Receiver<Outgoing>,
     pub leaving: mpsc::Receiver<LeaveCall>,
@@ -35,6 +37,7 @@ impl Switchboard {
             tokio::select! {
                 message = self.incoming.recv() => self.deliver(message.context("the mesh has stopped")?).await?,
                 Some(message) = self.outgoing.recv() => self.send(message).await?,
+                () = changed(&mut self.identity) => self.ipam.keys().await?,
                 Some(call) = self.leaving.recv() => if self.leave(call).await? { return Ok(()) },
             }
         }
@@ -48,6 +51,7 @@ impl Switchboard {
             }
             // Peer records come as snapshots; what else there is belongs to a newer version.
             Incoming::Items { .. } | Incoming::Unicast { .. } => {}
+            Incoming::Seeds(seeds) => self.ipam.seeds(seeds.into_iter().collect()).await?,
             Incoming::Joined => {}
             Incoming::Contact => self.ipam.contact().await?,
             Incoming::Fatal(why) => bail!(why),

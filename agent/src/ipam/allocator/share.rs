@@ -41,10 +41,12 @@ impl Allocator {
         let most = if request.urgent { surplus.div_ceil(2) } else { surplus / 2 };
         let blocks = u128::from(request.count).div_ceil(self.layout.unit()).clamp(1, most.max(1)).min(most);
         for span in self.space.carve(blocks) {
-            for range in self.layout.prefixes(span) {
-                info!(peer = %from, %range, "gave space");
-            }
             let changed = self.ring.give(&self.me, span, from);
+            for token in changed.iter().filter(|token| token.owner == *from) {
+                for range in self.layout.prefixes(token.span()) {
+                    info!(peer = %from, %range, "gave space");
+                }
+            }
             self.record(changed);
         }
         self.settle(now);

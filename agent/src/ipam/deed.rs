@@ -1,0 +1,245 @@
+//! The deed of a token: how its owner came by the range, so that anybody can check it who knows the seeds.
+//!
+//! ```text
+//!   seeds ──▶ share of s, hand 0 ──grant, sealed by s──▶ a, hand 1 ──grant, sealed by a──▶ b, hand 2
+//!                                                                       b's own changes, sealed by b
+//! ```
+//! A hand-over raises `hands` by one and begins with version 0; the new owner's own changes keep `hands` and raise the
+//! version. `hands` comes before the version in the order of tokens: who has given a range away can seal nothing any more
+//! that wins over what its heir says. A range that comes back to who had it before needs no more than the seal of who gave
+//! it back, so that a deed names everybody once at most, however often space goes round.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+use super::{
+    span::{Layout, Span},
+    token::Token,
+};
+use crate::{
+    identity::{BadSeal, Checker, Sealer},
+    mesh::gossip::Rejected,
+    types::PeerName,
+};
+use prost::Message;
+use weft_proto::mesh::{Deed, Grant, Seal};
+
+/// Checks deeds.
+#[derive(Debug)]
+pub struct Registrar {
+    layout: Layout,
+    checker: Checker,
+    /// The seeds' shares; empty until the seeds are known.
+    shares: Vec<Token>,
+}
+
+/// What somebody has been shown to own, at some time.
+struct Right {
+    owner: PeerName,
+    span: Span,
+    hands: u64,
+}
+
+impl Registrar {
+    pub fn new(layout: Layout, checker: Checker) -> Self {
+        Self { layout, checker, shares: Vec::new() }
+    }
+
+    pub fn set_shares(&mut self, shares: Vec<Token>) {
+        self.shares = shares;
+    }
+
+    /// # Errors
+    /// The token is not its owner's by its deed.
+    pub fn check(&mut self, token: &Token) -> Result<(), Rejected> {
+        if self.shares.is_empty() {
+            return Err(Rejected::Forged("the seeds are not known yet"));
+        }
+        if token.epoch != 0 {
+            return Err(Rejected::Forged("nobody may raise a token's epoch"));
+        }
+        if (token.hands, token.version) == (0, 0) {
+            let is_share =
+                self.shares.iter().any(|share| Token { signature: Vec::new(), ..token.clone() } == *share);
+            return if is_share { Ok(()) } else { Err(Rejected::Forged("it is none of the seeds' shares")) };
+        }
+        let deed = Deed::decode(token.signature.as_slice())
+            .map_err(|_| Rejected::Forged("its deed cannot be read"))?;
+        let share =
+            self.shares.iter().find(|share| share.span().intersect(token.span()) == Some(token.span()));
+        let share = share.ok_or(Rejected::Forged("it lies in no single share of a seed"))?;
+        let mut right = Right { owner: share.owner.clone(), span: share.span(), hands: 0 };
+        for grant in &deed.grants {
+            let granted = Token::from_body(&grant.token, &self.layout)?;
+            if granted.hands <= right.hands {
+                return Err(Rejected::Forged("its deed has a hand-over that is none"));
+            }
+            right = self.step(right, &granted, &grant.token, grant.seal.as_ref())?;
+        }
+        let body = token.to_body(&self.layout);
+        self.step(right, token, &body, deed.seal.as_ref()).map(drop)
+    }
+
+    /// What follows from a right by one sealed token.
+    fn step(
+        &mut self,
+        right: Right,
+        token: &Token,
+        body: &[u8],
+        seal: Option<&Seal>,
+    ) -> Result<Right, Rejected> {
+        let signer =
+            seal.ok_or(BadSeal::Unreadable).and_then(|seal| self.checker.signer(SEALED, body, seal))?;
+        if right.span.intersect(token.span()) != Some(token.span()) {
+            return Err(Rejected::Forged("it reaches beyond what was handed over"));
+        }
+        let own_change = token.hands == right.hands && token.owner == right.owner && signer.is(&right.owner);
+        let handed_on =
+            token.hands == right.hands + 1 && signer.is(&right.owner) && token.owner != right.owner;
+        let came_back = token.hands > right.hands && token.owner == right.owner && !signer.is(&right.owner);
+        if !(own_change && token.version > 0 || (handed_on || came_back) && token.version == 0) {
+            return Err(Rejected::Forged("it is not sealed by who owned it"));
+        }
+        Ok(Right { owner: token.owner.clone(), span: token.span(), hands: token.hands })
+    }
+}
+
+/// The deed of a token that this node makes of one of its own, `parent`; none where there is no room for another hand-over.
+pub fn draw_up(token: &Token, parent: &Token, layout: &Layout, sealer: &Sealer) -> Option<Vec<u8>> {
+    let Deed { mut grants, seal } = Deed::decode(parent.signature.as_slice()).unwrap_or_default();
+    if parent.hands > 0 && parent.version == 0 {
+        grants.push(Grant { token: parent.to_body(layout), seal });
+    }
+    if token.owner != parent.owner {
+        let of_heir =
+            |grant: &Grant| Token::from_body(&grant.token, layout).is_ok_and(|t| t.owner == token.owner);
+        if let Some(before) = grants.iter().position(of_heir) {
+            grants.truncate(before + 1);
+        }
+        if grants.len() >= MAX_GRANTS {
+            return None;
+        }
+    }
+    let seal = Some(sealer.seal(SEALED, &token.to_body(layout)));
+    Some(Deed { grants, seal }.encode_to_vec())
+}
+
+const SEALED: &str = "token";
+/// Hand-overs in a deed, of which each takes about 600 bytes: with more, space would not fit an item.
+const MAX_GRANTS: usize = 32;
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods)]
+mod tests {
+    use super::*;
+    use crate::{
+        identity::{
+            Ca, Identity, Issued, Trust,
+            task::{Current, State},
+        },
+        ipam::ring::Ring,
+    };
+    use std::{
+        sync::{Arc, LazyLock},
+        time::{Duration, SystemTime},
+    };
+    use tokio::sync::watch;
+
+    static CA: LazyLock<Issued> = LazyLock::new(|| Ca::create(SystemTime::now()).unwrap());
+
+    fn current(name: &str) -> Current {
+        let (name, now): (PeerName, _) = (name.parse().unwrap(), SystemTime::now());
+        let ca = Ca::load(CA.cert.as_bytes(), CA.key.as_bytes()).unwrap();
+        let leaf = ca.issue(&name, Duration::from_secs(600), now).unwrap();
+        let trust = Trust::from_pem(CA.cert.as_bytes(), None).unwrap();
+        let identity = Identity::new(name, trust, leaf.cert.as_bytes(), leaf.key.as_bytes(), now).unwrap();
+        watch::channel(State { identity: Arc::new(identity), trouble: None }).1
+    }
+
+    fn layout() -> Layout {
+        Layout::new("10.32.0.0/16".parse().unwrap())
+    }
+
+    /// The ring of a seed `s` and of those whom space goes to, each with its own seals.
+    struct Scene {
+        tokens: Vec<Token>,
+        registrar: Registrar,
+    }
+
+    impl Scene {
+        fn new() -> Self {
+            let shares = Ring::genesis(layout(), &["s".parse().unwrap()]).unwrap();
+            let mut registrar = Registrar::new(layout(), Checker::new(current("judge")));
+            registrar.set_shares(shares.clone());
+            Self { tokens: shares, registrar }
+        }
+
+        /// `from` hands a span over, and `to` takes it over; all that is said on the way is as it should be.
+        fn hand(&mut self, from: &str, span: Span, to: &str) -> Vec<Token> {
+            let ring_of = |name: &str, tokens: &[Token]| {
+                let mut ring = Ring::new(layout(), Some(Sealer::new(current(name))));
+                tokens.iter().for_each(|token| _ = ring.merge(token.clone()));
+                ring
+            };
+            let (giver, heir): (PeerName, PeerName) = (from.parse().unwrap(), to.parse().unwrap());
+            let given = ring_of(from, &self.tokens).give(&giver, span, &heir);
+            let mut ring = ring_of(to, &self.tokens);
+            given.iter().for_each(|token| _ = ring.merge(token.clone()));
+            let taken = ring.flag(&heir, |_| true);
+            for token in given.iter().chain(&taken) {
+                self.registrar.check(token).unwrap_or_else(|rejected| panic!("{rejected}: {token:?}"));
+            }
+            self.tokens = ring.tokens().cloned().collect();
+            given
+        }
+
+        fn deed_of(&self, owner: &str) -> Deed {
+            let token = self.tokens.iter().find(|token| token.owner.as_str() == owner).unwrap();
+            Deed::decode(token.signature.as_slice()).unwrap()
+        }
+    }
+
+    fn blocks(first: u128, last: u128) -> Span {
+        Span { first: first * 256, last: last * 256 + 255 }
+    }
+
+    #[test]
+    fn each_hand_over_adds_to_the_deed_and_each_return_shortens_it() {
+        let mut scene = Scene::new();
+        scene.hand("s", blocks(128, 255), "a");
+        scene.hand("a", blocks(192, 255), "b");
+        assert_eq!((scene.deed_of("a").grants.len(), scene.deed_of("b").grants.len()), (1, 2));
+        scene.hand("b", blocks(224, 255), "a");
+        let back = scene.tokens.iter().find(|token| token.start == 224 * 256).unwrap();
+        assert_eq!((back.hands, back.version, back.owner.as_str()), (3, 1, "a"));
+        for _ in 0..2 * MAX_GRANTS {
+            scene.hand("a", blocks(224, 255), "b");
+            scene.hand("b", blocks(224, 255), "a");
+        }
+        let round = scene.tokens.iter().find(|token| token.start == 224 * 256).unwrap();
+        assert_eq!(round.hands, 3 + 4 * MAX_GRANTS as u64);
+        let deed = Deed::decode(round.signature.as_slice()).unwrap();
+        assert!(deed.grants.len() <= 3, "{}", deed.grants.len());
+        println!("{} hand-overs take {} bytes", deed.grants.len(), round.signature.len());
+    }
+
+    #[test]
+    fn who_has_handed_over_too_often_keeps_the_rest() {
+        let mut scene = Scene::new();
+        let name = |n: usize| format!("n{n}");
+        scene.hand("s", blocks(0, 255), &name(0));
+        for n in 1..MAX_GRANTS {
+            assert_eq!(scene.hand(&name(n - 1), blocks(0, 255), &name(n)).len(), 1);
+        }
+        let last = scene.tokens[0].clone();
+        assert!(last.signature.len() < crate::mesh::gossip::MAX_SIGNATURE);
+        assert_eq!(scene.hand(&name(MAX_GRANTS - 1), blocks(0, 255), "one-more"), []);
+        assert_eq!(scene.tokens, [last]);
+    }
+
+    #[test]
+    fn nothing_is_believed_before_the_seeds_are_known() {
+        let scene = Scene::new();
+        let mut ignorant = Registrar::new(layout(), Checker::new(current("judge")));
+        let refused = ignorant.check(&scene.tokens[0]).unwrap_err();
+        assert_eq!(refused.to_string(), "the seeds are not known yet");
+    }
+}
