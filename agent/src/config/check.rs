@@ -1,7 +1,9 @@
 //! The checks behind [`Config::check`], in the order of the flags in `--help`.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
-use super::{Args, Config, ConfigError, ConfigErrors, HostFacts, Switch, host::is_global, socket_in};
+use super::{
+    Args, Config, ConfigError, ConfigErrors, Encryption, HostFacts, Switch, host::is_global, socket_in,
+};
 use crate::{
     identity::Source,
     types::{
@@ -64,6 +66,7 @@ pub(super) fn check(args: &Args, host: &HostFacts) -> Result<Config, ConfigError
             identity,
             mtu,
             data_threads,
+            encryption: args.encryption,
             poll,
             underlay_forwarding: args.underlay_forwarding == Switch::On,
             no_masquerade,
@@ -347,14 +350,14 @@ impl Check<'_> {
         if mtu < least {
             self.refuse("--mtu", text, format!("pods need {least} bytes at least"));
         }
+        let (overhead, how) = match self.args.encryption {
+            Encryption::Required => (SEALED_OVERHEAD + extra, "encryption"),
+            Encryption::Off => (CLEAR_OVERHEAD + extra, "encapsulation"),
+        };
         if let Some((carries, device)) = underlay
-            && mtu > carries.saturating_sub(CLEAR_OVERHEAD + extra)
+            && mtu > carries.saturating_sub(overhead)
         {
-            let conflict = format!(
-                "{device} carries {carries} bytes, and encapsulation takes {} of them (with encryption {})",
-                CLEAR_OVERHEAD + extra,
-                SEALED_OVERHEAD + extra
-            );
+            let conflict = format!("{device} carries {carries} bytes, and {how} takes {overhead} of them");
             self.refuse("--mtu", text, conflict);
         }
         Some(mtu)
