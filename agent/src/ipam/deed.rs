@@ -102,6 +102,12 @@ impl Registrar {
     }
 }
 
+/// None where there is more, or something else, than a deed has.
+fn read(bytes: &[u8]) -> Option<Deed> {
+    let deed = Deed::decode(bytes).ok()?;
+    (deed.encoded_len() == bytes.len() && deed.grants.len() <= MAX_GRANTS).then_some(deed)
+}
+
 /// The deed of a token that this node makes of one of its own, `parent`; none where there is no room for another hand-over.
 pub fn draw_up(token: &Token, parent: &Token, layout: &Layout, sealer: &Sealer) -> Option<Vec<u8>> {
     let Deed { mut grants, seal } = Deed::decode(parent.signature.as_slice()).unwrap_or_default();
@@ -233,6 +239,17 @@ mod tests {
         assert!(last.signature.len() < crate::mesh::gossip::MAX_SIGNATURE);
         assert_eq!(scene.hand(&name(MAX_GRANTS - 1), blocks(0, 255), "one-more"), []);
         assert_eq!(scene.tokens, [last]);
+    }
+
+    #[test]
+    fn a_deed_holds_nothing_else() {
+        let mut scene = Scene::new();
+        scene.hand("s", blocks(128, 255), "a");
+        let mut token = scene.tokens.iter().find(|token| token.owner.as_str() == "a").unwrap().clone();
+        assert_eq!(scene.registrar.check(&token), Ok(()));
+        // A field that is not known: number 15, of two bytes.
+        token.signature.extend([0x7a, 2, 0, 0]);
+        assert_eq!(scene.registrar.check(&token).unwrap_err().to_string(), "its deed cannot be read");
     }
 
     #[test]

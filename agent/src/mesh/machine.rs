@@ -358,7 +358,7 @@ impl Mesh {
         self.dialer.troubles()
     }
 
-    /// Callers that were turned away of late, and why.
+    /// Who was turned away of late, or sent what it may not.
     pub fn refusals(&self, now: Instant) -> Vec<(String, String)> {
         self.refusals.list(now)
     }

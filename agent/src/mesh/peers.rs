@@ -206,6 +206,9 @@ impl Gossiper for PeerGossip {
         let record = PeerRecord::from_item(item)?;
         let Some(checker) = &mut self.0 else { return Ok(()) };
         let seal = wire::Seal::decode(item.signature.as_slice()).map_err(|_| BadSeal::Unreadable)?;
+        if seal.encoded_len() != item.signature.len() {
+            return Err(BadSeal::Unreadable.into());
+        }
         let signer = checker.signer(SEALED, &item.body, &seal)?;
         signer.is(&record.name).then_some(()).ok_or(Rejected::Forged("its seal is another peer's"))
     }
