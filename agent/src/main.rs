@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use tokio::runtime::{Builder, Runtime};
 use weft::{
     cli::{self, Cli, Command},
+    linux::privileges,
     run,
 };
 
@@ -21,6 +22,8 @@ fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Agent(args) => {
+            // Before there are threads.
+            privileges::keep_net_admin_only()?;
             let runtime = Builder::new_multi_thread().worker_threads(CONTROL_THREADS).enable_all().build()?;
             runtime.block_on(run::agent(&args))
         }

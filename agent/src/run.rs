@@ -22,7 +22,10 @@ pub use host::facts;
 pub use reset::{ResetArgs, reset};
 
 use crate::{
-    admin::{AdminService, Heartbeats, HttpServer, LocalSocket, Metrics, Observer, Pages, Readiness},
+    admin::{
+        AdminService, Front, Heartbeats, HttpServer, LocalSocket, Metrics, Observer, Pages, Readiness,
+        STARTING,
+    },
     cni,
     config::{Args, Config, LogFormat},
     datapath,
@@ -34,7 +37,7 @@ use crate::{
     links::{self, Desired, Observed, PodPort},
     linux::{
         store::{Store, StoreState},
-        tun, udp,
+        tun,
     },
     mesh::{
         self,
@@ -45,6 +48,8 @@ use crate::{
 };
 use anyhow::{Context, anyhow, bail};
 use arc_swap::ArcSwap;
+use axum::{extract::Request, response::Response};
+use futures_util::{FutureExt, TryFutureExt};
 use std::{
     collections::BTreeMap,
     net::{IpAddr, TcpListener},
@@ -57,7 +62,7 @@ use tokio::{
     task::JoinSet,
     time::timeout,
 };
-use tonic::service::Routes;
+use tonic::{Status, service::Routes};
 use tracing::{error, info, warn};
 use weft_proto::local::cni_server::CniServer;
 
@@ -105,9 +110,13 @@ pub async fn build(config: Config) -> anyhow::Result<Running> {
         format!("--listen {}: cannot take the TCP port for control links; {hint}", config.listen)
     })?;
     let threads = config.data_threads.get();
-    let sockets = udp::Socket::bind_group(config.listen, threads).context("--listen")?;
+    let sockets = datapath::task::bind(config.listen, threads).context("--listen")?;
     let http = HttpServer::bind(config.metrics).await?;
     let local = LocalSocket::bind(&config.socket())?;
+    let (stopping, stopped) = watch::channel(false);
+    let (mut servers, http_front, local_front) = (JoinSet::new(), Front::default(), Front::default());
+    servers.spawn(http.serve(http_front.router(Pages::starting), until(&stopped)).map(Ok));
+    servers.spawn(local.serve(local_front.router(starting).into(), until(&stopped)).err_into());
     let (store, fresh) = open_store(&config)?;
     let seeds = seeds(&config, &store)?;
 
@@ -160,18 +169,19 @@ pub async fn build(config: Config) -> anyhow::Result<Running> {
     };
     let (outgoing_sender, outgoing) = mpsc::channel(QUEUE);
     let (ipam, ipam_task) = ipam::task::start(ipam_config, store, found, outgoing_sender).await?;
-    let queues = tun::open(TUN, threads)?;
+    let (queues, offloads) = tun::open(TUN, threads)?;
     let desired = desired(&config, &observed, &ipam.view().borrow());
     let links = links::spawn(config.state_dir.clone(), desired).await.context("set up links")?;
     let tables = Arc::new(ArcSwap::default());
-    let datapath = datapath::task::spawn(datapath::task::Config { queues, sockets }, tables.clone())?;
+    let linger = config.poll;
+    let datapath_config = datapath::task::Config { queues, offloads, sockets, linger, sessions: None };
+    let datapath = datapath::task::spawn(datapath_config, tables.clone())?;
     std::fs::write(&marker, incarnation.0.to_string())
         .with_context(|| format!("--run-dir: write {}", marker.display()))?;
 
     let (readiness, starting) = Readiness::new();
     let heartbeats = Heartbeats::new(started);
-    let (stopping, stopped) = watch::channel(false);
-    let (mut tasks, mut servers) = (JoinSet::new(), JoinSet::new());
+    let mut tasks = JoinSet::new();
     if let Some(keeper) = keeper {
         tasks.spawn(async move {
             keeper.run().await;
@@ -223,18 +233,10 @@ pub async fn build(config: Config) -> anyhow::Result<Running> {
     let mut metrics = Metrics::new(observer.clone());
     cni.metrics().register(metrics.registry());
     let pages = Pages { readiness, heartbeats, metrics: Arc::new(metrics), observer: observer.clone() };
-    let mut stop_http = stopped.clone();
-    servers.spawn(async move {
-        let until = async move { drop(stop_http.wait_for(|stop| *stop).await) };
-        Ok(http.serve(pages, until).await?)
-    });
+    http_front.open(pages.router());
     let routes =
         Routes::new(CniServer::new(cni)).add_service(AdminService::new(observer, leave).into_server());
-    let mut stop_local = stopped;
-    servers.spawn(async move {
-        let until = async move { drop(stop_local.wait_for(|stop| *stop).await) };
-        Ok(local.serve(routes, until).await?)
-    });
+    local_front.open(routes.into_axum_router());
     let endpoints: Vec<_> = config.endpoints.iter().map(ToString::to_string).collect();
     info!(name = %config.name, %incarnation, universe = %config.universe, endpoints = endpoints.join(","), "started");
     Ok(Running { mesh, datapath, tasks, servers, stopping })
@@ -261,6 +263,21 @@ impl Running {
         self.datapath.stop();
         info!("stopped; pods, links and routes stay");
     }
+}
+
+/// What the local API answers before there is more to say. A runtime tries again.
+fn starting(request: &Request) -> Response {
+    let code = match request.uri().path().ends_with("/Ready") {
+        true => cni::answer::Code::CannotAdd,
+        false => cni::answer::Code::TryAgainLater,
+    };
+    Status::from(cni::answer::Failure::new(code, STARTING)).into_http()
+}
+
+/// Resolves when the agent is to stop.
+fn until(stopped: &watch::Receiver<bool>) -> impl Future<Output = ()> + Send + 'static {
+    let mut stopped = stopped.clone();
+    async move { drop(stopped.wait_for(|stop| *stop).await) }
 }
 
 /// Waits for the first exchange with a peer, or until it is clear that there is nobody; what came meanwhile is returned.

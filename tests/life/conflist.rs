@@ -8,6 +8,33 @@ use weft_lab::{Lab, wait};
 use crate::harness::{SOON, START};
 
 #[test]
+fn a_conflist_that_cannot_be_written_is_tried_again() {
+    let temp = tempfile::tempdir().unwrap();
+    let conf = temp.path().join("net.d");
+    let lab = Lab::builder().without_agents().start().unwrap();
+    let node = lab.node("n1").unwrap();
+    node.configure(|settings| {
+        settings.more.extend(["--cni-conf-dir".into(), conf.display().to_string()]);
+    });
+    node.start_agent().unwrap();
+    wait::until("it says that pods can't start", START, || {
+        let status = node.status()?;
+        ensure!(status["warnings"].to_string().contains("pods can't start: write "), "{status}");
+        Ok(())
+    })
+    .unwrap();
+
+    fs::create_dir(&conf).unwrap();
+    wait::until("the conflist is written, and nobody warns any more", SOON, || {
+        ensure!(conf.join("10-weft.conflist").exists());
+        let status = node.status()?;
+        ensure!(!status["warnings"].to_string().contains("pods can't start"), "{status}");
+        Ok(())
+    })
+    .unwrap();
+}
+
+#[test]
 fn the_conflist_appears_whole_once_ready_and_is_never_removed() {
     let conf = tempfile::tempdir().unwrap();
     let path = conf.path().join("10-weft.conflist");

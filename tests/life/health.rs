@@ -129,7 +129,27 @@ fn a_joiner_that_finds_nobody_is_alive_and_says_why_it_is_not_ready() {
         settings.peers = vec!["192.0.2.77".into()];
         settings.more.extend(["--cni-conf-dir".into(), conf.path().display().to_string()]);
     });
+    let pod = lab.add_pod(&node).unwrap();
     node.start_agent().unwrap();
+    wait::until("it says that it is starting", SOON, || {
+        let (status, reasons) = node.http("/readyz")?;
+        assert_eq!(status, 503, "{reasons}");
+        ensure!(reasons.starts_with("the agent is starting"), "{reasons}");
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(node.http("/livez").unwrap().0, 200);
+    let said = complaint(node.weft(&["status"]).unwrap());
+    assert!(said.contains("the agent is starting"), "{said}");
+    for (command, code) in [("ADD", 11), ("STATUS", 50)] {
+        let mut call = pod.call(command);
+        let mut config: serde_json::Value = serde_json::from_slice(&call.stdin).unwrap();
+        config["cniVersion"] = "1.1.0".into();
+        call.stdin = config.to_string().into_bytes();
+        let answer = call.run(&node).unwrap();
+        assert_eq!(answer.json().unwrap()["code"], code, "{}", answer.stdout);
+        assert!(answer.stdout.contains("the agent is starting"), "{}", answer.stdout);
+    }
     wait::until("it says why it is not ready", Duration::from_secs(10), || {
         let (status, reasons) = node.http("/readyz")?;
         assert_eq!(status, 503, "{reasons}");
@@ -141,7 +161,6 @@ fn a_joiner_that_finds_nobody_is_alive_and_says_why_it_is_not_ready() {
     let text = printed(node.weft(&["status"]).unwrap()).unwrap();
     assert!(text.contains("ready       no") && text.contains("no addresses to hand out"), "{text}");
     assert!(text.contains("192.0.2.77"), "whom it cannot reach is missing: {text}");
-    let pod = lab.add_pod(&node).unwrap();
     let answer = pod.call("ADD").run(&node).unwrap();
     assert_eq!(answer.json().unwrap()["code"], 11, "{}", answer.stdout);
     assert_eq!(std::fs::read_dir(conf.path()).unwrap().count(), 0, "a conflist before it is ready");

@@ -12,6 +12,7 @@ mod kernel;
 mod keys;
 mod names;
 mod nobody;
+mod privileges;
 mod refusals;
 mod reset;
 mod restart;

@@ -45,7 +45,7 @@ pub fn all_know_all<A: App>(sim: &Sim<A>) -> bool {
 }
 
 fn all_know<A: App>(sim: &Sim<A>, name: &PeerName) -> bool {
-    running(sim).all(|n| sim.nodes[n].mesh.peers().get(name).is_some_and(|record| !record.left))
+    running(sim).all(|n| sim.nodes[n].mesh.peers().get(name).is_some())
 }
 
 /// All replicas are alike, bit by bit.
@@ -109,6 +109,36 @@ fn links_stay_few_and_the_graph_is_whole() {
             |n: &usize| sim.nodes[*n].mesh.links().into_iter().filter_map(|l| l.peer).map(|(name, _)| name);
         let names: BTreeSet<_> = reached.iter().flat_map(linked).collect();
         reached.extend((0..100).filter(|n| names.contains(&sim.nodes[*n].name)));
+    }
+}
+
+#[test]
+fn two_that_call_each_other_settle_on_the_link_that_came_first() {
+    for seed in 20..60 {
+        let mut sim: Mesh = Sim::new(seed);
+        for n in 0..2 {
+            sim.start(&format!("node-{n}"), &[], ());
+            sim.kill(n);
+        }
+        let first = sim.rng.random_range(0..2);
+        for (n, other) in [(first, 1 - first), (1 - first, first)] {
+            sim.revive(n, &[other], Vec::new());
+            let pause = sim.rng.random_range(0..2000);
+            sim.run(Duration::from_millis(pause));
+        }
+        sim.expect("they know each other", SECOND * 3, all_know_all);
+        sim.run(SECOND / 10);
+        let ids = |sim: &Mesh| -> Vec<_> {
+            sim.nodes.iter().flat_map(|node| node.mesh.links().into_iter().map(|link| link.id)).collect()
+        };
+        let settled = ids(&sim);
+        assert_eq!((links(&sim, 0), links(&sim, 1)), (1, 1), "seed {seed}");
+        sim.run(SECOND * 10);
+        assert_eq!(ids(&sim), settled, "seed {seed}: another link took its place");
+        for node in &sim.nodes {
+            let opened = node.mesh.counters().links_opened;
+            assert!(opened <= 2, "seed {seed}: {opened} links were opened");
+        }
     }
 }
 
@@ -216,7 +246,7 @@ fn who_leaves_is_known_to_have_left() {
     sim.handle(7, Input::Leave);
     sim.expect("it ends", SECOND, |sim| sim.nodes[7].left);
     sim.expect("all know", SECOND * 2, |sim| {
-        running(sim).all(|n| sim.nodes[n].mesh.peers().get(&name).is_some_and(|record| record.left))
+        running(sim).all(|n| sim.nodes[n].mesh.peers().get(&name).is_none())
     });
     sim.run(SECOND * 5);
     assert!(running(&sim).all(|n| sim.nodes[n].mesh.links().iter().all(|link| match &link.peer {

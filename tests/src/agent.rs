@@ -2,7 +2,7 @@
 use std::{
     ffi::OsString,
     fs::{self, OpenOptions},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, ExitStatus},
     time::Duration,
 };
@@ -10,7 +10,10 @@ use std::{
 use anyhow::{Context, bail};
 use nix::{sys::signal::Signal, unistd::Pid};
 
-use crate::{binaries::Binaries, claim::Claim, namespace::Netns, process::Process, tools, wait};
+use crate::{
+    binaries::Binaries, claim::Claim, linux, namespace::Netns, process::Process, sandbox::NETNS_DIR, tools,
+    wait,
+};
 
 /// What an agent is told on its command line. Flags and keys that all agents get are added in `arguments`.
 #[derive(Clone, Debug)]
@@ -28,6 +31,8 @@ pub struct Settings {
     pub log: PathBuf,
     /// Filter for `--log`.
     pub verbosity: String,
+    /// With `CAP_NET_ADMIN` only, on a read-only file system; see [`linux::confine`].
+    pub confined: bool,
     /// Appended as they are.
     pub more: Vec<String>,
 }
@@ -51,6 +56,15 @@ impl Settings {
         }
         command.env("PATH", tools::path_variable());
         command
+    }
+
+    fn confine(&self, command: &mut Command) -> anyhow::Result<()> {
+        let root = self.log.with_file_name("root");
+        for directory in [&root, &self.state_dir, &self.run_dir] {
+            fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
+        }
+        let writable = [self.state_dir.clone(), self.run_dir.clone()];
+        Ok(linux::confine(command, &root, Path::new(NETNS_DIR), &writable)?)
     }
 
     fn arguments(&self) -> Vec<OsString> {
@@ -86,6 +100,9 @@ impl Agent {
             .with_context(|| format!("open {}", settings.log.display()))?;
         let mut command = settings.command(binaries);
         command.stdout(log.try_clone()?).stderr(log);
+        if settings.confined {
+            settings.confine(&mut command).context("confine the agent")?;
+        }
         // Ctrl-C is for the lab, which then ends the agents.
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         let child = node
@@ -176,6 +193,7 @@ mod tests {
             run_dir: "/r".into(),
             log: "/l".into(),
             verbosity: "info".into(),
+            confined: false,
             more: vec!["--mtu".into(), "1300".into()],
         };
         let line: Vec<_> =

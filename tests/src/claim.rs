@@ -6,8 +6,9 @@
 //!                /<id>/owner        locked by the lab's process as long as it lives
 //!                     /processes    "pid start" of each process it started
 //!                     /lab.json     what is in it, for `exec` and `down` (only the lab called "up")
+//!                     /state        where the lab's state directories are
 //!                     /n1/          run directory of node n1: socket, attachments
-//!   /tmp/weft-lab-<id>/n1/          state directory and log of node n1
+//!   /tmp/weft-lab-<id>-<random>/n1/ state directory and log of node n1
 //! ```
 //!
 //! So that a lab is stale is certain, never guessed: its lock is free.
@@ -71,15 +72,13 @@ impl Claim {
     pub fn named(id: &str) -> Result<Self, Taken> {
         let _exclusive = lock_all()?;
         sweep_locked()?;
-        let place = Place::of(id);
-        fs::create_dir_all(&place.run).with_context(|| format!("create {}", place.run.display()))?;
-        let owner = match place.try_lock()? {
+        let run = base().join(id);
+        fs::create_dir_all(&run).with_context(|| format!("create {}", run.display()))?;
+        let owner = match try_lock(&run.join(OWNER))? {
             Some(owner) => owner,
             None => return Err(Taken::Up(id.into())),
         };
-        fs::create_dir_all(&place.state).with_context(|| format!("create {}", place.state.display()))?;
-        fs::write(place.run.join("state"), place.state.as_os_str().as_encoded_bytes())
-            .context("note the state directory")?;
+        let place = Place::new(run, id)?;
         let processes = OpenOptions::new()
             .create(true)
             .append(true)
@@ -120,13 +119,22 @@ impl Drop for Claim {
 }
 
 impl Place {
-    fn of(id: &str) -> Self {
-        let run = base().join(id);
+    /// Makes the state directory: anybody can write where it lies, so nobody can guess its name.
+    fn new(run: PathBuf, id: &str) -> anyhow::Result<Self> {
         let state = match env::var_os(BASE) {
-            Some(_) => run.join("disk"),
-            None => env::temp_dir().join(format!("{STATE}{id}")),
+            Some(_) => {
+                let state = run.join("disk");
+                fs::create_dir_all(&state).with_context(|| format!("create {}", state.display()))?;
+                state
+            }
+            None => {
+                let made = tempfile::Builder::new().prefix(&format!("{STATE}{id}-")).tempdir();
+                made.context("create a directory for state")?.keep()
+            }
         };
-        Self { run, state }
+        fs::write(run.join("state"), state.as_os_str().as_encoded_bytes())
+            .context("note the state directory")?;
+        Ok(Self { run, state })
     }
 
     /// The place with that run directory, whose state may lie where this process would not put it.

@@ -24,6 +24,9 @@ pub struct Options {
     /// Write the report as JSON to this file too
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Run the agents with CAP_NET_ADMIN as their only capability, on a read-only file system
+    #[arg(long)]
+    user_caps: bool,
     /// Only name the programs that are missing, and fail
     #[arg(long)]
     no_install: bool,
@@ -38,7 +41,7 @@ pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
     }
     Binaries::get()?;
     let mut report = Report::default();
-    let outcome = demonstrate(&mut report);
+    let outcome = demonstrate(options, &mut report);
     if let Err(error) = outcome {
         report.check("the lab comes up", Err(error));
     }
@@ -50,10 +53,10 @@ pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
     Ok(if report.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn demonstrate(report: &mut Report) -> anyhow::Result<()> {
+fn demonstrate(options: &Options, report: &mut Report) -> anyhow::Result<()> {
     let start = Instant::now();
-    let lab =
-        Lab::builder().nodes(NODES).underlay_mtu("n3", SMALL_MTU).progress(Progress::visible()).start()?;
+    let builder = Lab::builder().nodes(NODES).underlay_mtu("n3", SMALL_MTU).confined(options.user_caps);
+    let lab = builder.progress(Progress::visible()).start()?;
     let progress = Progress::visible();
     (report.nodes, report.pods) = (NODES, NODES * PODS);
 

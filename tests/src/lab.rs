@@ -45,6 +45,7 @@ pub struct Builder {
     agents: bool,
     universe: Option<String>,
     verbosity: String,
+    confined: bool,
     arguments: Vec<String>,
     cables: Vec<(String, u32)>,
     name: Option<String>,
@@ -60,6 +61,7 @@ impl Lab {
             agents: true,
             universe: None,
             verbosity: "info".into(),
+            confined: false,
             arguments: Vec::new(),
             cables: Vec::new(),
             name: None,
@@ -243,6 +245,11 @@ impl Builder {
         Self { verbosity: verbosity.into(), ..self }
     }
 
+    /// Agents have `CAP_NET_ADMIN` and no other capability, and can write their own directories only.
+    pub fn confined(self, confined: bool) -> Self {
+        Self { confined, ..self }
+    }
+
     /// Leaves the agents to the caller, and the pods unattached.
     pub fn without_agents(self) -> Self {
         Self { agents: false, ..self }
@@ -291,6 +298,7 @@ impl Builder {
             ca_dir,
             universe: self.universe,
             verbosity: self.verbosity,
+            confined: self.confined,
             arguments: self.arguments,
         });
         let lab = Lab {

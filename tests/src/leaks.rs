@@ -3,6 +3,7 @@ use std::{collections::BTreeSet, fmt, fs, process::Command};
 
 use anyhow::Context;
 use nix::unistd::Pid;
+use weft::linux::netlink::RTPROT_WEFT;
 
 use crate::{links, process::Process, sandbox, tools};
 
@@ -99,6 +100,3 @@ fn is_pod_veth(name: &str) -> bool {
     name.strip_prefix("wf")
         .is_some_and(|hash| hash.len() == 12 && hash.bytes().all(|b| b.is_ascii_hexdigit()))
 }
-
-/// Protocol number of Weft's routes.
-const RTPROT_WEFT: u8 = 99;

@@ -2,13 +2,25 @@
 #![allow(unsafe_code)]
 
 use std::{
+    ffi::{CStr, CString},
     io, mem,
     net::UdpSocket,
-    os::{fd::AsRawFd, unix::process::CommandExt},
+    os::{
+        fd::AsRawFd,
+        unix::{ffi::OsStrExt, process::CommandExt},
+    },
+    path::{Path, PathBuf},
     process::Command,
+    ptr,
 };
 
-use nix::sys::signal::{SigSet, Signal};
+use nix::{
+    errno::Errno,
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sched::{CloneFlags, unshare},
+    sys::signal::{SigSet, Signal},
+    unistd::{chdir, chroot},
+};
 
 /// Has the kernel kill the command's process when the *thread* that spawns it ends, however it ends; the process starts
 /// with no signal blocked, whatever its parent blocks.
@@ -20,6 +32,80 @@ pub fn die_with_spawner(command: &mut Command) {
     // SAFETY: between fork and exec only sigprocmask(2) and prctl(2) are called: async-signal-safe, no allocation.
     unsafe { command.pre_exec(arm) };
 }
+
+/// Has the command's process start as a careful container runtime starts it: with `CAP_NET_ADMIN` and no other capability
+/// to be had, and with everything read-only but `writable` and the network's sysctls. `root` is an empty directory on
+/// which the file system is mounted again, `hidden` a mount point that is left out of it.
+///
+/// # Errors
+/// A path has a zero byte in it.
+pub fn confine(command: &mut Command, root: &Path, hidden: &Path, writable: &[PathBuf]) -> io::Result<()> {
+    let text = |path: &Path| CString::new(path.as_os_str().as_bytes());
+    let within = |path: &Path| text(&root.join(path.strip_prefix("/").unwrap_or(path)));
+    let sysctls = Path::new("/proc/sys/net");
+    let writable: Vec<(CString, CString)> = writable
+        .iter()
+        .map(PathBuf::as_path)
+        .chain([sysctls])
+        .map(|path| Ok((text(path)?, within(path)?)))
+        .collect::<io::Result<_>>()?;
+    let (root, hidden) = (text(root)?, text(hidden)?);
+    let confine = move || {
+        unshare(CloneFlags::CLONE_NEWNS)?;
+        umount2(&*hidden, MntFlags::MNT_DETACH)?;
+        bind(c"/", &root, MsFlags::MS_REC)?;
+        set_read_only(&root)?;
+        for (source, target) in &writable {
+            bind(source, target, MsFlags::empty())?;
+        }
+        chroot(&*root)?;
+        chdir(c"/")?;
+        drop_from_bounding_set(|capability| capability != CAP_NET_ADMIN)
+    };
+    // SAFETY: between fork and exec there are only system calls with what was allocated before.
+    unsafe { command.pre_exec(confine) };
+    Ok(())
+}
+
+fn bind(source: &CStr, target: &CStr, flags: MsFlags) -> nix::Result<()> {
+    mount(Some(source), target, None::<&CStr>, MsFlags::MS_BIND | flags, None::<&CStr>)
+}
+
+/// A mount with all that are below.
+fn set_read_only(path: &CStr) -> io::Result<()> {
+    let attributes =
+        libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    let size = mem::size_of_val(&attributes);
+    // SAFETY: the path ends with a zero byte, and the pointer is to a live mount_attr of that size.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            libc::AT_FDCWD,
+            path.as_ptr(),
+            libc::AT_RECURSIVE,
+            &raw const attributes,
+            size,
+        )
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// A program that root starts has every capability of this set, and no other.
+fn drop_from_bounding_set(drops: impl Fn(libc::c_ulong) -> bool) -> io::Result<()> {
+    for capability in (0..).filter(|capability| drops(*capability)) {
+        // SAFETY: takes two numbers and no pointer.
+        match Errno::result(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) }) {
+            Ok(_) => {}
+            // Beyond the last that the kernel knows.
+            Err(Errno::EINVAL) => return Ok(()),
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
+}
+
+/// `linux/capability.h`.
+const CAP_NET_ADMIN: libc::c_ulong = 12;
 
 /// Sets "don't fragment" on what the socket sends; packets above the known path MTU fail with `EMSGSIZE`.
 pub fn forbid_fragmentation(socket: &UdpSocket) -> io::Result<()> {
@@ -45,4 +131,62 @@ pub fn path_mtu(socket: &UdpSocket) -> io::Result<u32> {
     let done =
         unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, (&raw mut mtu).cast(), &raw mut size) };
     if done == 0 { Ok(mtu.unsigned_abs()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Asks the driver of an interface in the calling thread's network namespace; `request` is one of the structures of
+/// `linux/ethtool.h`, with room for the answer.
+pub fn ethtool(interface: &str, request: &mut [u32]) -> io::Result<()> {
+    let socket = UdpSocket::bind(("0.0.0.0", 0))?;
+    // SAFETY: all zeroes are an empty name and a null pointer.
+    let mut query: libc::ifreq = unsafe { mem::zeroed() };
+    // The last byte stays zero.
+    let room = query.ifr_name.len() - 1;
+    for (to, from) in query.ifr_name[..room].iter_mut().zip(interface.bytes()) {
+        *to = from.cast_signed();
+    }
+    query.ifr_ifru.ifru_data = request.as_mut_ptr().cast();
+    // SAFETY: `query` and what it points to are live; the callers' requests are as long as the kernel's answers.
+    let done = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &raw mut query) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Datagrams of one size that go through a socket in one call.
+pub struct Batch {
+    headers: Vec<libc::mmsghdr>,
+    _vectors: Vec<libc::iovec>,
+    _bytes: Vec<u8>,
+}
+
+impl Batch {
+    /// So many datagrams of so many bytes, all zero.
+    pub fn new(count: usize, size: usize) -> Self {
+        let mut bytes = vec![0u8; count * size];
+        let vector = |part: &mut [u8]| libc::iovec { iov_base: part.as_mut_ptr().cast(), iov_len: size };
+        let mut vectors: Vec<_> = bytes.chunks_exact_mut(size).map(vector).collect();
+        let header = |vector: &mut libc::iovec| {
+            // SAFETY: all zeroes are null pointers with lengths of zero.
+            let mut header: libc::mmsghdr = unsafe { mem::zeroed() };
+            (header.msg_hdr.msg_iov, header.msg_hdr.msg_iovlen) = (vector, 1);
+            header
+        };
+        let headers = vectors.iter_mut().map(header).collect();
+        Self { headers, _vectors: vectors, _bytes: bytes }
+    }
+
+    /// Sends the first `count`, at most all; returns how many the kernel took.
+    pub fn send(&mut self, socket: &UdpSocket, count: usize) -> io::Result<usize> {
+        let count = count.min(self.headers.len()) as libc::c_uint;
+        // SAFETY: the headers point to vectors and bytes that live as long as they, and `count` of them exist.
+        let sent = unsafe { libc::sendmmsg(socket.as_raw_fd(), self.headers.as_mut_ptr(), count, 0) };
+        usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// Waits for a datagram, as long as the socket waits; returns how many were there, at most all that fit.
+    pub fn receive(&mut self, socket: &UdpSocket) -> io::Result<usize> {
+        let (headers, count) = (self.headers.as_mut_ptr(), self.headers.len() as libc::c_uint);
+        let flags = libc::MSG_WAITFORONE;
+        // SAFETY: as in `send`; nothing else has a reference to the bytes that are written.
+        let received = unsafe { libc::recvmmsg(socket.as_raw_fd(), headers, count, flags, ptr::null_mut()) };
+        usize::try_from(received).map_err(|_| io::Error::last_os_error())
+    }
 }

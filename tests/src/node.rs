@@ -42,6 +42,7 @@ pub(crate) struct Common {
     pub ca_dir: PathBuf,
     pub universe: Option<String>,
     pub verbosity: String,
+    pub confined: bool,
     pub arguments: Vec<String>,
 }
 
@@ -66,6 +67,7 @@ impl Node {
             run_dir: run,
             log: disk.join("agent.log"),
             verbosity: common.verbosity.clone(),
+            confined: common.confined,
             more: common.arguments.clone(),
         };
         let claim = Arc::clone(&common.claim);

@@ -44,6 +44,9 @@ pub struct Options {
     /// Namespaces and underlay only: no agents, and pods that are not attached
     #[arg(long)]
     bare: bool,
+    /// Run the agents with CAP_NET_ADMIN as their only capability, on a read-only file system
+    #[arg(long)]
+    user_caps: bool,
     /// Only name the programs that are missing, and fail
     #[arg(long)]
     no_install: bool,
@@ -86,6 +89,9 @@ pub fn up(options: &Options) -> anyhow::Result<()> {
         command.arg("--bare");
     } else {
         command.env("WEFT_BIN_DIR", Binaries::get()?.directory());
+    }
+    if options.user_caps {
+        command.arg("--user-caps");
     }
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).current_dir("/");
     let mut keeper = command.spawn().context("start the keeper")?;
@@ -189,6 +195,7 @@ pub fn down() -> anyhow::Result<()> {
 fn start(options: &Options) -> anyhow::Result<Lab> {
     let mut builder =
         Lab::builder().nodes(options.nodes).pods(options.pods).name(NAME).progress(Progress::Output);
+    builder = builder.confined(options.user_caps);
     if options.bare {
         builder = builder.without_agents();
     }

@@ -1,21 +1,32 @@
 //! The HTTP pages on `--metrics-addr`: `/livez`, `/readyz`, `/metrics`, and `/` that lists them.
+//!
+//! Whoever reaches the port can connect as often as he likes: a connection carries one request and has to be quick about
+//! it, and where there are too many the oldest gives way, so that a probe is always answered.
 
-use super::{Heartbeats, Metrics, Observer, Readiness};
+use super::{Heartbeats, Metrics, Observer, Readiness, STARTING};
 use axum::{
     Router,
-    extract::State,
+    extract::{Request, State},
     http::{StatusCode, header::CONTENT_TYPE},
-    response::{Html, IntoResponse},
+    response::{Html, IntoResponse, Response},
     routing::get,
 };
-use futures_util::FutureExt;
+use hyper::server::conn::http1;
+use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use std::{
+    collections::VecDeque,
     fmt::Write as _,
     net::SocketAddr,
+    pin::pin,
     sync::Arc,
     time::{Duration, Instant},
 };
-use tokio::net::TcpListener;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::{AbortHandle, JoinSet},
+    time::{sleep, timeout},
+};
+use tracing::warn;
 
 /// Bound, not yet serving: so that a port in use is known before anything is touched.
 #[derive(Debug)]
@@ -36,8 +47,6 @@ pub struct Pages {
 pub enum HttpError {
     #[error("--metrics-addr {address}: cannot listen: {source}{}", hint(.source))]
     Bind { address: SocketAddr, source: std::io::Error },
-    #[error("serve health and metrics: {0}")]
-    Serve(std::io::Error),
 }
 
 impl HttpServer {
@@ -47,28 +56,60 @@ impl HttpServer {
         Ok(Self { listener })
     }
 
-    /// Where it listens: the port that the kernel chose, if it was asked for 0.
-    pub fn local_addr(&self) -> Result<SocketAddr, HttpError> {
-        self.listener.local_addr().map_err(HttpError::Serve)
-    }
-
     /// Serves until `shutdown` resolves and the requests under way are answered, or `GRACE` later at the latest.
-    pub async fn serve(
-        self,
-        pages: Pages,
-        shutdown: impl Future<Output = ()> + Send + 'static,
-    ) -> Result<(), HttpError> {
-        let router = Router::new()
+    pub async fn serve(self, router: Router, shutdown: impl Future<Output = ()> + Send) {
+        let (mut shutdown, mut tasks) = (pin!(shutdown), JoinSet::new());
+        let mut open: VecDeque<AbortHandle> = VecDeque::new();
+        loop {
+            let stream = tokio::select! {
+                accepted = self.listener.accept() => accepted,
+                () = &mut shutdown => break,
+            };
+            while tasks.try_join_next().is_some() {}
+            open.retain(|connection| !connection.is_finished());
+            match stream {
+                Ok((stream, _)) => {
+                    if open.len() == CONNECTIONS
+                        && let Some(oldest) = open.pop_front()
+                    {
+                        oldest.abort();
+                    }
+                    open.push_back(tasks.spawn(answer_one(stream, router.clone())));
+                }
+                Err(error) => {
+                    // Out of descriptors, mostly: callers wait in the kernel's queue meanwhile.
+                    warn!(%error, "accept on --metrics-addr");
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+        drop(self.listener);
+        let _ = timeout(GRACE, async { while tasks.join_next().await.is_some() {} }).await;
+    }
+}
+
+/// One request, from the connection to its end. What goes wrong is the caller's business.
+async fn answer_one(stream: TcpStream, router: Router) {
+    let service = TowerToHyperService::new(router);
+    let connection = http1::Builder::new().keep_alive(false).serve_connection(TokioIo::new(stream), service);
+    let _ = timeout(PATIENCE, connection).await;
+}
+
+impl Pages {
+    pub fn router(self) -> Router {
+        Router::new()
             .route("/", get(index))
             .route("/livez", get(livez))
             .route("/readyz", get(readyz))
             .route("/metrics", get(metrics))
-            .with_state(pages);
-        let shutdown = shutdown.shared();
-        let server = axum::serve(self.listener, router).with_graceful_shutdown(shutdown.clone());
-        tokio::select! {
-            served = server => served.map_err(HttpError::Serve),
-            () = shutdown.then(|()| tokio::time::sleep(GRACE)) => Ok(()),
+            .with_state(self)
+    }
+
+    /// What is answered before there are pages: alive, and nothing else yet.
+    pub fn starting(request: &Request) -> Response {
+        match request.uri().path() {
+            "/livez" => "ok\n".into_response(),
+            _ => (StatusCode::SERVICE_UNAVAILABLE, format!("{STARTING}\n")).into_response(),
         }
     }
 }
@@ -114,17 +155,34 @@ fn hint(error: &std::io::Error) -> &'static str {
     }
 }
 
+/// Connections at a time: some times those of kubelet, Prometheus and people.
+const CONNECTIONS: usize = 64;
+/// From the connection to the answer's last byte.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// For answers to slow readers at the end.
 const GRACE: Duration = Duration::from_secs(1);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::admin::{Pending, snapshot::example};
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        sync::oneshot,
+        task::JoinHandle,
+    };
 
-    /// A server on a port of the kernel's choice, and the guard that keeps it from being ready.
-    async fn serve() -> (SocketAddr, Pages, Pending) {
+    /// A server on a port of the kernel's choice.
+    async fn listen(router: Router) -> (SocketAddr, oneshot::Sender<()>, JoinHandle<()>) {
+        let server = HttpServer::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let (address, (stop, stopped)) = (server.listener.local_addr().unwrap(), oneshot::channel());
+        let served = tokio::spawn(async move { server.serve(router, async { drop(stopped.await) }).await });
+        (address, stop, served)
+    }
+
+    /// A server of pages, and the guard that keeps it from being ready.
+    async fn serve() -> (SocketAddr, Pages, Pending, oneshot::Sender<()>) {
         let (readiness, starting) = Readiness::new();
         let observer: Observer = Arc::new(example::snapshot);
         let pages = Pages {
@@ -133,10 +191,8 @@ mod tests {
             metrics: Arc::new(Metrics::new(observer.clone())),
             observer,
         };
-        let server = HttpServer::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
-        let address = server.local_addr().unwrap();
-        tokio::spawn(server.serve(pages.clone(), std::future::pending()));
-        (address, pages, starting)
+        let (address, stop, _) = listen(pages.clone().router()).await;
+        (address, pages, starting, stop)
     }
 
     async fn fetch(address: SocketAddr, path: &str) -> String {
@@ -153,7 +209,7 @@ mod tests {
 
     #[tokio::test]
     async fn readyz_says_what_is_missing() {
-        let (address, pages, starting) = serve().await;
+        let (address, pages, starting, _stop) = serve().await;
         let down = pages.readiness.pending("bridge weft is down");
         drop(starting);
         let answer = fetch(address, "/readyz").await;
@@ -168,7 +224,7 @@ mod tests {
 
     #[tokio::test]
     async fn livez_names_the_loop_that_is_stuck() {
-        let (address, pages, _starting) = serve().await;
+        let (address, pages, _starting, _stop) = serve().await;
         let alive = pages.heartbeats.register("mesh", Instant::now());
         assert!(fetch(address, "/livez").await.starts_with("HTTP/1.1 200"));
         let _stuck = pages.heartbeats.register("links", Instant::now() - Duration::from_secs(11));
@@ -180,7 +236,7 @@ mod tests {
 
     #[tokio::test]
     async fn metrics_are_openmetrics_and_the_index_leads_there() {
-        let (address, ..) = serve().await;
+        let (address, _pages, _starting, _stop) = serve().await;
         let answer = fetch(address, "/metrics").await;
         assert!(answer.contains("content-type: application/openmetrics-text"), "{answer}");
         assert!(answer.ends_with("# EOF\n"), "{answer}");
@@ -190,7 +246,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_port_in_use_is_reported_with_the_flag() {
-        let (address, ..) = serve().await;
+        let (address, _pages, _starting, _stop) = serve().await;
         let error = HttpServer::bind(address).await.unwrap_err().to_string();
         assert!(error.starts_with(&format!("--metrics-addr {address}: cannot listen: ")), "{error}");
         assert!(error.ends_with("another program has that port, or another agent runs"), "{error}");
@@ -198,16 +254,39 @@ mod tests {
 
     #[tokio::test]
     async fn a_request_that_never_ends_does_not_hold_up_the_shutdown() {
-        let (_, pages, _starting) = serve().await;
-        let server = HttpServer::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
-        let address = server.local_addr().unwrap();
-        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-        let served = tokio::spawn(server.serve(pages, stopped.map(drop)));
-        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        let (address, stop, served) = listen(Router::new()).await;
+        let mut stream = TcpStream::connect(address).await.unwrap();
         stream.write_all(b"GET / HT").await.unwrap();
         // Connections are accepted in their order: when this one is answered, the other one is under way.
-        assert!(fetch(address, "/livez").await.starts_with("HTTP/1.1 200"));
+        assert!(fetch(address, "/").await.starts_with("HTTP/1.1 404"));
         stop.send(()).unwrap();
-        tokio::time::timeout(GRACE * 5, served).await.unwrap().unwrap().unwrap();
+        timeout(GRACE * 3, served).await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn who_is_silent_gives_way_to_others_and_is_not_waited_for_long() {
+        let (address, _stop, _) = listen(Router::new()).await;
+        let mut silent = Vec::new();
+        for _ in 0..CONNECTIONS + 2 {
+            silent.push(TcpStream::connect(address).await.unwrap());
+        }
+        assert!(fetch(address, "/").await.starts_with("HTTP/1.1 404"));
+        let mut end = async |which: usize, within| timeout(within, silent[which].read_u8()).await;
+        assert!(end(0, GRACE).await.unwrap().is_err(), "the oldest has given way");
+        assert!(end(CONNECTIONS, GRACE).await.is_err(), "the others have not");
+        assert!(end(CONNECTIONS, PATIENCE).await.unwrap().is_err(), "but in time");
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_is_starting_says_so() {
+        let (address, _stop, _) = listen(super::super::Front::default().router(Pages::starting)).await;
+        assert!(fetch(address, "/livez").await.starts_with("HTTP/1.1 200"));
+        for page in ["/readyz", "/metrics", "/"] {
+            let answer = fetch(address, page).await;
+            assert!(
+                answer.starts_with("HTTP/1.1 503") && answer.contains("the agent is starting"),
+                "{answer}"
+            );
+        }
     }
 }

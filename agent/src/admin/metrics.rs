@@ -95,13 +95,13 @@ fn node(page: &mut Page<'_>, now: &Snapshot) -> fmt::Result {
 
 fn addresses(page: &mut Page<'_>, now: &Snapshot) -> fmt::Result {
     let (owned, allocated, resting) = now.addresses();
-    let (allocated, resting) = (allocated as f64, resting as f64);
-    let free = (owned as f64 - allocated - resting).max(0.0);
-    let states = [("free", free), ("allocated", allocated), ("resting", resting)];
+    let (allocated, resting, free) = (u128::from(allocated), u128::from(resting), now.addresses_free);
+    let unusable = owned.saturating_sub(allocated + resting + free);
+    let states = [("free", free), ("allocated", allocated), ("resting", resting), ("unusable", unusable)];
     page.gauges(
         "weft_ipam_addresses",
         "Addresses that this node owns",
-        states.map(|(state, n)| ([("state", state)], n)),
+        states.map(|(state, n)| ([("state", state)], n as f64)),
     )?;
     let universe = super::addresses_in(now.universe.prefix()) as f64;
     let shares = now.shares();
@@ -262,9 +262,10 @@ weft_gossip_events_total{event="items_received"} 40
 weft_gossip_events_total{event="items_rejected"} 0
 # HELP weft_ipam_addresses Addresses that this node owns
 # TYPE weft_ipam_addresses gauge
-weft_ipam_addresses{state="free"} 524284.0
+weft_ipam_addresses{state="free"} 524283.0
 weft_ipam_addresses{state="allocated"} 3.0
 weft_ipam_addresses{state="resting"} 1.0
+weft_ipam_addresses{state="unusable"} 1.0
 # HELP weft_ipam_range_share Part of the universe that a peer owns, 0 to 1
 # TYPE weft_ipam_range_share gauge
 weft_ipam_range_share{peer="node-1"} 0.5

@@ -6,7 +6,9 @@
 //!   Pending guards, dropped when done ──▶ Readiness ────▶ /readyz  ├─ HTTP on --metrics-addr
 //!   loops that tick ────────────────────▶ Heartbeats ───▶ /livez   ┘
 //! ```
+//! A [`Front`] answers on both until that is there.
 
+mod front;
 mod heartbeat;
 mod http;
 mod local;
@@ -16,6 +18,7 @@ mod replies;
 mod snapshot;
 mod socket;
 
+pub use front::Front;
 pub use heartbeat::{Heartbeat, Heartbeats, STALLED_AFTER, Stall};
 pub use http::{HttpError, HttpServer, Pages};
 pub use local::{AdminService, LeaveCall};
@@ -28,3 +31,6 @@ pub use snapshot::{
     Counters, Encryption, Observe, Observer, PeerView, PodView, RangeView, Snapshot, Traffic,
 };
 pub use socket::{LocalSocket, SocketError};
+
+/// What is said while the agent looks for somebody to join through.
+pub const STARTING: &str = "the agent is starting: it looks for a peer that tells it how things stand";

@@ -55,29 +55,9 @@ impl Readiness {
         self.blocks.subscribe()
     }
 
-    pub fn is_ready(&self) -> bool {
-        self.blocks.borrow().reasons.is_empty()
-    }
-
     /// In the order in which they came up; empty: ready.
     pub fn reasons(&self) -> Vec<String> {
         self.blocks.borrow().reasons.values().cloned().collect()
-    }
-
-    /// Returns as soon as nothing holds readiness back.
-    pub async fn ready(&self) {
-        let mut blocks = self.blocks.subscribe();
-        blocks.wait_for(|blocks| blocks.reasons.is_empty()).await.expect("self holds the sender");
-    }
-}
-
-impl Pending {
-    /// Says it anew, when the reason changes while it lasts.
-    pub fn update(&self, reason: impl Into<String>) {
-        self.readiness.blocks.send_if_modified(|blocks| {
-            let reason = reason.into();
-            blocks.reasons.insert(self.id, reason.clone()).is_none_or(|before| before != reason)
-        });
     }
 }
 
@@ -92,7 +72,6 @@ impl Drop for Pending {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     #[test]
     fn ready_when_the_last_guard_is_dropped() {
@@ -100,32 +79,10 @@ mod tests {
         let ring = readiness.pending("no addresses yet");
         assert_eq!(readiness.reasons(), ["starting", "no addresses yet"]);
         drop(starting);
-        assert!(!readiness.is_ready());
+        assert_eq!(readiness.reasons(), ["no addresses yet"]);
         drop(ring);
-        assert!(readiness.is_ready());
-    }
-
-    #[test]
-    fn a_condition_can_come_back_and_change() {
-        let (readiness, starting) = Readiness::new();
-        drop(starting);
-        let down = readiness.clone().pending("bridge is down");
-        down.update("bridge is down: EPERM");
-        assert_eq!(readiness.reasons(), ["bridge is down: EPERM"]);
-        drop(down);
-        assert!(readiness.is_ready());
-    }
-
-    #[tokio::test]
-    async fn who_waits_is_woken() {
-        let (readiness, starting) = Readiness::new();
-        let waiter = tokio::spawn({
-            let readiness = readiness.clone();
-            async move { readiness.ready().await }
-        });
-        tokio::task::yield_now().await;
-        assert!(!waiter.is_finished());
-        drop(starting);
-        tokio::time::timeout(Duration::from_secs(5), waiter).await.unwrap().unwrap();
+        assert!(readiness.reasons().is_empty());
+        let _again = readiness.clone().pending("bridge is down");
+        assert_eq!(readiness.reasons(), ["bridge is down"]);
     }
 }

@@ -5,7 +5,7 @@ use super::snapshot::Snapshot;
 use weft_proto::local;
 
 pub(super) fn status(now: &Snapshot) -> local::StatusReply {
-    let (owned, allocated, resting) = now.addresses();
+    let (owned, ..) = now.addresses();
     local::StatusReply {
         name: now.name.to_string(),
         incarnation: now.incarnation.0,
@@ -22,7 +22,7 @@ pub(super) fn status(now: &Snapshot) -> local::StatusReply {
         mtu: now.mtu.into(),
         bridge_address: now.bridge_address.map(|ip| ip.to_string()).unwrap_or_default(),
         addresses_owned: clamp(owned),
-        addresses_free: clamp(owned.saturating_sub(u128::from(allocated) + u128::from(resting))),
+        addresses_free: clamp(now.addresses_free),
         uptime_seconds: now.uptime.as_secs(),
         counters: counters(now),
     }
@@ -116,7 +116,7 @@ mod tests {
     fn addresses_are_summed_by_owner() {
         let now = example::snapshot();
         let status = status(&now);
-        assert_eq!((status.addresses_owned, status.addresses_free), (1 << 19, (1 << 19) - 4));
+        assert_eq!((status.addresses_owned, status.addresses_free), (1 << 19, (1 << 19) - 5));
         assert_eq!((status.peers, status.links, status.pods), (2, 1, 2));
         let shares: Vec<_> = peers(&now).peers.into_iter().map(|peer| (peer.me, peer.addresses)).collect();
         assert_eq!(shares, [(true, 1 << 19), (false, 1 << 18), (false, 1 << 18)]);

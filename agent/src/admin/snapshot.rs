@@ -39,6 +39,8 @@ pub struct Snapshot {
     pub peers: Vec<PeerView>,
     /// The whole ring.
     pub ranges: Vec<RangeView>,
+    /// Addresses that could be handed out now: the network's own, and what peers hold, are not among them.
+    pub addresses_free: u128,
     /// What we wait for while we own nothing.
     pub waiting_for: Option<String>,
     pub pods: Vec<PodView>,
@@ -205,6 +207,8 @@ pub(crate) mod example {
                 range("10.40.0.0/14", "node-2", 0, 0),
                 range("10.44.0.0/14", "node-3", 0, 0),
             ],
+            // The universe's first is nobody's.
+            addresses_free: (1 << 19) - 5,
             waiting_for: None,
             pods: vec![
                 pod("4f3c9a0b11d2", "web-0", "10.32.0.2", true),

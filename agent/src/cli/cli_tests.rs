@@ -56,7 +56,7 @@ node        node-1
 ready       yes
 peers       2 known, 1 linked
 pods        2, MTU 1440
-addresses   524,288 owned, 524,284 free, of 10.32.0.0/12
+addresses   524,288 owned, 524,283 free, of 10.32.0.0/12
 bridge      10.32.0.1
 endpoints   192.0.2.1:6783
 encryption  off
@@ -83,7 +83,7 @@ ready       no
 warnings    - table `ip filter` drops forwarded packets
 peers       2 known, 1 linked
 pods        2, MTU 1440
-addresses   524,288 owned, 524,284 free, of 10.32.0.0/12
+addresses   524,288 owned, 524,283 free, of 10.32.0.0/12
 bridge      no address yet
 endpoints   192.0.2.1:6783
 encryption  off
@@ -256,7 +256,7 @@ async fn json_has_stable_names() {
   ],
   "software": "weft 0.1.0",
   "status": {
-    "addresses_free": 524284,
+    "addresses_free": 524283,
     "addresses_owned": 524288,
     "bridge_address": "10.32.0.1",
     "counters": {

@@ -23,6 +23,8 @@ pub const GRACE: Duration = Duration::from_secs(60);
 #[derive(Debug, Default)]
 pub struct Reaper {
     pending: BTreeMap<AttachmentKey, Instant>,
+    /// When each was activated, less than [`GRACE`] ago.
+    activated: BTreeMap<AttachmentKey, Instant>,
     without_veth: BTreeMap<AttachmentKey, Instant>,
 }
 
@@ -36,24 +38,27 @@ impl Reaper {
     /// An ADD is done: how long it took, if it began under this agent.
     pub fn activated(&mut self, key: &AttachmentKey, now: Instant) -> Option<Duration> {
         self.without_veth.remove(key);
+        self.activated.insert(key.clone(), now);
         self.pending.remove(key).map(|since| now.saturating_duration_since(since))
     }
 
     pub fn released(&mut self, key: &AttachmentKey) {
         self.pending.remove(key);
+        self.activated.remove(key);
         self.without_veth.remove(key);
     }
 
-    /// An ADD is under way and not overdue: its attachment is nobody else's business.
-    pub fn is_adding(&self, key: &AttachmentKey, now: Instant) -> bool {
-        self.pending.get(key).is_some_and(|since| now.saturating_duration_since(*since) < GRACE)
+    /// An ADD is under way and not overdue, or was done a moment ago: its attachment is nobody else's business.
+    pub fn is_fresh(&self, key: &AttachmentKey, now: Instant) -> bool {
+        let added = [self.pending.get(key), self.activated.get(key)];
+        added.into_iter().flatten().any(|since| now.saturating_duration_since(*since) < GRACE)
     }
 
     /// Nobody has spoken for it for [`GRACE`], and nobody has begun to.
     pub fn is_dead(&self, key: &AttachmentKey, now: Instant) -> bool {
         let overdue = |since: &Instant| now.saturating_duration_since(*since) >= GRACE;
         // An ADD that has just begun speaks for its allocation.
-        !self.is_adding(key, now)
+        !self.is_fresh(key, now)
             && [self.pending.get(key), self.without_veth.get(key)].into_iter().flatten().any(overdue)
     }
 
@@ -68,6 +73,7 @@ impl Reaper {
         let bare: BTreeSet<_> =
             allocations.iter().map(|a| &a.attachment).filter(|key| !have_veth.contains(key)).collect();
         self.without_veth.retain(|key, _| bare.contains(key));
+        self.activated.retain(|_, at| now.saturating_duration_since(*at) < GRACE);
         for key in bare {
             self.without_veth.entry(key.clone()).or_insert(now);
         }
@@ -161,6 +167,19 @@ mod tests {
         assert_eq!(reaper.observe(&allocations, &[], start + GRACE * 2), [key("a")]);
         reaper.reserved(&key("a"), start + GRACE * 2);
         assert_eq!(reaper.observe(&allocations, &[], start + GRACE * 2), []);
+    }
+
+    #[test]
+    fn what_was_added_again_is_fresh_for_a_minute() {
+        let (start, mut reaper) = (Instant::now(), Reaper::default());
+        assert!(!reaper.is_fresh(&key("a"), start));
+        reaper.reserved(&key("a"), start);
+        assert!(reaper.is_fresh(&key("a"), start));
+        reaper.activated(&key("a"), start);
+        assert!(reaper.is_fresh(&key("a"), start + GRACE / 2));
+        assert!(!reaper.is_fresh(&key("a"), start + GRACE));
+        reaper.released(&key("a"));
+        assert!(!reaper.is_fresh(&key("a"), start));
     }
 
     #[test]

@@ -12,10 +12,10 @@ use anyhow::Context;
 use std::{
     collections::BTreeSet,
     fs, io,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard},
-    time::{Instant, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 use tokio::{
     sync::{Mutex as AsyncMutex, watch},
@@ -111,10 +111,9 @@ impl<A: Addresses, P: Ports> Service<A, P> {
         let mut tick = time::interval(GRACE / 2);
         tick.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
         loop {
-            if !written && readiness.borrow_and_update().reasons.is_empty() {
-                self.shared.publish_conflist();
-                written = true;
-            }
+            let ready = readiness.borrow_and_update().reasons.is_empty();
+            written = written || ready && self.shared.publish_conflist();
+            let again = time::sleep(WRITE_AGAIN);
             tokio::select! {
                 changed = watch.changed() => {
                     changed.context("read inotify events")?;
@@ -125,6 +124,7 @@ impl<A: Addresses, P: Ports> Service<A, P> {
                     self.shared.reap().await;
                 }
                 Ok(()) = readiness.changed(), if !written => {}
+                () = again, if !written && ready => {}
             }
         }
     }
@@ -249,8 +249,8 @@ impl<A: Addresses, P: Ports> Shared<A, P> {
         let (mut removed, mut failures) = (Vec::new(), Vec::new());
         for key in reap::collect(&valid, &allocations, &veths, SystemTime::now()) {
             let _turn = self.turn(&key).await;
-            // An ADD may have begun while we waited for our turn.
-            if self.reaper().is_adding(&key, Instant::now()) {
+            // An ADD may have come while we waited for our turn: the runtime's list is from before it.
+            if self.reaper().is_fresh(&key, Instant::now()) {
                 continue;
             }
             match self.take_away(&key).await {
@@ -357,31 +357,32 @@ impl<A: Addresses, P: Ports> Shared<A, P> {
         }
     }
 
-    fn publish_conflist(&self) {
-        let Some(directory) = &self.config.conf_dir else { return };
-        match write_conflist(directory, &self.config.socket, &self.config.run_dir) {
+    /// False where the conflist could not be written.
+    fn publish_conflist(&self) -> bool {
+        let Some(directory) = &self.config.conf_dir else { return true };
+        let written = write_conflist(directory, &self.config.socket, &self.config.run_dir);
+        let warnings = match &written {
             Ok(winners) => {
-                let warnings = winners.iter().map(|file| {
-                    let file = directory.join(file);
-                    format!(
-                        "the runtime takes {} before {}: move it away",
-                        file.display(),
-                        conflist::FILE_NAME
-                    )
-                });
-                let warnings: Vec<_> = warnings.collect();
-                warnings.iter().for_each(|warning| warn!("{warning}"));
-                self.warnings.send_replace(warnings);
+                let path = |file: &String| directory.join(file).display().to_string();
+                let before = |file| {
+                    format!("the runtime takes {} before {}: move it away", path(file), conflist::FILE_NAME)
+                };
+                winners.iter().map(before).collect()
             }
             Err(error) => {
-                let warning = format!(
-                    "pods can't start: write {}: {error}",
-                    directory.join(conflist::FILE_NAME).display()
-                );
-                warn!("{warning}");
-                self.warnings.send_replace(vec![warning]);
+                let path = directory.join(conflist::FILE_NAME);
+                vec![format!("pods can't start: write {}: {error}", path.display())]
             }
-        }
+        };
+        self.warnings.send_if_modified(|told| {
+            let changed = *told != warnings;
+            if changed {
+                warnings.iter().for_each(|warning| warn!("{warning}"));
+                *told = warnings;
+            }
+            changed
+        });
+        written.is_ok()
     }
 
     async fn turn(&self, key: &AttachmentKey) -> tokio::sync::MutexGuard<'_, ()> {
@@ -403,8 +404,9 @@ pub fn write_conflist(directory: &Path, socket: &Path, run_dir: &Path) -> io::Re
     let text = conflist::text(socket, run_dir);
     let (temporary, path) = (directory.join(conflist::TEMPORARY_NAME), directory.join(conflist::FILE_NAME));
     if fs::read_to_string(&path).ok().as_deref() != Some(&text) {
-        let mut options = fs::OpenOptions::new();
-        let mut file = options.write(true).create(true).truncate(true).mode(0o644).open(&temporary)?;
+        let mut file = fs::File::create(&temporary)?;
+        // Whatever the umask says: it is no secret, and who reads it need not be root.
+        file.set_permissions(fs::Permissions::from_mode(0o644))?;
         io::Write::write_all(&mut file, text.as_bytes())?;
         file.sync_all()?;
         fs::rename(&temporary, &path)?;
@@ -423,3 +425,6 @@ impl<A, P> Clone for Service<A, P> {
         Self { shared: self.shared.clone() }
     }
 }
+
+/// How long to wait before a conflist that could not be written is tried again.
+const WRITE_AGAIN: Duration = Duration::from_secs(2);

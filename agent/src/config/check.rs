@@ -5,8 +5,8 @@ use super::{Args, Config, ConfigError, ConfigErrors, HostFacts, Switch, host::is
 use crate::{
     identity::Source,
     types::{
-        CLEAR_OVERHEAD, CONTROL_PORT, Endpoint, IPV6_EXTRA, PeerAddress, PeerName, Prefix, SEALED_OVERHEAD,
-        Universe,
+        CLEAR_OVERHEAD, CONTROL_PORT, Endpoint, IPV6_EXTRA, LEAST_MTU, PeerAddress, PeerName, Prefix,
+        SEALED_OVERHEAD, Universe,
     },
 };
 use std::{
@@ -17,6 +17,7 @@ use std::{
     ops::RangeInclusive,
     path::PathBuf,
     str::FromStr,
+    time::Duration,
 };
 use tracing_subscriber::EnvFilter;
 
@@ -32,11 +33,12 @@ pub(super) fn check(args: &Args, host: &HostFacts) -> Result<Config, ConfigError
     let identity = check.identity();
     let mtu = check.mtu(&endpoints, universe);
     let data_threads = check.data_threads();
+    let poll = check.poll();
     let no_masquerade = check.no_masquerade();
     let [state_dir, run_dir, cni_conf_dir] = check.directories();
     let metrics = check.metrics(listen);
     check.log();
-    let parts = (name, listen, universe, max_links, mtu, data_threads, state_dir, run_dir, metrics);
+    let parts = (name, listen, universe, max_links, mtu, data_threads, poll, state_dir, run_dir, metrics);
     let Check { errors, .. } = check;
     match parts {
         (
@@ -46,6 +48,7 @@ pub(super) fn check(args: &Args, host: &HostFacts) -> Result<Config, ConfigError
             Some(max_links),
             Some(mtu),
             Some(data_threads),
+            Some(poll),
             Some(state_dir),
             Some(run_dir),
             Some(metrics),
@@ -61,6 +64,7 @@ pub(super) fn check(args: &Args, host: &HostFacts) -> Result<Config, ConfigError
             identity,
             mtu,
             data_threads,
+            poll,
             underlay_forwarding: args.underlay_forwarding == Switch::On,
             no_masquerade,
             state_dir,
@@ -316,10 +320,7 @@ impl Check<'_> {
     }
 
     fn mtu(&mut self, endpoints: &[Endpoint], universe: Option<Universe>) -> Option<u16> {
-        let least = match universe.map(|universe| universe.prefix()) {
-            Some(Prefix::V6(_)) => 1280,
-            _ => 576,
-        };
+        let least = universe.map_or(LEAST_MTU, |universe| universe.least_mtu());
         let extra = if endpoints.iter().any(|endpoint| endpoint.0.is_ipv6()) { IPV6_EXTRA } else { 0 };
         let devices = devices(self.host, endpoints);
         let smallest = devices.iter().filter_map(|device| Some((self.host.mtu_of(device)?, device))).min();
@@ -364,6 +365,16 @@ impl Check<'_> {
             Some(text) => self.count("--data-threads", text, 1..=256),
             None => NonZeroUsize::new(self.host.cores.clamp(1, 256)),
         }
+    }
+
+    fn poll(&mut self) -> Option<Duration> {
+        let text = &self.args.poll_us;
+        let poll = text.parse().ok().map(Duration::from_micros).filter(|poll| *poll <= LONGEST_POLL);
+        if poll.is_none() {
+            let range = format!("not a number of microseconds from 0 to {}", LONGEST_POLL.as_micros());
+            self.refuse("--poll-us", text, range);
+        }
+        poll
     }
 
     fn no_masquerade(&mut self) -> Vec<Prefix> {
@@ -487,6 +498,8 @@ const NO_KEYS: &str = "this node has no keys: it would not know its peers, nor t
     `weft ca init DIR` and give every node --ca-dir DIR with a copy of it; or give each the --tls-ca, --tls-cert and --tls-key \
     that `weft ca issue` makes; or, where nobody else can reach these ports, run all of them with --insecure";
 
+/// To look for packets longer than that saves nothing more.
+const LONGEST_POLL: Duration = Duration::from_millis(10);
 /// Bytes of `sockaddr_un.sun_path` before its final NUL (unix(7)).
 const SOCKET_PATH_LIMIT: usize = 107;
 

@@ -61,8 +61,7 @@ impl Registrar {
                 self.shares.iter().any(|share| Token { signature: Vec::new(), ..token.clone() } == *share);
             return if is_share { Ok(()) } else { Err(Rejected::Forged("it is none of the seeds' shares")) };
         }
-        let deed = Deed::decode(token.signature.as_slice())
-            .map_err(|_| Rejected::Forged("its deed cannot be read"))?;
+        let deed = read(&token.signature).ok_or(Rejected::Forged("its deed cannot be read"))?;
         let share =
             self.shares.iter().find(|share| share.span().intersect(token.span()) == Some(token.span()));
         let share = share.ok_or(Rejected::Forged("it lies in no single share of a seed"))?;

@@ -3,6 +3,7 @@
 
 use super::{
     Allocator, Change, Config, Found, IpamError, KnownPeer, Now, Request, Stored,
+    seed::seeds,
     span::{Layout, coalesce},
 };
 use crate::{
@@ -94,7 +95,7 @@ impl Sim {
         let config = Config {
             name: name.clone(),
             universe: self.layout.universe(),
-            seeds: self.seeds.parse().unwrap(),
+            seeds: seeds(&self.seeds),
             sealer: None,
             has_bootstrap: self.seeds != name.as_str(),
         };

@@ -349,7 +349,10 @@ const RETRY_WRITING: Duration = Duration::from_secs(1);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{ipam::Owner, types::PodRef};
+    use crate::{
+        ipam::{Owner, seed::seeds},
+        types::PodRef,
+    };
     use std::path::Path;
 
     fn key(n: usize) -> AttachmentKey {
@@ -363,8 +366,7 @@ mod tests {
     async fn agent(dir: &Path, found: Found) -> (Handle, JoinHandle<()>, mpsc::Receiver<Outgoing>) {
         let (name, universe) = ("a".parse().unwrap(), "10.32.0.0/16".parse().unwrap());
         let (store, _) = Store::open(dir, &name, &universe).unwrap();
-        let config =
-            Config { seeds: "a".parse().unwrap(), sealer: None, name, universe, has_bootstrap: false };
+        let config = Config { seeds: seeds("a"), sealer: None, name, universe, has_bootstrap: false };
         let (outgoing, sent) = mpsc::channel(1);
         let (handle, task) = start(config, store, found, outgoing).await.unwrap();
         (handle, task, sent)

@@ -3,6 +3,7 @@
 use super::{
     Allocator, Config, Found, IpamError, KnownPeer, Now, Owner, Request, Stored, WaitingFor,
     ring::Ring,
+    seed::seeds,
     sim::{Op, Sim, key, request},
     span::{Layout, coalesce},
     token::Token,
@@ -119,7 +120,7 @@ fn thousands_of_nodes_fit_a_12() {
         let config = Config {
             name: format!("n{n}").parse().unwrap(),
             universe: layout.universe(),
-            seeds: if n == 0 { "n0" } else { "" }.parse().unwrap(),
+            seeds: seeds(if n == 0 { "n0" } else { "" }),
             sealer: None,
             has_bootstrap: n > 0,
         };
@@ -172,7 +173,7 @@ fn addresses_are_reclaimed_from_veths() {
     let config = Config {
         name: "n0".parse().unwrap(),
         universe: "10.32.0.0/16".parse().unwrap(),
-        seeds: "n0".parse().unwrap(),
+        seeds: seeds("n0"),
         sealer: None,
         has_bootstrap: false,
     };
@@ -229,7 +230,7 @@ fn a_pod_on_a_lost_address_is_held_and_the_new_owner_leaves_it_alone() {
     let config = Config {
         name: "n1".parse().unwrap(),
         universe: sim.layout.universe(),
-        seeds: "n0,n1".parse().unwrap(),
+        seeds: seeds("n0,n1"),
         sealer: None,
         has_bootstrap: true,
     };

@@ -13,7 +13,7 @@ use super::{
     desired::{Desired, PodPort},
     observed::{Observed, Veth},
     plan::{Change, host_prefix},
-    reconcile::{Kernel, Round, remove},
+    reconcile::{Kernel, Round},
     trouble::troubles,
 };
 use crate::linux::netlink::{Conntrack, Event, LinkKind, Monitor};
@@ -72,7 +72,6 @@ pub async fn spawn(state_dir: PathBuf, desired: Desired) -> anyhow::Result<Handl
     let (commands, receiver) = mpsc::channel(COMMANDS);
     let (sender, status) = watch::channel(Status::default());
     let mut worker = Worker {
-        state_dir,
         kernel,
         monitor,
         conntrack: Arc::new(Mutex::new(conntrack)),
@@ -117,11 +116,6 @@ impl Handle {
         self.status.clone()
     }
 
-    /// Ends the task and removes all that Weft made. Returns what was removed.
-    pub async fn teardown(&self) -> Result<Vec<String>, LinksError> {
-        self.ask(Command::Teardown).await?
-    }
-
     async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, LinksError> {
         let (answer, answered) = oneshot::channel();
         self.commands.send(command(answer)).await.map_err(|_| LinksError::Stopped)?;
@@ -136,11 +130,9 @@ enum Command {
     Attach(PodPort, Answer<()>),
     Detach(String, Answer<()>),
     Veths(Answer<Vec<Veth>>),
-    Teardown(Answer<Vec<String>>),
 }
 
 struct Worker {
-    state_dir: PathBuf,
     kernel: Kernel,
     monitor: Monitor,
     conntrack: Arc<Mutex<Conntrack>>,
@@ -179,11 +171,7 @@ impl Worker {
                 },
                 command = self.commands.recv() => {
                     let Some(command) = command else { return };
-                    if let Some(answer) = self.on_commands(command).await {
-                        let removed = self.teardown().await;
-                        let _ = answer.send(removed);
-                        return;
-                    }
+                    self.on_commands(command).await;
                 }
                 () = tokio::time::sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {
                     self.repair().await;
@@ -246,28 +234,22 @@ impl Worker {
         }
     }
 
-    /// Answers this command and all that wait behind it with one round; returns a wish for tear-down.
-    async fn on_commands(&mut self, first: Command) -> Option<Answer<Vec<String>>> {
+    /// Answers this command and all that wait behind it with one round.
+    async fn on_commands(&mut self, first: Command) {
         let mut waiting = Some(first);
         while let Some(command) = waiting.take() {
             let mut batch = Batch::default();
             let mut next = Some(command);
             while let Some(command) = next.take() {
-                match command {
-                    Command::Teardown(answer) => {
-                        self.answer(batch).await;
-                        return Some(answer);
-                    }
-                    command if batch.touches(&command) => waiting = Some(command),
-                    command => {
-                        batch.take(command, &mut self.desired);
-                        next = self.commands.try_recv().ok();
-                    }
+                if batch.touches(&command) {
+                    waiting = Some(command);
+                } else {
+                    batch.take(command, &mut self.desired);
+                    next = self.commands.try_recv().ok();
                 }
             }
             self.answer(batch).await;
         }
-        None
     }
 
     async fn answer(&mut self, batch: Batch) {
@@ -394,11 +376,6 @@ impl Worker {
     fn status(&self) -> Status {
         self.status.borrow().clone()
     }
-
-    async fn teardown(&self) -> Result<Vec<String>, LinksError> {
-        let (bridge, tun) = (&self.desired.bridge.name, &self.desired.tun.name);
-        remove(&self.state_dir, bridge, tun).await.map_err(|error| LinksError::Failed(format!("{error:#}")))
-    }
 }
 
 async fn forget_connections(conntrack: Arc<Mutex<Conntrack>>, addresses: Vec<IpAddr>) {
@@ -437,7 +414,7 @@ impl Batch {
                 self.attached.contains_key(name) || self.detached.contains_key(name)
             }
             Command::Update(..) => !self.attached.is_empty(),
-            Command::Veths(_) | Command::Teardown(_) => false,
+            Command::Veths(_) => false,
         }
     }
 
@@ -457,7 +434,6 @@ impl Batch {
                 self.detached.insert(name, (freed, answer));
             }
             Command::Veths(answer) => self.veths.push(answer),
-            Command::Teardown(_) => unreachable!("ends a batch"),
         }
     }
 }

@@ -8,6 +8,8 @@ pub mod netns;
 #[cfg(feature = "agent")]
 pub mod nft;
 #[cfg(feature = "agent")]
+pub mod privileges;
+#[cfg(feature = "agent")]
 pub mod store;
 pub mod sysctl;
 #[cfg(feature = "agent")]

@@ -13,9 +13,9 @@
 use crate::types::{DataSecret, Incarnation, PeerName, Universe};
 use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition};
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions, Permissions},
+    fs::{self, DirBuilder, File, OpenOptions},
     io,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -87,8 +87,8 @@ impl Store {
     pub fn open(dir: &Path, name: &PeerName, universe: &Universe) -> Result<(Self, StoreState), StoreError> {
         let path = dir.join(FILE);
         let io_error = |error| StoreError::Io { path: dir.into(), error };
+        // One that is there keeps its mode: it may be shared, or named by mistake. The files in it are ours alone.
         DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io_error)?;
-        fs::set_permissions(dir, Permissions::from_mode(0o700)).map_err(io_error)?;
         if !path.try_exists().map_err(io_error)? {
             return Ok((Self::create(dir, name, universe)?, StoreState::Created));
         }
@@ -326,9 +326,14 @@ const DATA_SECRET: &str = "data secret";
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::{fs::Permissions, os::unix::fs::PermissionsExt};
 
     fn open(dir: &Path) -> Result<(Store, StoreState), StoreError> {
         Store::open(dir, &"a".parse().unwrap(), &"10.32.0.0/12".parse().unwrap())
+    }
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o777
     }
 
     fn put(key: u32, value: &[u8]) -> Write {
@@ -348,7 +353,6 @@ mod tests {
         assert_eq!(state, StoreState::Opened);
         assert_eq!(store.read(Table::Ring).unwrap(), [(vec![0, 0, 0, 2], b"two".to_vec())]);
         assert_eq!(store.next_incarnation(50).unwrap(), Incarnation(later.0 + 1), "the clock went back");
-        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(&dir), mode(store.path())), (0o700, 0o600));
     }
 
@@ -358,6 +362,14 @@ mod tests {
         let (store, _) = open(temp.path()).unwrap();
         assert_eq!(store.data_secret(DataSecret::new([7; 32])).unwrap().bytes(), &[7; 32]);
         assert_eq!(store.data_secret(DataSecret::new([8; 32])).unwrap().bytes(), &[7; 32]);
+    }
+
+    #[test]
+    fn a_directory_that_is_there_keeps_its_mode() {
+        let temp = tempfile::tempdir().unwrap();
+        fs::set_permissions(temp.path(), Permissions::from_mode(0o755)).unwrap();
+        let (store, _) = open(temp.path()).unwrap();
+        assert_eq!((mode(temp.path()), mode(store.path())), (0o755, 0o600));
     }
 
     #[test]

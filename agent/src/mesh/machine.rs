@@ -152,6 +152,7 @@ pub struct Mesh {
     /// Why somebody whom we called to join through will have nothing to do with us.
     pub(super) objection: Option<String>,
     pub(super) phase: Phase,
+    pub(super) started: Instant,
     pub(super) replica: Replica,
     pub(super) sealer: Option<Sealer>,
     pub(super) checker: Option<Checker>,
@@ -237,6 +238,7 @@ impl Mesh {
             replica,
             sealer: identity.clone().map(Sealer::new),
             checker: identity.map(Checker::new),
+            started: now,
             links: BTreeMap::new(),
             routes: None,
             news: BTreeMap::new(),
@@ -370,6 +372,7 @@ impl Mesh {
     /// Does what time and the last input made due.
     fn drive(&mut self, now: Instant) {
         self.close_silent(now);
+        self.close_doubles(now);
         self.try_join(now);
         self.drive_name(now);
         if !self.contact && self.phase == Phase::Joined && self.links.values().any(|link| link.synced) {

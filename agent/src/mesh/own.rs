@@ -182,9 +182,10 @@ impl Mesh {
 
     pub(super) fn leave(&mut self, now: Instant) {
         if !matches!(self.phase, Phase::Leaving { .. }) {
-            self.phase = Phase::Joined;
-            self.replace_own(PeerRecord { left: true, ..self.own.clone() });
             self.phase = Phase::Leaving { by: now + FAREWELL };
+            self.own = self.own.farewell(now.saturating_duration_since(self.started));
+            self.naming.used.insert(self.own.incarnation);
+            self.publish_own();
         }
     }
 

@@ -45,7 +45,7 @@ pub struct Neighbour {
     pub rtt: Option<Duration>,
 }
 
-/// The peers as one snapshot, the own record among them.
+/// The peers that are in the network as one snapshot, the own record among them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerSet {
     own: PeerName,
@@ -87,6 +87,14 @@ impl PeerRecord {
             self.incarnation = Incarnation(foreign.incarnation.0.saturating_add(1).min(MAX_COUNT));
             self.version = if self.incarnation == foreign.incarnation { foreign.version + 1 } else { 1 };
         }
+    }
+
+    /// Says that its owner has left after so long. Farewells are ranked by the time of leaving, not of starting: of too
+    /// many the oldest are forgotten, and none that somebody may not have heard yet.
+    pub(super) fn farewell(&self, after: Duration) -> Self {
+        let micros = u64::try_from(after.as_micros()).unwrap_or(MAX_COUNT);
+        let incarnation = Incarnation(self.incarnation.0.saturating_add(micros).min(MAX_COUNT));
+        Self { left: true, incarnation, version: self.version + 1, ..self.clone() }
     }
 
     /// The record as it is gossiped; lists are cut to their bounds.
@@ -182,18 +190,21 @@ impl PeerSet {
         self.records.get(name)
     }
 
-    /// All records by name, the own one and those of peers that left included.
+    /// All records by name, the own one included.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<PeerRecord>> {
         self.records.values()
     }
 
-    /// The peers that are in the network: neither this agent nor those that left.
     pub fn others(&self) -> impl Iterator<Item = &Arc<PeerRecord>> {
-        self.iter().filter(|record| record.name != self.own && !record.left)
+        self.iter().filter(|record| record.name != self.own)
     }
 
+    /// Takes a newer record in; a peer that has left goes.
     pub(crate) fn insert(&mut self, record: PeerRecord) {
-        self.records.insert(record.name.clone(), Arc::new(record));
+        match record.left && record.name != self.own {
+            true => self.records.remove(&record.name),
+            false => self.records.insert(record.name.clone(), Arc::new(record)),
+        };
     }
 }
 
@@ -211,6 +222,10 @@ impl Gossiper for PeerGossip {
         }
         let signer = checker.signer(SEALED, &item.body, &seal)?;
         signer.is(&record.name).then_some(()).ok_or(Rejected::Forged("its seal is another peer's"))
+    }
+
+    fn is_farewell(&self, item: &Item) -> bool {
+        PeerRecord::from_item(item).is_ok_and(|record| record.left)
     }
 }
 
@@ -304,6 +319,22 @@ mod tests {
             assert!(own.to_item().beats(&foreign.to_item()));
             assert!(PeerGossip(None).check(&own.to_item()).is_ok());
         }
+    }
+
+    #[test]
+    fn a_farewell_is_dated_to_the_leaving_and_takes_its_peer_away() {
+        let here = record("b");
+        let gone = here.farewell(Duration::from_secs(3600));
+        assert_eq!(gone.rank(), (Incarnation(9 + 3_600_000_000), 2));
+        assert!(
+            PeerGossip(None).is_farewell(&gone.to_item()) && !PeerGossip(None).is_farewell(&here.to_item())
+        );
+        assert_eq!(PeerGossip(None).check(&here.farewell(Duration::MAX).to_item()), Ok(()));
+        let mut peers = PeerSet::new(record("a"));
+        peers.insert(here);
+        assert_eq!(peers.others().count(), 1);
+        peers.insert(gone);
+        assert_eq!((peers.others().count(), peers.iter().count()), (0, 1));
     }
 
     #[test]

@@ -18,9 +18,11 @@ use weft_proto::mesh as wire;
 
 /// Everything gossiped, as far as this agent knows it.
 pub struct Replica {
-    gossipers: BTreeMap<&'static str, Box<dyn Gossiper>>,
+    gossipers: Gossipers,
     channels: BTreeMap<Arc<str>, Channel>,
 }
+
+type Gossipers = BTreeMap<&'static str, Box<dyn Gossiper>>;
 
 /// Names an item; cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -57,6 +59,8 @@ struct Channel {
     items: BTreeMap<Arc<[u8]>, Entry>,
     buckets: Buckets,
     bytes: usize,
+    /// Rank and key of the items that are farewells.
+    farewells: BTreeSet<(Vec<u8>, Arc<[u8]>)>,
 }
 
 struct Entry {
@@ -86,7 +90,7 @@ impl Replica {
     /// As [`Replica::merge`], but for room.
     pub fn check(&mut self, item: &Item) -> Result<(), Rejected> {
         item.check_bounds()?;
-        self.gossipers.get_mut(item.channel.as_str()).map_or(Ok(()), |gossiper| gossiper.check(item))
+        judge(&mut self.gossipers, item).map(drop)
     }
 
     /// Takes an item in if it is newer than what is here.
@@ -95,7 +99,6 @@ impl Replica {
     /// The item is malformed, or there is no room for it.
     pub fn merge(&mut self, item: Item) -> Result<Merged, Rejected> {
         item.check_bounds()?;
-        let known = self.gossipers.get_mut(item.channel.as_str());
         if let Some((channel, held)) = self.channels.get_key_value(item.channel.as_str())
             && let Some((key, entry)) = held.items.get_key_value(item.key.as_slice())
         {
@@ -107,20 +110,21 @@ impl Replica {
                 return Ok(Merged::Older(name));
             }
             let held = entry.item.size();
-            if let Some(gossiper) = known {
-                gossiper.check(&item)?;
-            }
+            let farewell = judge(&mut self.gossipers, &item)?;
             self.room_for(&item, held, false)?;
-            self.channels.get_mut(&name.channel).expect("it was looked up").put(name.key.clone(), item);
+            let channel = self.channels.get_mut(&name.channel).expect("it was looked up");
+            channel.put(name.key.clone(), item, farewell);
             return Ok(Merged::New(name));
         }
-        if let Some(gossiper) = known {
-            gossiper.check(&item)?;
-        }
+        let farewell = judge(&mut self.gossipers, &item)?;
         self.room_for(&item, 0, true)?;
         let channel: Arc<str> = item.channel.as_str().into();
         let key: Arc<[u8]> = item.key.as_slice().into();
-        self.channels.entry(channel.clone()).or_default().put(key.clone(), item);
+        let held = self.channels.entry(channel.clone()).or_default();
+        if farewell && held.has_forgotten(&item) {
+            return Err(Rejected::Full);
+        }
+        held.put(key.clone(), item, farewell);
         Ok(Merged::New(ItemKey { channel, key }))
     }
 
@@ -282,16 +286,43 @@ impl Replica {
     }
 }
 
+/// Whether an item may enter, and then whether it is a farewell.
+fn judge(gossipers: &mut Gossipers, item: &Item) -> Result<bool, Rejected> {
+    let Some(gossiper) = gossipers.get_mut(item.channel.as_str()) else { return Ok(false) };
+    gossiper.check(item)?;
+    Ok(gossiper.is_farewell(item))
+}
+
 impl Channel {
-    fn put(&mut self, key: Arc<[u8]>, item: Item) {
+    /// Takes an item in; of the farewells, but this one, the lowest goes where they are too many.
+    fn put(&mut self, key: Arc<[u8]>, item: Item, farewell: bool) {
+        self.remove(&key);
+        if farewell {
+            if self.farewells.len() >= MAX_FAREWELLS
+                && let Some((_, lowest)) = self.farewells.first().cloned()
+            {
+                self.remove(&lowest);
+            }
+            self.farewells.insert((item.rank.clone(), key.clone()));
+        }
         let bucket = (gossip::hash(&key) % BUCKETS as u64) as usize;
         let hash = item.fingerprint();
         self.bytes += item.size();
         self.buckets.0[bucket] ^= hash;
-        if let Some(old) = self.items.insert(key, Entry { item, hash, bucket }) {
-            self.bytes -= old.item.size();
-            self.buckets.0[bucket] ^= old.hash;
-        }
+        self.items.insert(key, Entry { item, hash, bucket });
+    }
+
+    fn remove(&mut self, key: &Arc<[u8]>) {
+        let Some(Entry { item, hash, bucket }) = self.items.remove(key) else { return };
+        self.bytes -= item.size();
+        self.buckets.0[bucket] ^= hash;
+        self.farewells.remove(&(item.rank, key.clone()));
+    }
+
+    /// A farewell below all that are here, where they are as many as may be.
+    fn has_forgotten(&self, farewell: &Item) -> bool {
+        let lowest = self.farewells.first().filter(|_| self.farewells.len() >= MAX_FAREWELLS);
+        lowest.is_some_and(|(rank, key)| (&farewell.rank, &farewell.key[..]) < (rank, &**key))
     }
 }
 
@@ -307,6 +338,8 @@ pub const BUCKETS: usize = 64;
 const MAX_CHANNELS: usize = 64;
 /// Items of a known channel: some times the peers and ranges of the largest network.
 const MAX_ITEMS: usize = 1 << 16;
+/// Farewells of a channel. Whoever was cut off while more peers than that left brings the first of them back.
+const MAX_FAREWELLS: usize = 4096;
 /// Bytes of a known channel's items.
 const MAX_BYTES: usize = 64 << 20;
 /// Items of all unknown channels together.
@@ -332,6 +365,10 @@ mod tests {
 
         fn check(&mut self, item: &Item) -> Result<(), Rejected> {
             item.body.len().is_multiple_of(2).then_some(()).ok_or(Rejected::Undecodable)
+        }
+
+        fn is_farewell(&self, item: &Item) -> bool {
+            item.body == b"adieu!"
         }
     }
 
@@ -420,6 +457,36 @@ mod tests {
     fn what_its_subject_rejects_does_not_enter() {
         let odd = Item { channel: "even".into(), body: vec![1], ..Item::default() };
         assert_eq!(replica(&[]).merge(odd), Err(Rejected::Undecodable));
+    }
+
+    #[test]
+    fn of_the_farewells_the_last_are_kept() {
+        let farewell = |n: u32| Item {
+            channel: "even".into(),
+            key: n.to_be_bytes().into(),
+            rank: n.to_be_bytes().into(),
+            body: b"adieu!".into(),
+            ..Item::default()
+        };
+        let here = Item { body: b"here".into(), rank: vec![], ..farewell(2) };
+        let last = MAX_FAREWELLS as u32 + 2;
+        let upwards: Vec<_> = [here.clone()].into_iter().chain((0..last).map(farewell)).collect();
+        let downwards: Vec<_> = upwards.iter().rev().cloned().collect();
+        let (one, two) = (replica(&upwards), replica(&downwards));
+        assert_eq!(contents(&one), contents(&two));
+        assert_eq!(one.digest(), two.digest());
+        assert_eq!(one.items().count(), MAX_FAREWELLS);
+        let get = |replica: &Replica, n: u32| {
+            let key = ItemKey { channel: "even".into(), key: n.to_be_bytes().as_slice().into() };
+            replica.get(&key).cloned()
+        };
+        assert_eq!((get(&one, 1), get(&one, 2)), (None, Some(farewell(2))));
+
+        let mut replica = one;
+        assert_eq!(replica.merge(farewell(1)), Err(Rejected::Full));
+        let returned = Item { rank: vec![255], ..here };
+        assert!(matches!(replica.merge(returned), Ok(Merged::New(_))));
+        assert!(matches!(replica.merge(farewell(1)), Ok(Merged::New(_))), "there is room again");
     }
 
     #[test]

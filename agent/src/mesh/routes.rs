@@ -22,7 +22,7 @@ impl Routes {
     pub fn new(peers: &PeerSet, links: &BTreeSet<PeerName>) -> Self {
         let own = &peers.own().name;
         let mut edges: BTreeMap<&PeerName, BTreeMap<&PeerName, Duration>> = BTreeMap::new();
-        for record in peers.iter().filter(|record| !record.left) {
+        for record in peers.iter() {
             for neighbour in &record.neighbours {
                 if [&record.name, &neighbour.name].contains(&own) {
                     continue;

@@ -5,10 +5,11 @@ use crate::{
     linux::{
         netlink::{Family, Netlink, RouteKind},
         nft::Nft,
+        privileges,
     },
 };
 use anyhow::{Context, bail};
-use std::{collections::BTreeMap, fs, net::UdpSocket, num::NonZero, thread};
+use std::{collections::BTreeMap, net::UdpSocket, num::NonZero, thread};
 
 /// Asks the kernel once. In a network namespace these are the namespace's links, addresses and routes.
 pub async fn facts() -> anyhow::Result<HostFacts> {
@@ -46,8 +47,7 @@ pub async fn facts() -> anyhow::Result<HostFacts> {
 
 /// What no agent can do without, before it begins anything: the right to change the network, and `nft`.
 pub fn check_means() -> anyhow::Result<()> {
-    let status = fs::read_to_string("/proc/self/status").context("read /proc/self/status")?;
-    if !may_change_the_network(&status) {
+    if !privileges::has_net_admin()? {
         bail!(
             "the agent sets up links, routes and nftables: it must run as root, or have the capability NET_ADMIN \
              (systemd: AmbientCapabilities=CAP_NET_ADMIN; containers: capabilities.add NET_ADMIN)"
@@ -55,27 +55,4 @@ pub fn check_means() -> anyhow::Result<()> {
     }
     Nft::find()?;
     Ok(())
-}
-
-/// By the effective capabilities in `/proc/self/status`; a kernel that does not show them has the last word later.
-fn may_change_the_network(status: &str) -> bool {
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let effective = effective.and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok());
-    effective.is_none_or(|set| set & NET_ADMIN != 0)
-}
-
-/// `CAP_NET_ADMIN` in a set of capabilities (capabilities(7), linux/capability.h).
-const NET_ADMIN: u64 = 1 << 12;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_capability_is_read_from_the_status() {
-        let with = |set: &str| may_change_the_network(&format!("Name:\tweft\nCapEff:\t{set}\nCapBnd:\t0\n"));
-        assert!(with("000001ffffffffff") && with("0000000000001000"));
-        assert!(!with("000001ffffffefff") && !with("0000000000000000"));
-        assert!(may_change_the_network("Name:\tweft\n"));
-    }
 }

@@ -60,6 +60,7 @@ impl Observe for Sources {
             bridge_address: view.bridge,
             peers: peer_views(&peers, &linked, &packets),
             ranges: range_views(&view, &self.config.name),
+            addresses_free: view.counts.free,
             waiting_for: view.waiting_for.as_ref().map(ToString::to_string),
             pods: pod_views(&view),
             traffic: traffic(packets.sent, packets.received),
@@ -114,7 +115,7 @@ fn peer_views(peers: &PeerSet, linked: &BTreeSet<PeerName>, packets: &datapath::
             traffic: traffic(carried.sent, carried.received),
         }
     };
-    peers.iter().filter(|record| !record.left || record.name == *own).map(view).collect()
+    peers.iter().map(view).collect()
 }
 
 fn range_views(view: &View, own: &PeerName) -> Vec<RangeView> {

@@ -71,7 +71,7 @@ pub async fn reset(args: ResetArgs) -> anyhow::Result<()> {
 }
 
 /// Removes what the agent made in a directory, and the directory if nothing is left: it may be one that somebody named
-/// by mistake.
+/// by mistake. A mount point is emptied.
 fn clear(dir: &Path, is_ours: fn(&str) -> bool) -> anyhow::Result<()> {
     let entries = match fs::read_dir(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -88,9 +88,14 @@ fn clear(dir: &Path, is_ours: fn(&str) -> bool) -> anyhow::Result<()> {
             false => kept += 1,
         }
     }
-    match kept {
-        0 => remove(dir, |path| fs::remove_dir(path)),
-        _ => Ok(print(&format!("kept {}: it holds files that are not Weft's\n", dir.display()))?),
+    if kept > 0 {
+        return Ok(print(&format!("kept {}: it holds files that are not Weft's\n", dir.display()))?);
+    }
+    match fs::remove_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+            Ok(print(&format!("emptied {}: it is a mount point\n", dir.display()))?)
+        }
+        removed => remove(dir, |_| removed),
     }
 }
 
@@ -136,6 +141,10 @@ const PAUSE: Duration = Duration::from_millis(20);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::{
+        mount::{MsFlags, mount},
+        sched::{CloneFlags, unshare},
+    };
 
     #[test]
     fn what_is_not_ours_is_kept() {
@@ -168,5 +177,22 @@ mod tests {
         }
         clear(&run, in_run_dir).unwrap();
         assert!(!run.exists());
+    }
+
+    #[test]
+    fn a_mount_point_is_emptied() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = temp.path().to_owned();
+        // In mounts of the thread's own, which end with it.
+        let emptied = std::thread::spawn(move || {
+            const NONE: Option<&str> = None;
+            unshare(CloneFlags::CLONE_NEWNS).expect("this test needs root");
+            mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE).unwrap();
+            mount(Some("weft"), &dir, Some("tmpfs"), MsFlags::empty(), NONE).unwrap();
+            fs::write(dir.join(store::FILE), "").unwrap();
+            clear(&dir, in_state_dir).unwrap();
+            fs::read_dir(&dir).unwrap().count() == 0
+        });
+        assert!(emptied.join().unwrap());
     }
 }

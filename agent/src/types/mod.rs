@@ -18,7 +18,7 @@ pub use key::DataKey;
 pub use key::DataSecret;
 pub use mac::{InvalidMac, Mac};
 pub use name::{InvalidPeerName, PeerName};
-pub use universe::{InvalidUniverse, Universe};
+pub use universe::{InvalidUniverse, LEAST_MTU, Universe};
 
 /// Orders the restarts of one agent: max(stored + 1, wall clock in µs), taken at each start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -33,6 +33,16 @@ impl fmt::Display for Incarnation {
 /// Names a peer in the data path's clear packets; drawn at random for each incarnation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DataId(pub u32);
+
+/// Names a session in the packets to its receiver, who drew it at random.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionIndex(pub u32);
+
+impl fmt::Display for SessionIndex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:08x}", self.0)
+    }
+}
 
 /// Each node's one bridge, and its one TUN device.
 pub const BRIDGE: &str = "weft";

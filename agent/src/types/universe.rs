@@ -32,6 +32,14 @@ impl Universe {
         let full = self.0.max_prefix_len();
         (full - 8).max((self.0.prefix_len() + 4).min(full))
     }
+
+    /// The least MTU that its IP version lets a link have, in bytes (RFC 791 as hosts count on it, RFC 8200 section 5).
+    pub fn least_mtu(&self) -> u16 {
+        match self.0 {
+            Prefix::V4(_) => LEAST_MTU,
+            Prefix::V6(_) => 1280,
+        }
+    }
 }
 
 impl FromStr for Universe {
@@ -58,6 +66,9 @@ impl fmt::Display for Universe {
         self.0.fmt(f)
     }
 }
+
+/// The least MTU that pods of any universe can have, in bytes.
+pub const LEAST_MTU: u16 = 576;
 
 #[cfg(test)]
 mod tests {

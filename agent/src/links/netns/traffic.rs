@@ -71,7 +71,7 @@ fn pods_reach_each_other_and_the_gateway_but_only_with_their_own_addresses() {
         assert!(node.netlink.link_by_name(&ports[0].host_interface).await.unwrap_err().is_gone());
         handle.detach(&ports[0].host_interface).await.unwrap();
         let missing = handle.attach(ports[0].clone()).await;
-        assert_eq!(missing, Err(LinksError::NoVeth(ports[0].host_interface.clone())));
+        assert_eq!(missing, Err(crate::links::LinksError::NoVeth(ports[0].host_interface.clone())));
         assert_eq!(handle.watch().borrow().repairs, 0, "own changes are no drift");
     });
 }
