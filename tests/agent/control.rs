@@ -141,7 +141,7 @@ fn linked(node: &Node, name: &str) {
     .unwrap();
 }
 
-/// Whether a node has a link to a peer, and how often that came up so far.
+/// Whether a node has a link to a peer, and how often it has lost the last one. Two that call each other at once drop one.
 fn peer(node: &Node, name: &str) -> (bool, usize) {
     let peers = node.weft_json("peers").unwrap();
     let peers = peers["peers"].as_array().unwrap();

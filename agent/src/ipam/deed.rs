@@ -61,8 +61,7 @@ impl Registrar {
                 self.shares.iter().any(|share| Token { signature: Vec::new(), ..token.clone() } == *share);
             return if is_share { Ok(()) } else { Err(Rejected::Forged("it is none of the seeds' shares")) };
         }
-        let deed = Deed::decode(token.signature.as_slice())
-            .map_err(|_| Rejected::Forged("its deed cannot be read"))?;
+        let deed = read(&token.signature).ok_or(Rejected::Forged("its deed cannot be read"))?;
         let share =
             self.shares.iter().find(|share| share.span().intersect(token.span()) == Some(token.span()));
         let share = share.ok_or(Rejected::Forged("it lies in no single share of a seed"))?;
@@ -100,6 +99,12 @@ impl Registrar {
         }
         Ok(Right { owner: token.owner.clone(), span: token.span(), hands: token.hands })
     }
+}
+
+/// None where there is more, or something else, than a deed has.
+fn read(bytes: &[u8]) -> Option<Deed> {
+    let deed = Deed::decode(bytes).ok()?;
+    (deed.encoded_len() == bytes.len() && deed.grants.len() <= MAX_GRANTS).then_some(deed)
 }
 
 /// The deed of a token that this node makes of one of its own, `parent`; none where there is no room for another hand-over.
@@ -233,6 +238,17 @@ mod tests {
         assert!(last.signature.len() < crate::mesh::gossip::MAX_SIGNATURE);
         assert_eq!(scene.hand(&name(MAX_GRANTS - 1), blocks(0, 255), "one-more"), []);
         assert_eq!(scene.tokens, [last]);
+    }
+
+    #[test]
+    fn a_deed_holds_nothing_else() {
+        let mut scene = Scene::new();
+        scene.hand("s", blocks(128, 255), "a");
+        let mut token = scene.tokens.iter().find(|token| token.owner.as_str() == "a").unwrap().clone();
+        assert_eq!(scene.registrar.check(&token), Ok(()));
+        // A field that is not known: number 15, of two bytes.
+        token.signature.extend([0x7a, 2, 0, 0]);
+        assert_eq!(scene.registrar.check(&token).unwrap_err().to_string(), "its deed cannot be read");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::{Allocation, Change, Owner, Stored, seed::SeedPlan, span::Layout, token::Token};
 use crate::{
-    linux::store::{Store, StoreError, Table, Write},
+    linux::store::{Entry, Store, StoreError, Table, Write},
     types::{AttachmentKey, PodRef},
 };
 use prost::Message;
@@ -21,12 +21,9 @@ pub enum RecordError {
 /// Who shared the universe at the start, once that is settled.
 pub fn seeds(store: &Store) -> Result<Option<SeedPlan>, RecordError> {
     let stored = store.read(Table::Meta)?.into_iter().find(|(key, _)| key == SEEDS);
-    let plan = stored.map(|(_, text)| String::from_utf8(text).ok().and_then(|text| plan(&text)));
-    plan.map(|plan| plan.ok_or(RecordError::Unreadable("a list of seeds"))).transpose()
-}
-
-fn plan(text: &str) -> Option<SeedPlan> {
-    text.split_terminator(',').map(|name| name.parse().ok()).collect()
+    let names = |text: &str| text.split(',').map(|name| name.parse().ok()).collect();
+    let plan = |(_, text): Entry| -> Option<SeedPlan> { names(std::str::from_utf8(&text).ok()?) };
+    stored.map(|stored| plan(stored).ok_or(RecordError::Unreadable("a list of seeds"))).transpose()
 }
 
 /// Reads all that was stored.
@@ -136,7 +133,7 @@ const SEEDS: &[u8] = b"seeds";
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::Mac;
+    use crate::{ipam::seed, types::Mac};
     use std::sync::Arc;
 
     #[test]
@@ -174,7 +171,7 @@ mod tests {
         let allocation = |a: &Allocation| Change::Allocation(a.address, Some(Arc::new(a.clone())));
         let changes = [
             Change::InForce,
-            Change::Seeds(plan("b,a").unwrap()),
+            Change::Seeds(seed::seeds("b,a")),
             Change::Token(token.clone()),
             allocation(&pod),
             allocation(&bridge),
@@ -191,6 +188,6 @@ mod tests {
             resting: vec![layout.address(3)],
         };
         assert_eq!(load(&store, &layout).unwrap(), expected);
-        assert_eq!(seeds(&store).unwrap(), Some(plan("a,b").unwrap()));
+        assert_eq!(seeds(&store).unwrap(), Some(seed::seeds("a,b")));
     }
 }

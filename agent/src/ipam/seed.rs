@@ -46,6 +46,6 @@ mod tests {
         let plan = seeds("b,a,C");
         assert_eq!(plan.names().iter().map(PeerName::as_str).collect::<Vec<_>>(), ["a", "b", "c"]);
         assert_eq!(plan, seeds("c,b,a"));
-        assert_eq!(seeds(""), SeedPlan::default());
+        assert_eq!((plan.to_string().as_str(), seeds(&plan.to_string())), ("a,b,c", plan));
     }
 }

@@ -357,19 +357,19 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_is_there_keeps_its_mode() {
-        let temp = tempfile::tempdir().unwrap();
-        fs::set_permissions(temp.path(), Permissions::from_mode(0o755)).unwrap();
-        let (store, _) = open(temp.path()).unwrap();
-        assert_eq!((mode(temp.path()), mode(store.path())), (0o755, 0o600));
-    }
-
-    #[test]
     fn the_data_planes_key_stays_the_same() {
         let temp = tempfile::tempdir().unwrap();
         let (store, _) = open(temp.path()).unwrap();
         assert_eq!(store.data_secret(DataSecret::new([7; 32])).unwrap().bytes(), &[7; 32]);
         assert_eq!(store.data_secret(DataSecret::new([8; 32])).unwrap().bytes(), &[7; 32]);
+    }
+
+    #[test]
+    fn a_directory_that_is_there_keeps_its_mode() {
+        let temp = tempfile::tempdir().unwrap();
+        fs::set_permissions(temp.path(), Permissions::from_mode(0o755)).unwrap();
+        let (store, _) = open(temp.path()).unwrap();
+        assert_eq!((mode(temp.path()), mode(store.path())), (0o755, 0o600));
     }
 
     #[test]

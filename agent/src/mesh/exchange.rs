@@ -84,9 +84,9 @@ impl Mesh {
                 Ok(text) if text.chars().all(|c| c.is_ascii_graphic()) => text.into(),
                 _ => key.iter().map(|byte| byte.to_string()).collect::<Vec<_>>().join("."),
             };
-            let (who, reason) = (format!("peer {peer}"), format!("item {key} of {channel}: {why}"));
-            debug!(who, reason, "a forged item is dropped");
-            self.refusals.note(&who, &reason, now);
+            let (who, what) = (format!("peer {peer}"), format!("sent item {key} of {channel}: {why}"));
+            debug!(who, what, "a forged item is dropped");
+            self.refusals.note(&who, &what, now);
         }
     }
 

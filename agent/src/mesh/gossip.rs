@@ -39,14 +39,14 @@ pub trait Gossiper: Send + Sync {
     /// Why not; the item is then dropped and counted by [`Rejected::reason`].
     fn check(&mut self, item: &Item) -> Result<(), Rejected>;
 
+    /// Who shares the universe at the start is known now.
+    fn seeds(&mut self, _seeds: &[PeerName]) {}
+
     /// Whether an item that passed [`check`](Self::check) only says that there is nothing any more. Of those a channel
     /// keeps a number, by rank: the last ones, if ranks grow with time.
     fn is_farewell(&self, _: &Item) -> bool {
         false
     }
-
-    /// Who shares the universe at the start is known now.
-    fn seeds(&mut self, _seeds: &[PeerName]) {}
 }
 
 /// Why an item did not enter.

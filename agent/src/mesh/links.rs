@@ -43,7 +43,7 @@ impl Mesh {
     pub(super) fn turned_away(&mut self, who: &str, reason: &str, now: Instant) {
         warn!(who, reason, "caller turned away");
         self.count_refused(Code::Identity);
-        self.refusals.note(who, reason, now);
+        self.refusals.note(who, &format!("was turned away: {reason}"), now);
     }
 
     pub(super) fn frame(&mut self, id: LinkId, frame: Frame, now: Instant) {
@@ -184,7 +184,10 @@ impl Mesh {
                 warn!(remote, peer = hello.name, reason = refusal.reason, "link refused");
                 self.count_refused(refusal.code());
                 match refusal.code() {
-                    Code::Identity => self.refusals.note(&remote, &refusal.reason, now),
+                    Code::Identity => {
+                        let what = format!("was turned away: {}", refusal.reason);
+                        self.refusals.note(&remote, &what, now);
+                    }
                     _ => self.object(dialled.is_some(), &remote, &refusal.reason),
                 }
                 self.close(id, refusal.code(), &refusal.reason, now);

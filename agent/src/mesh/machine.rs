@@ -235,10 +235,10 @@ impl Mesh {
             peers: PeerSet::new(record.clone()),
             own: record,
             phase: Phase::Joining { patience: now + PATIENCE },
-            started: now,
             replica,
             sealer: identity.clone().map(Sealer::new),
             checker: identity.map(Checker::new),
+            started: now,
             links: BTreeMap::new(),
             routes: None,
             news: BTreeMap::new(),
@@ -360,7 +360,7 @@ impl Mesh {
         self.dialer.troubles()
     }
 
-    /// Callers that were turned away of late, and why.
+    /// Who was turned away of late, or sent what it may not.
     pub fn refusals(&self, now: Instant) -> Vec<(String, String)> {
         self.refusals.list(now)
     }

@@ -217,6 +217,9 @@ impl Gossiper for PeerGossip {
         let record = PeerRecord::from_item(item)?;
         let Some(checker) = &mut self.0 else { return Ok(()) };
         let seal = wire::Seal::decode(item.signature.as_slice()).map_err(|_| BadSeal::Unreadable)?;
+        if seal.encoded_len() != item.signature.len() {
+            return Err(BadSeal::Unreadable.into());
+        }
         let signer = checker.signer(SEALED, &item.body, &seal)?;
         signer.is(&record.name).then_some(()).ok_or(Rejected::Forged("its seal is another peer's"))
     }
@@ -323,9 +326,10 @@ mod tests {
         let here = record("b");
         let gone = here.farewell(Duration::from_secs(3600));
         assert_eq!(gone.rank(), (Incarnation(9 + 3_600_000_000), 2));
-        let mut gossip = PeerGossip(None);
-        assert!(gossip.is_farewell(&gone.to_item()) && !gossip.is_farewell(&here.to_item()));
-        assert_eq!(gossip.check(&here.farewell(Duration::MAX).to_item()), Ok(()));
+        assert!(
+            PeerGossip(None).is_farewell(&gone.to_item()) && !PeerGossip(None).is_farewell(&here.to_item())
+        );
+        assert_eq!(PeerGossip(None).check(&here.farewell(Duration::MAX).to_item()), Ok(()));
         let mut peers = PeerSet::new(record("a"));
         peers.insert(here);
         assert_eq!(peers.others().count(), 1);

@@ -1,4 +1,4 @@
-//! Who was turned away of late, and why, for an operator to see: they may be meant to be peers.
+//! Who was turned away of late, or sent what it may not, for an operator to see: they may be meant to be peers.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use std::{
@@ -10,8 +10,8 @@ use std::{
 pub struct Refusals(BTreeMap<String, (String, Instant)>);
 
 impl Refusals {
-    /// `who` was turned away; where there are too many of them, the oldest is forgotten.
-    pub fn note(&mut self, who: &str, reason: &str, now: Instant) {
+    /// `who` did `what`; where there are too many of them, the oldest is forgotten.
+    pub fn note(&mut self, who: &str, what: &str, now: Instant) {
         self.0.retain(|_, (_, at)| now.saturating_duration_since(*at) < SHOWN);
         if self.0.len() >= MOST
             && !self.0.contains_key(who)
@@ -19,14 +19,14 @@ impl Refusals {
         {
             self.0.remove(&oldest);
         }
-        self.0.insert(who.into(), (reason.into(), now));
+        self.0.insert(who.into(), (what.into(), now));
     }
 
-    /// Who and why.
+    /// Who, and what it did.
     pub fn list(&self, now: Instant) -> Vec<(String, String)> {
         let recent =
             |(_, (_, at)): &(&String, &(String, Instant))| now.saturating_duration_since(*at) < SHOWN;
-        self.0.iter().filter(recent).map(|(who, (reason, _))| (who.clone(), reason.clone())).collect()
+        self.0.iter().filter(recent).map(|(who, (what, _))| (who.clone(), what.clone())).collect()
     }
 }
 

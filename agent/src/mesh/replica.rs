@@ -18,9 +18,11 @@ use weft_proto::mesh as wire;
 
 /// Everything gossiped, as far as this agent knows it.
 pub struct Replica {
-    gossipers: BTreeMap<&'static str, Box<dyn Gossiper>>,
+    gossipers: Gossipers,
     channels: BTreeMap<Arc<str>, Channel>,
 }
+
+type Gossipers = BTreeMap<&'static str, Box<dyn Gossiper>>;
 
 /// Names an item; cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -88,7 +90,7 @@ impl Replica {
     /// As [`Replica::merge`], but for room.
     pub fn check(&mut self, item: &Item) -> Result<(), Rejected> {
         item.check_bounds()?;
-        self.gossipers.get_mut(item.channel.as_str()).map_or(Ok(()), |gossiper| gossiper.check(item))
+        judge(&mut self.gossipers, item).map(drop)
     }
 
     /// Takes an item in if it is newer than what is here.
@@ -97,7 +99,6 @@ impl Replica {
     /// The item is malformed, or there is no room for it.
     pub fn merge(&mut self, item: Item) -> Result<Merged, Rejected> {
         item.check_bounds()?;
-        let known = self.gossipers.get_mut(item.channel.as_str());
         if let Some((channel, held)) = self.channels.get_key_value(item.channel.as_str())
             && let Some((key, entry)) = held.items.get_key_value(item.key.as_slice())
         {
@@ -108,14 +109,14 @@ impl Replica {
             if entry.item.beats(&item) {
                 return Ok(Merged::Older(name));
             }
-            let size = entry.item.size();
-            let farewell = checked(known, &item)?;
-            self.room_for(&item, size, false)?;
-            let held = self.channels.get_mut(&name.channel).expect("it was looked up");
-            held.put(name.key.clone(), item, farewell);
+            let held = entry.item.size();
+            let farewell = judge(&mut self.gossipers, &item)?;
+            self.room_for(&item, held, false)?;
+            let channel = self.channels.get_mut(&name.channel).expect("it was looked up");
+            channel.put(name.key.clone(), item, farewell);
             return Ok(Merged::New(name));
         }
-        let farewell = checked(known, &item)?;
+        let farewell = judge(&mut self.gossipers, &item)?;
         self.room_for(&item, 0, true)?;
         let channel: Arc<str> = item.channel.as_str().into();
         let key: Arc<[u8]> = item.key.as_slice().into();
@@ -285,6 +286,13 @@ impl Replica {
     }
 }
 
+/// Whether an item may enter, and then whether it is a farewell.
+fn judge(gossipers: &mut Gossipers, item: &Item) -> Result<bool, Rejected> {
+    let Some(gossiper) = gossipers.get_mut(item.channel.as_str()) else { return Ok(false) };
+    gossiper.check(item)?;
+    Ok(gossiper.is_farewell(item))
+}
+
 impl Channel {
     /// Takes an item in; of the farewells, but this one, the lowest goes where they are too many.
     fn put(&mut self, key: Arc<[u8]>, item: Item, farewell: bool) {
@@ -341,13 +349,6 @@ const MAX_UNKNOWN_BYTES: usize = 8 << 20;
 /// Bytes of keys and ranks in one summary, not counting the end of its last bucket; what differs beyond is compared in
 /// the next round.
 const MAX_SUMMARY: usize = 256 << 10;
-
-/// Asks the item's subject whether it may enter, and whether it is a farewell.
-fn checked(gossiper: Option<&mut Box<dyn Gossiper>>, item: &Item) -> Result<bool, Rejected> {
-    let Some(gossiper) = gossiper else { return Ok(false) };
-    gossiper.check(item)?;
-    Ok(gossiper.is_farewell(item))
-}
 
 #[cfg(test)]
 mod tests {

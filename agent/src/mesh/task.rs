@@ -76,7 +76,7 @@ pub struct Status {
     pub links: Vec<LinkInfo>,
     /// Those that we want to reach and don't, and why.
     pub troubles: Vec<Trouble>,
-    /// Callers that were turned away of late, and why.
+    /// Who was turned away of late, or sent what it may not.
     pub refusals: Vec<(String, String)>,
     pub counters: Counters,
 }

@@ -117,19 +117,6 @@ mod tests {
     use crate::{mesh::peers::PeerRecord, types::Incarnation};
 
     #[test]
-    fn a_peers_mtu_counts_where_it_is_smaller_but_not_absurd() {
-        let record = |name: &str| PeerRecord::new(name.parse().unwrap(), Incarnation(1));
-        let mtu = |universe: &str, mtu: u16| {
-            let node = Node { universe: universe.parse().unwrap(), mtu: 1440, ipv6: false, ipv4: true };
-            let mut peers = PeerSet::new(record("me"));
-            peers.insert(PeerRecord { mtu, ..record("b") });
-            Forwarding::new(node, &peers, &BTreeSet::new(), &View::default()).table.peers[0].mtu
-        };
-        assert_eq!([1300, 9000, 68, 0].map(|told| mtu("10.32.0.0/12", told)), [1300, 1440, 576, 576]);
-        assert_eq!([1300, 68].map(|told| mtu("fd00:77::/64", told)), [1300, 1280]);
-    }
-
-    #[test]
     fn an_address_is_held_only_where_its_owner_says_so() {
         let record = |name: &str| PeerRecord::new(name.parse().unwrap(), Incarnation(1));
         let node = Node { universe: "10.32.0.0/12".parse().unwrap(), mtu: 1440, ipv6: false, ipv4: true };
@@ -150,6 +137,19 @@ mod tests {
         assert_eq!(held(&view), [addresses[1], addresses[3]], "b's word, and nobody's range");
         view.conceded.insert(addresses[0]);
         assert_eq!(held(&view), [addresses[0], addresses[1], addresses[3]]);
+    }
+
+    #[test]
+    fn a_peers_mtu_counts_where_it_is_smaller_but_not_absurd() {
+        let record = |name: &str| PeerRecord::new(name.parse().unwrap(), Incarnation(1));
+        let mtu = |universe: &str, mtu: u16| {
+            let node = Node { universe: universe.parse().unwrap(), mtu: 1440, ipv6: false, ipv4: true };
+            let mut peers = PeerSet::new(record("me"));
+            peers.insert(PeerRecord { mtu, ..record("b") });
+            Forwarding::new(node, &peers, &BTreeSet::new(), &View::default()).table.peers[0].mtu
+        };
+        assert_eq!([1300, 9000, 68, 0].map(|told| mtu("10.32.0.0/12", told)), [1300, 1440, 576, 576]);
+        assert_eq!([1300, 68].map(|told| mtu("fd00:77::/64", told)), [1300, 1280]);
     }
 
     #[test]

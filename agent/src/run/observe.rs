@@ -96,7 +96,7 @@ impl Sources {
         let troubles = mesh.iter().flat_map(|mesh| &mesh.troubles);
         warnings.extend(troubles.map(|trouble| format!("peer {}: {}", trouble.target, trouble.reason)));
         let refusals = mesh.iter().flat_map(|mesh| &mesh.refusals);
-        warnings.extend(refusals.map(|(who, reason)| format!("{who} was turned away: {reason}")));
+        warnings.extend(refusals.map(|(who, what)| format!("{who} {what}")));
         if !view.held.is_empty() {
             let held: Vec<_> = view.held.iter().map(IpAddr::to_string).collect();
             warnings
