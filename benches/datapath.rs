@@ -8,20 +8,22 @@ use std::{
 };
 use weft::{
     datapath::{
-        header::Header,
+        header::{CLEAR_LEN, Envelope, Header},
         packet::Packet,
         table::{Inputs, Owner, Peer, Table},
-        verdict,
+        verdict::{Gate, Sender, outward},
     },
     types::{DataId, Prefix},
 };
 
 fn header(c: &mut Criterion) {
-    let header = Header::whole(DataId(0x0102_0304));
-    let datagram = [&header.encode()[..], &[0; 1400]].concat();
+    let envelope = Envelope::Clear { sender: DataId(0x0102_0304) };
+    let header = Header { partial: true, flow: 7, envelope };
+    let mut datagram = vec![0; CLEAR_LEN + 1400];
+    header.write(&mut datagram);
     let mut group = c.benchmark_group("header");
     group.throughput(Throughput::Elements(1));
-    group.bench_function("encode", |b| b.iter(|| black_box(header).encode()));
+    group.bench_function("encode", |b| b.iter(|| header.write(black_box(&mut datagram))));
     group.bench_function("decode", |b| b.iter(|| Header::decode(black_box(&datagram))));
     group.finish();
 }
@@ -63,15 +65,12 @@ fn verdicts(c: &mut Criterion) {
     for ranges in SIZES {
         let table = table(ranges);
         let (here, there) = ([10, 0, 0, 1], [10, 0, 1, 1]);
-        let out = udp(here, there);
-        let datagram = [&Header::whole(DataId(1)).encode()[..], &udp(there, here)].concat();
-        assert!(verdict::outward(&table, &out).is_ok() && verdict::inward(&table, &datagram).is_ok());
-        group.bench_function(BenchmarkId::new("outward", ranges), |b| {
-            b.iter(|| verdict::outward(&table, black_box(&out)))
-        });
-        group.bench_function(BenchmarkId::new("inward", ranges), |b| {
-            b.iter(|| verdict::inward(&table, black_box(&datagram)))
-        });
+        let (out, back) = (udp(here, there), udp(there, here));
+        let outward = |bytes: &[u8]| outward(&table, &Packet::parse(bytes)?, bytes.len(), |_| None).ok();
+        let inward = |bytes: &[u8]| Gate::new(&table).admit(Sender::Says(DataId(1)), bytes, false);
+        assert!(outward(&out).is_some() && inward(&back).is_ok());
+        group.bench_function(BenchmarkId::new("outward", ranges), |b| b.iter(|| outward(black_box(&out))));
+        group.bench_function(BenchmarkId::new("inward", ranges), |b| b.iter(|| inward(black_box(&back))));
     }
     group.finish();
 }

@@ -33,7 +33,7 @@ use crate::{
     links::{self, Desired, Observed, PodPort},
     linux::{
         store::{Store, StoreState},
-        tun, udp,
+        tun,
     },
     mesh::{
         self,
@@ -104,7 +104,7 @@ pub async fn build(config: Config) -> anyhow::Result<Running> {
         format!("--listen {}: cannot take the TCP port for control links; {hint}", config.listen)
     })?;
     let threads = config.data_threads.get();
-    let sockets = udp::Socket::bind_group(config.listen, threads).context("--listen")?;
+    let sockets = datapath::task::bind(config.listen, threads).context("--listen")?;
     let http = HttpServer::bind(config.metrics).await?;
     let local = LocalSocket::bind(&config.socket())?;
     let (stopping, stopped) = watch::channel(false);
@@ -160,11 +160,13 @@ pub async fn build(config: Config) -> anyhow::Result<Running> {
     };
     let (outgoing_sender, outgoing) = mpsc::channel(QUEUE);
     let (ipam, ipam_task) = ipam::task::start(ipam_config, store, found, outgoing_sender).await?;
-    let queues = tun::open(TUN, threads)?;
+    let (queues, offloads) = tun::open(TUN, threads)?;
     let desired = desired(&config, &observed, &ipam.view().borrow());
     let links = links::spawn(config.state_dir.clone(), desired).await.context("set up links")?;
     let tables = Arc::new(ArcSwap::default());
-    let datapath = datapath::task::spawn(datapath::task::Config { queues, sockets }, tables.clone())?;
+    let linger = config.poll;
+    let datapath_config = datapath::task::Config { queues, offloads, sockets, linger, sessions: None };
+    let datapath = datapath::task::spawn(datapath_config, tables.clone())?;
     std::fs::write(&marker, incarnation.0.to_string())
         .with_context(|| format!("--run-dir: write {}", marker.display()))?;
 

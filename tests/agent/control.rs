@@ -134,7 +134,7 @@ fn joins(lab: &Lab) {
         .unwrap();
 }
 
-/// Whether a node has a link to a peer, and how many it has opened so far.
+/// Whether a node has a link to a peer, and how often that came up so far.
 fn peer(node: &Node, name: &str) -> (bool, usize) {
     let peers = node.weft_json("peers").unwrap();
     let peers = peers["peers"].as_array().unwrap();

@@ -7,8 +7,9 @@ use std::{
     sync::Arc,
 };
 
+use anyhow::ensure;
 use weft::linux::store::Store;
-use weft_lab::{Lab, agent::Settings, namespace::Netns, node::Node, tools};
+use weft_lab::{Lab, agent::Settings, namespace::Netns, node::Node, tools, wait};
 
 use crate::{
     harness::{Running, SOON, lab},
@@ -65,6 +66,19 @@ impl Scene {
         assert!(!said.contains("panicked"), "{said}");
         Kernel::of(&self.node).assert_is(&self.before);
         said
+    }
+
+    /// A socket that is closed here lives on in what other tests have forked meanwhile, until that is executed.
+    fn ports_are_free(&self) -> anyhow::Result<()> {
+        self.node.netns().run(|| {
+            for table in ["tcp", "udp"] {
+                let sockets = std::fs::read_to_string(Path::new("/proc/thread-self/net").join(table))?;
+                let mut local = sockets.lines().filter_map(|line| line.split_whitespace().nth(1));
+                let held = local.find(|address| address.ends_with(":1A7E") || address.ends_with(":1A7F"));
+                ensure!(held.is_none(), "{table} {held:?} is there");
+            }
+            Ok(())
+        })
     }
 
     /// The same configuration without what is wrong with it works.
@@ -129,6 +143,7 @@ fn a_port_in_use_is_refused() {
         let holder = held(what);
         says(&scene.refuses(&[]), &words);
         drop(holder);
+        wait::until("the ports are free", SOON, || scene.ports_are_free()).unwrap();
     }
     scene.accepts();
 }

@@ -24,21 +24,31 @@ use tokio_tun::Tun;
 use weft::{
     datapath::{
         Drop, Snapshot,
-        header::Header,
+        header::{CLEAR_LEN, Envelope, Header},
+        seal::{Algorithm, OpenKey, SealKey},
+        sessions::{Receiving, Sending, Sessions},
         table::{Inputs, Owner, Peer, Table},
-        task::{Config, Datapath, spawn},
+        task::{Config, Datapath, bind, spawn},
     },
     linux::{
         netlink::{AddressFlags, BridgeOptions, Netlink, Route, VethPair},
         tun::{self, TunError},
-        udp::{Incoming, Outgoing, Socket},
+        udp::{BATCH, Incoming, Outgoing, Socket, Target},
     },
-    types::{DataId, Mac, Prefix},
+    types::{DataId, Mac, PeerName, Prefix, SessionIndex},
 };
 
 #[test]
 fn packets_cross_between_two_nodes() {
-    let pair = Pair::new(["192.0.2.1", "192.0.2.2"], LINK_MTU - 36);
+    packets_cross(&Pair::new(["192.0.2.1", "192.0.2.2"], LINK_MTU - 36));
+}
+
+#[test]
+fn sealed_packets_cross_between_two_nodes() {
+    packets_cross(&Pair::start(["192.0.2.1", "192.0.2.2"], LINK_MTU - 60, true));
+}
+
+fn packets_cross(pair: &Pair) {
     for (a, b) in [("10.32.0.1", "10.32.1.1"), ("fd00:0:0:0::1", "fd00:0:0:1::1")] {
         let (a, b) = (pair.a.socket(a), pair.b.socket(b));
         for (from, to) in [(&a, &b), (&b, &a)] {
@@ -78,15 +88,14 @@ fn sockets_serve_ipv4_where_ipv6_is_off() {
     within(&namespace(), || {
         std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1").unwrap();
         netlink(async |netlink| netlink.set_up(index(&netlink, "lo").await, true).await.unwrap());
-        let sockets = Socket::bind_group("[::]:6783".parse().unwrap(), 2).unwrap();
+        let sockets = bind("[::]:6783".parse().unwrap(), 2).unwrap();
         let to = SocketAddr::from(([127, 0, 0, 1], 6783));
-        assert!(sockets[0].path_mtu(to).unwrap() > 1500);
+        assert!(sockets[0][0].path_mtu(to).unwrap() > 1500);
         let (mut outgoing, mut incoming) = (Outgoing::new(), Incoming::new());
-        outgoing.commit(9, to);
-        assert_eq!(outgoing.send(&sockets[0], 0), Ok(1));
-        let got =
-            soon("one of the two has it", || sockets.iter().find_map(|socket| incoming.receive(socket).ok()));
-        assert_eq!((got, incoming.datagram(0).len()), (1, 9));
+        outgoing.push(Target { peer: 0, to, lane: 1 }, 9, 9);
+        outgoing.send(&sockets[0], |report| assert_eq!(report.result, Ok(())));
+        let got = soon("the first of the two has it", || incoming.receive(&sockets[0][0], BATCH).ok());
+        assert_eq!((got, incoming.message(0).segment), (1, 9));
     });
 }
 
@@ -102,8 +111,12 @@ fn what_a_peer_may_not_send_is_dropped_and_counted() {
         PacketBuilder::ipv4(source, destination, 64).udp(1, port).write(&mut bytes, b"evil").unwrap();
         bytes
     };
-    let datagram =
-        |sender: u32, packet: &[u8]| [&Header::whole(DataId(sender)).encode()[..], packet].concat();
+    let datagram = |sender: u32, packet: &[u8]| {
+        let mut datagram = [&[0; CLEAR_LEN], packet].concat();
+        let envelope = Envelope::Clear { sender: DataId(sender) };
+        Header { partial: false, flow: 0, envelope }.write(&mut datagram);
+        datagram
+    };
     let good = udp([10, 32, 1, 9], [10, 32, 0, 1]);
     send(&datagram(99, &good));
     send(&datagram(2, &udp([10, 32, 0, 1], [10, 32, 0, 1])));
@@ -190,7 +203,7 @@ fn the_device_outlives_its_process_and_is_held_by_one() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
         let _entered = runtime.enter();
         assert!(!tun::remove("weft0").unwrap(), "there is none");
-        let queues = tun::open("weft0", 1).unwrap();
+        let (queues, _) = tun::open("weft0", 1).unwrap();
         assert_eq!(queues.len(), 1);
         let busy = |held: &[tun::Queue]| {
             let error = tun::open("weft0", 2).unwrap_err();
@@ -198,7 +211,7 @@ fn the_device_outlives_its_process_and_is_held_by_one() {
         };
         busy(&queues);
         drop(queues);
-        let queues = tun::open("weft0", 3).unwrap();
+        let (queues, _) = tun::open("weft0", 3).unwrap();
         busy(&queues);
         drop(queues);
         assert!(exists("weft0"), "it is persistent");
@@ -251,8 +264,12 @@ struct Node {
 }
 
 impl Pair {
-    /// Each believes that the way to the other takes inner packets of `mtu` bytes.
+    /// Each believes that the way to the other takes inner packets of `mtu` bytes; in clear.
     fn new(underlay: [&str; 2], mtu: u16) -> Self {
+        Self::start(underlay, mtu, false)
+    }
+
+    fn start(underlay: [&str; 2], mtu: u16, sealed: bool) -> Self {
         let (a, b) = (namespace(), namespace());
         within(&a, || {
             netlink(async |netlink| {
@@ -262,18 +279,18 @@ impl Pair {
                 netlink.create_veth(&pair).await.unwrap();
             });
         });
-        let [a, b] = [(0, a), (1, b)].map(|(side, netns)| Node::new(side, netns, underlay, mtu));
+        let [a, b] = [(0, a), (1, b)].map(|(side, netns)| Node::new(side, netns, underlay, mtu, sealed));
         Self { a, b }
     }
 }
 
 impl Node {
-    fn new(side: usize, netns: File, underlay: [&str; 2], mtu: u16) -> Self {
+    fn new(side: usize, netns: File, underlay: [&str; 2], mtu: u16, sealed: bool) -> Self {
         let tables = Arc::new(ArcSwap::from_pointee(table(side, underlay, mtu)));
         let datapath = within(&netns, || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
             let _entered = runtime.enter();
-            let queues = tun::open("weft0", 2).unwrap();
+            let (queues, offloads) = tun::open("weft0", 2).unwrap();
             let long = if underlay[side].contains(':') { 64 } else { 24 };
             for setting in ["conf/weft0/accept_local", "conf/all/forwarding"] {
                 std::fs::write(format!("/proc/sys/net/ipv4/{setting}"), "1").unwrap();
@@ -296,8 +313,9 @@ impl Node {
                     netlink.add_route(&Route { source: Some(source), ..route }).await.unwrap();
                 }
             });
-            let sockets = Socket::bind_group("[::]:6783".parse().unwrap(), 2).unwrap();
-            spawn(Config { queues, sockets }, tables.clone()).unwrap()
+            let sockets = bind("[::]:6783".parse().unwrap(), 2).unwrap();
+            let sessions = sealed.then(|| Arc::new(ArcSwap::from_pointee(sessions(side))));
+            spawn(Config { queues, offloads, sockets, linger: LINGER, sessions }, tables.clone()).unwrap()
         });
         Self { datapath, tables, netns }
     }
@@ -351,6 +369,17 @@ fn table(side: usize, underlay: [&str; 2], mtu: u16) -> Table {
     })
 }
 
+/// One side's keys: what a seals, b opens, and the other way round.
+fn sessions(side: usize) -> Sessions {
+    let other = 1 - side;
+    let (index, key) = (|side: usize| SessionIndex(side as u32 + 7), |side: usize| [side as u8; 32]);
+    let name = ["a", "b"][other].parse::<PeerName>().unwrap();
+    let sending = Sending::new(index(other), SealKey::new(Algorithm::preferred(), &key(side)), 256);
+    let receiving =
+        Receiving::new(index(side), name.clone(), OpenKey::new(Algorithm::preferred(), &key(other)));
+    Sessions::new([(name, Arc::new(sending))].into(), [Arc::new(receiving)])
+}
+
 fn namespace() -> File {
     assert!(nix::unistd::geteuid().is_root(), "the netns tests make network namespaces: run them as root");
     let made = thread::spawn(|| {
@@ -392,7 +421,7 @@ fn delete(name: &str) {
 /// What the kernel knows of the way there, in bytes.
 fn path_mtu(to: SocketAddr) -> usize {
     let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-    Socket::bind_group(any.parse().unwrap(), 1).unwrap()[0].path_mtu(to).unwrap()
+    Socket::bind_workers(any.parse().unwrap(), 1, 1, 0).unwrap()[0][0].path_mtu(to).unwrap()
 }
 
 /// Asks again until there is an answer.
@@ -408,5 +437,6 @@ fn soon<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
 }
 
 const DEADLINE: Duration = Duration::from_secs(5);
+const LINGER: Duration = Duration::from_micros(100);
 const LINK_MTU: u16 = 1500;
 const TUN_MTU: i32 = 9000;

@@ -113,6 +113,36 @@ fn links_stay_few_and_the_graph_is_whole() {
 }
 
 #[test]
+fn two_that_call_each_other_settle_on_the_link_that_came_first() {
+    for seed in 20..60 {
+        let mut sim: Mesh = Sim::new(seed);
+        for n in 0..2 {
+            sim.start(&format!("node-{n}"), &[], ());
+            sim.kill(n);
+        }
+        let first = sim.rng.random_range(0..2);
+        for (n, other) in [(first, 1 - first), (1 - first, first)] {
+            sim.revive(n, &[other], Vec::new());
+            let pause = sim.rng.random_range(0..2000);
+            sim.run(Duration::from_millis(pause));
+        }
+        sim.expect("they know each other", SECOND * 3, all_know_all);
+        sim.run(SECOND / 10);
+        let ids = |sim: &Mesh| -> Vec<_> {
+            sim.nodes.iter().flat_map(|node| node.mesh.links().into_iter().map(|link| link.id)).collect()
+        };
+        let settled = ids(&sim);
+        assert_eq!((links(&sim, 0), links(&sim, 1)), (1, 1), "seed {seed}");
+        sim.run(SECOND * 10);
+        assert_eq!(ids(&sim), settled, "seed {seed}: another link took its place");
+        for node in &sim.nodes {
+            let opened = node.mesh.counters().links_opened;
+            assert!(opened <= 2, "seed {seed}: {opened} links were opened");
+        }
+    }
+}
+
+#[test]
 fn a_quiet_network_is_quiet() {
     let mut sim = settled(5, 50);
     sim.run(SECOND * 10);

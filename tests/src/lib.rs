@@ -12,7 +12,7 @@
 //! ```
 //!
 //! ```text
-//!                            main ─▶ demo, up, suite
+//!                            main ─▶ demo, up, bench, suite
 //!                                        │
 //!                                  Lab (lab.rs)
 //!      ┌──────────┬───────────┬──────────┼──────────┬──────────┬──────────┐
@@ -25,6 +25,7 @@
 //! It needs root, Linux, and `nft`; nothing in the host's network namespace is touched.
 
 pub mod agent;
+pub mod bench;
 pub mod binaries;
 pub mod capacity;
 pub mod claim;

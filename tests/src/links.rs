@@ -124,11 +124,16 @@ impl Links {
         Ok(routes)
     }
 
+    /// For requests that only one caller makes.
+    pub(crate) fn handle(&self) -> Handle {
+        self.0.clone()
+    }
+
     async fn change(&self, link: LinkMessageBuilder<LinkUnspec>) -> Result<(), rtnetlink::Error> {
         self.0.link().change(link.build()).execute().await
     }
 
-    async fn index(&self, name: &str) -> anyhow::Result<u32> {
+    pub(crate) async fn index(&self, name: &str) -> anyhow::Result<u32> {
         let mut found = self.0.link().get().match_name(name).execute();
         let link = found.try_next().await.with_context(|| format!("look for {name}"))?;
         Ok(link.with_context(|| format!("there is no link {name}"))?.header.index)

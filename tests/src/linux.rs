@@ -11,6 +11,7 @@ use std::{
     },
     path::{Path, PathBuf},
     process::Command,
+    ptr,
 };
 
 use nix::{
@@ -130,4 +131,62 @@ pub fn path_mtu(socket: &UdpSocket) -> io::Result<u32> {
     let done =
         unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, (&raw mut mtu).cast(), &raw mut size) };
     if done == 0 { Ok(mtu.unsigned_abs()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Asks the driver of an interface in the calling thread's network namespace; `request` is one of the structures of
+/// `linux/ethtool.h`, with room for the answer.
+pub fn ethtool(interface: &str, request: &mut [u32]) -> io::Result<()> {
+    let socket = UdpSocket::bind(("0.0.0.0", 0))?;
+    // SAFETY: all zeroes are an empty name and a null pointer.
+    let mut query: libc::ifreq = unsafe { mem::zeroed() };
+    // The last byte stays zero.
+    let room = query.ifr_name.len() - 1;
+    for (to, from) in query.ifr_name[..room].iter_mut().zip(interface.bytes()) {
+        *to = from.cast_signed();
+    }
+    query.ifr_ifru.ifru_data = request.as_mut_ptr().cast();
+    // SAFETY: `query` and what it points to are live; the callers' requests are as long as the kernel's answers.
+    let done = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &raw mut query) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Datagrams of one size that go through a socket in one call.
+pub struct Batch {
+    headers: Vec<libc::mmsghdr>,
+    _vectors: Vec<libc::iovec>,
+    _bytes: Vec<u8>,
+}
+
+impl Batch {
+    /// So many datagrams of so many bytes, all zero.
+    pub fn new(count: usize, size: usize) -> Self {
+        let mut bytes = vec![0u8; count * size];
+        let vector = |part: &mut [u8]| libc::iovec { iov_base: part.as_mut_ptr().cast(), iov_len: size };
+        let mut vectors: Vec<_> = bytes.chunks_exact_mut(size).map(vector).collect();
+        let header = |vector: &mut libc::iovec| {
+            // SAFETY: all zeroes are null pointers with lengths of zero.
+            let mut header: libc::mmsghdr = unsafe { mem::zeroed() };
+            (header.msg_hdr.msg_iov, header.msg_hdr.msg_iovlen) = (vector, 1);
+            header
+        };
+        let headers = vectors.iter_mut().map(header).collect();
+        Self { headers, _vectors: vectors, _bytes: bytes }
+    }
+
+    /// Sends the first `count`, at most all; returns how many the kernel took.
+    pub fn send(&mut self, socket: &UdpSocket, count: usize) -> io::Result<usize> {
+        let count = count.min(self.headers.len()) as libc::c_uint;
+        // SAFETY: the headers point to vectors and bytes that live as long as they, and `count` of them exist.
+        let sent = unsafe { libc::sendmmsg(socket.as_raw_fd(), self.headers.as_mut_ptr(), count, 0) };
+        usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// Waits for a datagram, as long as the socket waits; returns how many were there, at most all that fit.
+    pub fn receive(&mut self, socket: &UdpSocket) -> io::Result<usize> {
+        let (headers, count) = (self.headers.as_mut_ptr(), self.headers.len() as libc::c_uint);
+        let flags = libc::MSG_WAITFORONE;
+        // SAFETY: as in `send`; nothing else has a reference to the bytes that are written.
+        let received = unsafe { libc::recvmmsg(socket.as_raw_fd(), headers, count, flags, ptr::null_mut()) };
+        usize::try_from(received).map_err(|_| io::Error::last_os_error())
+    }
 }

@@ -80,6 +80,13 @@ pub struct Args {
     #[arg(long, env = "WEFT_DATA_THREADS", hide_env_values = true, value_name = "COUNT", help_heading = NETWORK)]
     pub data_threads: Option<String>,
 
+    /// How many microseconds a data thread looks for more packets after work before it sleeps
+    ///
+    /// Waking up costs more time than a packet's whole way: a longer look answers sooner and takes more of a core while
+    /// there is traffic. An idle agent sleeps in any case. 0 turns it off.
+    #[arg(long, env = "WEFT_POLL_US", hide_env_values = true, value_name = "MICROSECONDS", default_value = "100", help_heading = NETWORK)]
+    pub poll_us: String,
+
     /// Whether Weft turns on IP forwarding for the underlay's interfaces
     ///
     /// Without it the answers to pods that talk to the outside do not come back. `off` if something else sees to it.

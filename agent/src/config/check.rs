@@ -14,6 +14,7 @@ use std::{
     ops::RangeInclusive,
     path::PathBuf,
     str::FromStr,
+    time::Duration,
 };
 use tracing_subscriber::EnvFilter;
 
@@ -28,11 +29,12 @@ pub(super) fn check(args: &Args, host: &HostFacts) -> Result<Config, ConfigError
     let max_links = check.count("--max-links", &args.max_links, 4..=64);
     let mtu = check.mtu(&endpoints, universe);
     let data_threads = check.data_threads();
+    let poll = check.poll();
     let no_masquerade = check.no_masquerade();
     let [state_dir, run_dir, cni_conf_dir] = check.directories();
     let metrics = check.metrics(listen);
     check.log();
-    let parts = (name, listen, universe, max_links, mtu, data_threads, state_dir, run_dir, metrics);
+    let parts = (name, listen, universe, max_links, mtu, data_threads, poll, state_dir, run_dir, metrics);
     let Check { errors, .. } = check;
     match parts {
         (
@@ -42,6 +44,7 @@ pub(super) fn check(args: &Args, host: &HostFacts) -> Result<Config, ConfigError
             Some(max_links),
             Some(mtu),
             Some(data_threads),
+            Some(poll),
             Some(state_dir),
             Some(run_dir),
             Some(metrics),
@@ -56,6 +59,7 @@ pub(super) fn check(args: &Args, host: &HostFacts) -> Result<Config, ConfigError
             ipam_seed,
             mtu,
             data_threads,
+            poll,
             underlay_forwarding: args.underlay_forwarding == Switch::On,
             no_masquerade,
             state_dir,
@@ -321,6 +325,16 @@ impl Check<'_> {
         }
     }
 
+    fn poll(&mut self) -> Option<Duration> {
+        let text = &self.args.poll_us;
+        let poll = text.parse().ok().map(Duration::from_micros).filter(|poll| *poll <= LONGEST_POLL);
+        if poll.is_none() {
+            let range = format!("not a number of microseconds from 0 to {}", LONGEST_POLL.as_micros());
+            self.refuse("--poll-us", text, range);
+        }
+        poll
+    }
+
     fn no_masquerade(&mut self) -> Vec<Prefix> {
         let mut prefixes: Vec<Prefix> = Vec::new();
         for text in items(&self.args.no_masquerade) {
@@ -438,6 +452,8 @@ fn items(list: &[String]) -> impl Iterator<Item = &str> {
     list.iter().map(|text| text.trim()).filter(|text| !text.is_empty())
 }
 
+/// To look for packets longer than that saves nothing more.
+const LONGEST_POLL: Duration = Duration::from_millis(10);
 /// Bytes of `sockaddr_un.sun_path` before its final NUL (unix(7)).
 const SOCKET_PATH_LIMIT: usize = 107;
 

@@ -21,6 +21,7 @@ use std::{
     net::SocketAddr,
     num::NonZeroUsize,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 /// What an agent runs with. One that exists fits the host that it was checked against.
@@ -42,6 +43,8 @@ pub struct Config {
     /// The pods' MTU in bytes.
     pub mtu: u16,
     pub data_threads: NonZeroUsize,
+    /// How long a data thread looks for more packets after work before it sleeps.
+    pub poll: Duration,
     pub underlay_forwarding: bool,
     /// Destinations outside the universe that see the pods' own addresses.
     pub no_masquerade: Vec<Prefix>,

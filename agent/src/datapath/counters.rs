@@ -21,6 +21,16 @@ pub enum Drop {
     Malformed,
     UnknownVersion,
     UnknownKind,
+    /// In clear, where encryption is required.
+    Clear,
+    /// Sealed, where encryption is off.
+    Sealed,
+    /// Out: no key is agreed with the peer yet. In: of no session of ours.
+    NoSession,
+    /// It does not open: changed on its way, or sealed by somebody else.
+    Forged,
+    /// It came before, or too late to tell.
+    Replayed,
     /// Nobody has the sender's data id.
     UnknownPeer,
     /// The inner source does not live on the peer that sent it.
@@ -70,10 +80,15 @@ pub struct PeerTraffic {
 }
 
 impl Drop {
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 18] = [
         Self::Malformed,
         Self::UnknownVersion,
         Self::UnknownKind,
+        Self::Clear,
+        Self::Sealed,
+        Self::NoSession,
+        Self::Forged,
+        Self::Replayed,
         Self::UnknownPeer,
         Self::SpoofedSource,
         Self::NotLocal,
@@ -92,6 +107,11 @@ impl Drop {
             Self::Malformed => "malformed",
             Self::UnknownVersion => "unknown_version",
             Self::UnknownKind => "unknown_kind",
+            Self::Clear => "clear",
+            Self::Sealed => "sealed",
+            Self::NoSession => "no_session",
+            Self::Forged => "forged",
+            Self::Replayed => "replayed",
             Self::UnknownPeer => "unknown_peer",
             Self::SpoofedSource => "spoofed_source",
             Self::NotLocal => "not_local",
@@ -163,18 +183,18 @@ pub(super) struct WorkerCounters {
 }
 
 impl WorkerCounters {
-    pub(super) fn dropped(&self, drop: Drop) {
-        self.drops[drop as usize].add(1);
+    pub(super) fn dropped(&self, drop: Drop, packets: usize) {
+        self.drops[drop as usize].add(packets as u64);
     }
 
-    pub(super) fn sent(&self, peer: &PeerCounters, bytes: usize) {
-        self.traffic.sent.add(bytes);
-        peer.sent.add(bytes);
+    pub(super) fn sent(&self, peer: &PeerCounters, packets: usize, bytes: usize) {
+        self.traffic.sent.add(packets, bytes);
+        peer.sent.add(packets, bytes);
     }
 
-    pub(super) fn received(&self, peer: &PeerCounters, bytes: usize) {
-        self.traffic.received.add(bytes);
-        peer.received.add(bytes);
+    pub(super) fn received(&self, peer: &PeerCounters, packets: usize, bytes: usize) {
+        self.traffic.received.add(packets, bytes);
+        peer.received.add(packets, bytes);
     }
 
     pub(super) fn answered(&self) {
@@ -206,8 +226,8 @@ struct TrafficCounters {
 }
 
 impl TrafficCounters {
-    fn add(&self, bytes: usize) {
-        self.packets.add(1);
+    fn add(&self, packets: usize, bytes: usize) {
+        self.packets.add(packets as u64);
         self.bytes.add(bytes as u64);
     }
 }
@@ -236,7 +256,7 @@ mod tests {
         let counters = Counters::new(1);
         for (place, drop) in Drop::ALL.into_iter().enumerate() {
             assert_eq!(drop as usize, place);
-            (0..=place).for_each(|_| counters.worker(0).dropped(drop));
+            counters.worker(0).dropped(drop, place + 1);
         }
         let drops = counters.snapshot().drops;
         assert!(Drop::ALL.into_iter().enumerate().all(|(place, drop)| drops[&drop] == place as u64 + 1));
@@ -246,12 +266,12 @@ mod tests {
     fn a_peers_traffic_outlives_a_change_of_the_table() {
         let counters = Counters::new(2);
         let both = counters.places(&[peer("a"), peer("b")]);
-        counters.worker(0).sent(&both[1][0], 100);
-        counters.worker(1).received(&both[1][1], 50);
+        counters.worker(0).sent(&both[1][0], 1, 100);
+        counters.worker(1).received(&both[1][1], 1, 50);
         let b = counters.places(&[peer("b"), peer("c")]);
         drop(both);
         counters.forget_unplaced();
-        counters.worker(1).sent(&b[0][1], 10);
+        counters.worker(1).sent(&b[0][1], 1, 10);
         let snapshot = counters.snapshot();
         assert_eq!(snapshot.peers.keys().map(PeerName::as_str).collect::<Vec<_>>(), ["b", "c"]);
         let traffic = snapshot.peers[&"b".parse().unwrap()];

@@ -58,7 +58,7 @@ pub fn answer(problem: Problem, packet: &Packet, bytes: &[u8], from: IpAddr, out
     }
 }
 
-/// How many ICMP errors may be sent: a token bucket, kept as the time at which it will be full again.
+/// How often something may be done: a token bucket, kept as the time at which it will be full again.
 #[derive(Clone, Debug)]
 pub struct Bucket {
     interval: Duration,
@@ -80,6 +80,11 @@ impl Bucket {
             self.full = Some(full);
         }
         granted
+    }
+
+    /// Whether nothing is missing: who is forgotten and begins anew would not notice.
+    pub fn is_full(&self, now: Instant) -> bool {
+        self.full.is_none_or(|full| full <= now)
     }
 }
 

@@ -3,6 +3,7 @@
 //! Nothing is copied and nothing is verified that the kernel verifies anyway before it delivers (checksums, options).
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+use super::offload::headers::{TCP, UDP};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// An inner packet's ends.
@@ -17,9 +18,14 @@ pub struct Packet {
 impl Packet {
     /// Reads an IPv4 or IPv6 packet. None unless `bytes` are exactly one packet, to its header's own account.
     pub fn parse(bytes: &[u8]) -> Option<Self> {
-        match bytes.first()? >> 4 {
-            4 => Self::parse_v4(bytes),
-            6 => Self::parse_v6(bytes),
+        Self::parse_head(bytes, bytes.len())
+    }
+
+    /// Reads a packet of `len` bytes of which `head` are the first.
+    pub fn parse_head(head: &[u8], len: usize) -> Option<Self> {
+        match head.first()? >> 4 {
+            4 => Self::parse_v4(head, len),
+            6 => Self::parse_v6(head, len),
             _ => None,
         }
     }
@@ -40,11 +46,39 @@ impl Packet {
         unroutable(self.source) || unroutable(self.destination)
     }
 
-    fn parse_v4(bytes: &[u8]) -> Option<Self> {
-        let header: &[u8; 20] = bytes.first_chunk()?;
-        let len = usize::from(header[0] & 0x0f) * 4;
+    /// A hash of the flow, the same for all its packets and for all fragments of one: of its ends and, where each
+    /// packet shows them, its ports.
+    pub fn flow(&self, head: &[u8]) -> u16 {
+        let (at, whole) = match self.source {
+            IpAddr::V4(_) => (usize::from(head[0] & 0x0f) * 4, head[6] & 0x3f == 0 && head[7] == 0),
+            IpAddr::V6(_) => (40, true),
+        };
+        let ports = match head.get(at..at + 4) {
+            Some(&[a, b, c, d]) if whole && matches!(self.protocol, TCP | UDP) => {
+                u32::from_be_bytes([a, b, c, d])
+            }
+            _ => 0,
+        };
+        let ends = match (self.source, self.destination) {
+            (IpAddr::V4(a), IpAddr::V4(b)) => u64::from(a.to_bits()) << 32 | u64::from(b.to_bits()),
+            (a, b) => {
+                let fold = |ip| match ip {
+                    IpAddr::V4(ip) => u64::from(Ipv4Addr::to_bits(ip)),
+                    IpAddr::V6(ip) => ip.to_bits() as u64 ^ (ip.to_bits() >> 64) as u64,
+                };
+                fold(a).rotate_left(32) ^ fold(b)
+            }
+        };
+        // Multiply and take the upper bits (Knuth, vol. 3, 6.4): they depend on all bits below them.
+        let mixed = (ends ^ u64::from(self.protocol) << 56).wrapping_mul(GOLDEN).rotate_left(32);
+        ((mixed ^ u64::from(ports)).wrapping_mul(GOLDEN) >> 48) as u16
+    }
+
+    fn parse_v4(head: &[u8], len: usize) -> Option<Self> {
+        let header: &[u8; 20] = head.first_chunk()?;
+        let headers = usize::from(header[0] & 0x0f) * 4;
         let total = usize::from(u16::from_be_bytes([header[2], header[3]]));
-        if len < header.len() || len > total || total != bytes.len() {
+        if headers < header.len() || headers > total || total != len {
             return None;
         }
         let &[.., s0, s1, s2, s3, d0, d1, d2, d3] = header;
@@ -55,10 +89,10 @@ impl Packet {
         })
     }
 
-    fn parse_v6(bytes: &[u8]) -> Option<Self> {
-        let header: &[u8; 40] = bytes.first_chunk()?;
+    fn parse_v6(head: &[u8], len: usize) -> Option<Self> {
+        let header: &[u8; 40] = head.first_chunk()?;
         let payload = usize::from(u16::from_be_bytes([header[4], header[5]]));
-        if header.len() + payload != bytes.len() {
+        if header.len() + payload != len {
             return None;
         }
         let source: &[u8; 16] = header[8..].first_chunk()?;
@@ -71,13 +105,14 @@ impl Packet {
     }
 }
 
+/// 2^64 divided by the golden ratio, made odd.
+const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use etherparse::PacketBuilder;
     use proptest::prelude::*;
-
-    const UDP: u8 = 17;
 
     fn udp_v4(ports: (u16, u16), payload: &[u8]) -> Vec<u8> {
         let mut bytes = Vec::new();
@@ -98,6 +133,25 @@ mod tests {
         assert_eq!(packet.source, IpAddr::from([0xfd; 16]));
         assert_eq!(packet.destination, IpAddr::from([0xfc; 16]));
         assert_eq!(packet.protocol, UDP);
+    }
+
+    #[test]
+    fn a_flow_has_one_hash_and_flows_have_many() {
+        let hash = |bytes: &[u8]| Packet::parse(bytes).unwrap().flow(bytes);
+        assert_eq!(hash(&udp_v4((1, 2), b"hello")), hash(&udp_v4((1, 2), b"world")));
+        let hashes: std::collections::BTreeSet<_> =
+            (0..1000).map(|port| hash(&udp_v4((port, 2), b""))).collect();
+        assert!(hashes.len() > 900, "{}", hashes.len());
+        for bits in [0, 8] {
+            let lanes: std::collections::BTreeSet<_> = hashes.iter().map(|hash| hash >> bits & 7).collect();
+            assert_eq!(lanes.len(), 8, "from bit {bits} on");
+        }
+        let mut fragment = udp_v4((1, 2), b"hello");
+        fragment[6] = 0x20;
+        let first = hash(&fragment);
+        fragment[6..8].copy_from_slice(&[0, 100]);
+        fragment[20..24].fill(9);
+        assert_eq!(hash(&fragment), first, "the first fragment and the last");
     }
 
     #[test]
@@ -136,6 +190,7 @@ mod tests {
             }
             if let Some(packet) = Packet::parse(&bytes) {
                 packet.is_martian();
+                packet.flow(&bytes);
             }
         }
 

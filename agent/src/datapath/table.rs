@@ -154,6 +154,17 @@ impl Table {
         }
     }
 
+    /// The place of the peer of that name, if `source` lives there.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn named_sender(&self, name: &PeerName, source: IpAddr) -> Result<u32, Refused> {
+        match self.home(source) {
+            Home::Peer(place) if self.peers[place as usize].name == *name => Ok(place),
+            _ => Err(Refused::Spoofed),
+        }
+    }
+
     /// The place of the peer with that data id; of several, the first.
     pub fn by_data_id(&self, data_id: DataId) -> Option<u32> {
         let at = self.by_data_id.partition_point(|(id, _)| *id < data_id);

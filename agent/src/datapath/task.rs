@@ -2,24 +2,41 @@
 
 use super::{
     counters::{Counters, Snapshot},
+    header::FLOW_AT,
+    sessions::{LANES, Sessions},
     table::Table,
-    worker::Worker,
+    worker::{Parts, Worker},
 };
-use crate::linux::{tun::Queue, udp::Socket};
+use crate::linux::{
+    tun::{Offloads, Queue},
+    udp::{Socket, UdpError},
+};
 use anyhow::{Context, ensure};
 use arc_swap::ArcSwap;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::{
+    net::SocketAddr,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     thread::{self, JoinHandle},
+    time::Duration,
 };
 use tokio::sync::watch;
 
-/// What the data path runs on: as many queues as sockets, one thread for each pair.
+/// What the data path runs on: as many queues as groups of sockets, one thread for each pair.
 pub struct Config {
     pub queues: Vec<Queue>,
-    pub sockets: Vec<Socket>,
+    pub offloads: Offloads,
+    pub sockets: Vec<Vec<Socket>>,
+    /// How long a thread looks for more packets after work before it sleeps; zero for not at all.
+    pub linger: Duration,
+    /// The keys, where packets are sealed; none where they go in clear.
+    pub sessions: Option<Arc<ArcSwap<Sessions>>>,
+}
+
+/// The sockets of `threads` workers; see [`Socket::bind_workers`].
+pub fn bind(address: SocketAddr, threads: usize) -> Result<Vec<Vec<Socket>>, UdpError> {
+    Socket::bind_workers(address, threads, (LANES / threads).clamp(1, PORTS), FLOW_AT)
 }
 
 /// The running threads. They end, and are joined, when it is stopped or dropped.
@@ -36,10 +53,10 @@ pub struct Reader(Arc<Counters>);
 
 /// Starts the threads. What is stored in `tables` from then on holds for the next batch of each.
 pub fn spawn(config: Config, tables: Arc<ArcSwap<Table>>) -> anyhow::Result<Datapath> {
-    let Config { queues, sockets } = config;
+    let Config { queues, offloads, sockets, linger, sessions } = config;
     ensure!(
         !queues.is_empty() && queues.len() == sockets.len(),
-        "start the data path: {} TUN queues and {} UDP sockets do not pair up",
+        "start the data path: {} TUN queues and {} groups of UDP sockets do not pair up",
         queues.len(),
         sockets.len()
     );
@@ -49,8 +66,9 @@ pub fn spawn(config: Config, tables: Arc<ArcSwap<Table>>) -> anyhow::Result<Data
     let (failed, failure) = watch::channel(None);
     let mut datapath =
         Datapath { counters: Reader(counters.clone()), stop: stop.clone(), threads: Vec::new(), failure };
-    for (number, (queue, socket)) in queues.into_iter().zip(sockets).enumerate() {
-        let worker = Worker::new(number, queue, socket, tables.clone(), counters.clone(), stop.clone())
+    for (number, (queue, lanes)) in queues.into_iter().zip(sockets).enumerate() {
+        let parts = Parts { number, queue, offloads, lanes, linger, sessions: sessions.clone() };
+        let worker = Worker::new(parts, tables.clone(), counters.clone(), stop.clone())
             .with_context(|| format!("start data worker {number}"))?;
         let failed = failed.clone();
         let thread = thread::Builder::new()
@@ -112,3 +130,6 @@ fn work(number: usize, worker: Worker, failed: &watch::Sender<Option<String>>) {
     tracing::error!(worker = number, why, "a data worker ended");
     failed.send_replace(Some(why));
 }
+
+/// Source ports of each worker: with them, network cards, equal paths and the receiver's cores tell flows apart.
+const PORTS: usize = 4;

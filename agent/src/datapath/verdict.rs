@@ -1,8 +1,8 @@
 //! The two decisions of the data path: where a packet from here goes, and whether one from there may come in.
 //!
 //! ```text
-//!   outward  parse ─▶ martian? ─▶ home of the destination ─▶ endpoint ─▶ size ─▶ Route
-//!   inward   header ─▶ parse ─▶ home of the source is the sender? ─▶ home of the destination is here? ─▶ Delivery
+//!   outward  martian? ─▶ home of the destination ─▶ endpoint ─▶ size ─▶ Route
+//!   inward   header ─▶ [open] ─▶ parse ─▶ home of the source is the sender? ─▶ home of the destination is here? ─▶ peer
 //! ```
 //!
 //! Nothing comes in for an address that does not live here: so nothing loops between the TUN and the kernel.
@@ -10,12 +10,14 @@
 
 use super::{
     counters::Drop,
-    header::{Header, HeaderError},
+    header::HeaderError,
     icmp::Problem,
+    offload::headers::Headers,
     packet::Packet,
     table::{Home, Refused, Table},
 };
-use std::net::SocketAddr;
+use crate::types::{DataId, PeerName};
+use std::net::{IpAddr, SocketAddr};
 
 /// Where a packet goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,66 +31,93 @@ pub struct Route {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refusal {
     pub drop: Drop,
-    pub answer: Option<(Packet, Problem)>,
+    pub answer: Option<Problem>,
 }
 
-/// A packet to hand to the kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Delivery<'a> {
-    /// The sending peer's place in the table.
-    pub peer: u32,
-    pub packet: &'a [u8],
-}
-
-/// Decides on a packet that the kernel gave to the TUN.
-pub fn outward(table: &Table, bytes: &[u8]) -> Result<Route, Refusal> {
-    let silent = |drop| Refusal { drop, answer: None };
-    let packet = Packet::parse(bytes).ok_or(silent(Drop::Malformed))?;
+/// Decides on a packet that the kernel gave to the TUN. `largest` is its size in bytes, or that of its largest segment;
+/// `narrow` says of a peer what its path takes, where that is known to be less than the table says.
+pub fn outward(
+    table: &Table,
+    packet: &Packet,
+    largest: usize,
+    narrow: impl Fn(u32) -> Option<u16>,
+) -> Result<Route, Refusal> {
     if packet.is_martian() {
-        return Err(silent(Drop::Martian));
+        return Err(Refusal { drop: Drop::Martian, answer: None });
     }
-    let answered = |drop, problem| Refusal { drop, answer: Some((packet, problem)) };
+    let answered = |drop, problem| Refusal { drop, answer: Some(problem) };
     // What lives here has a route of its own in the kernel; if that is gone, sending it back would loop.
     let Home::Peer(place) = table.home(packet.destination) else {
         return Err(answered(Drop::NoRoute, Problem::Unreachable));
     };
     let peer = &table.peers()[place as usize];
     let endpoint = peer.endpoint.ok_or(answered(Drop::NoEndpoint, Problem::Unreachable))?;
-    if bytes.len() > usize::from(peer.mtu) {
-        return Err(answered(Drop::TooBig, Problem::TooBig { mtu: peer.mtu }));
+    let mtu = narrow(place).map_or(peer.mtu, |mtu| mtu.min(peer.mtu));
+    if largest > usize::from(mtu) {
+        return Err(answered(Drop::TooBig, Problem::TooBig { mtu }));
     }
     Ok(Route { peer: place, endpoint })
 }
 
-/// Decides on a datagram from the underlay.
-pub fn inward<'a>(table: &Table, datagram: &'a [u8]) -> Result<Delivery<'a>, Drop> {
-    let (header, inner) = Header::decode(datagram).map_err(|error| match error {
-        HeaderError::Short => Drop::Malformed,
-        HeaderError::Version(_) => Drop::UnknownVersion,
-        HeaderError::Kind(_) => Drop::UnknownKind,
-    })?;
-    // Flags and segments change what the rest means: without knowing how, it can't be delivered.
-    if header != Header::whole(header.sender) {
-        return Err(Drop::Malformed);
+/// Decides on packets from the underlay, most of which are like the one before.
+pub struct Gate<'a> {
+    table: &'a Table,
+    last: Option<(Sender<'a>, IpAddr, IpAddr, u32)>,
+}
+
+/// Who sent a packet: by its own account, or as its session proves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sender<'a> {
+    Says(DataId),
+    Is(&'a PeerName),
+}
+
+impl<'a> Gate<'a> {
+    pub fn new(table: &'a Table) -> Self {
+        Self { table, last: None }
     }
-    let packet = Packet::parse(inner).ok_or(Drop::Malformed)?;
-    let peer = table.sender(header.sender, packet.source).map_err(|refused| match refused {
-        Refused::Unknown => Drop::UnknownPeer,
-        Refused::Spoofed => Drop::SpoofedSource,
-    })?;
-    match table.home(packet.destination) {
-        Home::Local => Ok(Delivery { peer, packet: inner }),
-        _ => Err(Drop::NotLocal),
+
+    /// Whether an inner packet that `sender` sent may come in; gives the peer's place in the table.
+    pub fn admit(&mut self, sender: Sender<'a>, inner: &[u8], partial: bool) -> Result<u32, Drop> {
+        let packet = Packet::parse(inner).ok_or(Drop::Malformed)?;
+        if partial && Headers::plain(inner).is_none() {
+            return Err(Drop::Malformed);
+        }
+        if let Some((last, source, destination, peer)) = self.last
+            && (last, source, destination) == (sender, packet.source, packet.destination)
+        {
+            return Ok(peer);
+        }
+        let place = match sender {
+            Sender::Says(data_id) => self.table.sender(data_id, packet.source),
+            Sender::Is(name) => self.table.named_sender(name, packet.source),
+        };
+        let peer = place.map_err(|refused| match refused {
+            Refused::Unknown => Drop::UnknownPeer,
+            Refused::Spoofed => Drop::SpoofedSource,
+        })?;
+        if self.table.home(packet.destination) != Home::Local {
+            return Err(Drop::NotLocal);
+        }
+        self.last = Some((sender, packet.source, packet.destination, peer));
+        Ok(peer)
+    }
+}
+
+impl From<HeaderError> for Drop {
+    fn from(error: HeaderError) -> Self {
+        match error {
+            HeaderError::Short | HeaderError::Flags(_) => Self::Malformed,
+            HeaderError::Version(_) => Self::UnknownVersion,
+            HeaderError::Kind(_) => Self::UnknownKind,
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        datapath::table::{Inputs, Owner, Peer},
-        types::DataId,
-    };
+    use crate::datapath::table::{Inputs, Owner, Peer};
     use etherparse::PacketBuilder;
     use proptest::prelude::*;
 
@@ -125,21 +154,27 @@ mod tests {
         bytes
     }
 
-    fn datagram(sender: u32, packet: &[u8]) -> Vec<u8> {
-        [&Header::whole(DataId(sender)).encode()[..], packet].concat()
+    fn route(bytes: &[u8], narrow: Option<u16>) -> Result<Route, Refusal> {
+        let packet = Packet::parse(bytes).unwrap();
+        outward(&table(), &packet, bytes.len(), |_| narrow)
+    }
+
+    fn inward(sender: u32, packet: &[u8]) -> Result<u32, Drop> {
+        Gate::new(&table()).admit(Sender::Says(DataId(sender)), packet, false)
     }
 
     #[test]
     fn a_packet_goes_to_the_peer_where_its_destination_lives() {
-        let route = outward(&table(), &udp(HERE, THERE, 1400)).unwrap();
-        assert_eq!(route, Route { peer: 0, endpoint: SocketAddr::from(([192, 0, 2, 2], 6783)) });
+        let there = Route { peer: 0, endpoint: SocketAddr::from(([192, 0, 2, 2], 6783)) };
+        assert_eq!(route(&udp(HERE, THERE, 1400), None), Ok(there));
+        assert_eq!(route(&udp(HERE, THERE, 1400), Some(9000)), Ok(there), "the table says less");
     }
 
     #[test]
     fn what_goes_nowhere_is_counted_and_answered() {
         let refused = |bytes: &[u8]| {
-            let refusal = outward(&table(), bytes).unwrap_err();
-            (refusal.drop, refusal.answer.map(|(_, problem)| problem))
+            let refusal = route(bytes, None).unwrap_err();
+            (refusal.drop, refusal.answer)
         };
         let unreachable = Some(Problem::Unreachable);
         assert_eq!(refused(&udp(HERE, [10, 32, 9, 9], 100)), (Drop::NoRoute, unreachable), "nobody's");
@@ -149,45 +184,70 @@ mod tests {
         let too_big = Some(Problem::TooBig { mtu: 1400 });
         assert_eq!(refused(&udp(HERE, THERE, 1401)), (Drop::TooBig, too_big));
         assert_eq!(refused(&udp(HERE, [224, 0, 0, 1], 100)), (Drop::Martian, None));
-        assert_eq!(refused(&[0; 40]), (Drop::Malformed, None));
+        let narrow = route(&udp(HERE, THERE, 1301), Some(1300)).unwrap_err();
+        assert_eq!(narrow.answer, Some(Problem::TooBig { mtu: 1300 }), "a path that was found to be narrow");
     }
 
     #[test]
     fn only_a_peers_own_addresses_reach_what_lives_here() {
-        let table = table();
         let packet = udp(THERE, HERE, 100);
-        let good = datagram(2, &packet);
-        assert_eq!(inward(&table, &good), Ok(Delivery { peer: 0, packet: &packet[..] }));
-        let dropped = |bytes: &[u8]| inward(&table, bytes).unwrap_err();
-        assert_eq!(dropped(&datagram(9, &packet)), Drop::UnknownPeer);
-        assert_eq!(dropped(&datagram(3, &packet)), Drop::SpoofedSource, "as another peer's pod");
-        assert_eq!(dropped(&datagram(2, &udp(HERE, HERE, 100))), Drop::SpoofedSource, "as our own pod");
-        assert_eq!(dropped(&datagram(2, &udp(THERE, LOST, 100))), Drop::NotLocal, "no relay");
-        assert_eq!(dropped(&datagram(2, &udp(THERE, [10, 32, 0, 9], 100))), Drop::NotLocal, "no such pod");
-        assert_eq!(dropped(&good[..60]), Drop::Malformed, "cut short");
-        assert_eq!(dropped(&[&good[..1], &[1], &good[2..]].concat()), Drop::Malformed, "flags");
-        assert_eq!(dropped(&[&[0x1f], &good[1..]].concat()), Drop::UnknownKind);
-        assert_eq!(dropped(&[&[0xf1], &good[1..]].concat()), Drop::UnknownVersion);
-        assert_eq!(dropped(&[]), Drop::Malformed);
+        assert_eq!(inward(2, &packet), Ok(0));
+        let dropped = |sender, packet: &[u8]| inward(sender, packet).unwrap_err();
+        assert_eq!(dropped(9, &packet), Drop::UnknownPeer);
+        assert_eq!(dropped(3, &packet), Drop::SpoofedSource, "as another peer's pod");
+        assert_eq!(dropped(2, &udp(HERE, HERE, 100)), Drop::SpoofedSource, "as our own pod");
+        assert_eq!(dropped(2, &udp(THERE, LOST, 100)), Drop::NotLocal, "no relay");
+        assert_eq!(dropped(2, &udp(THERE, [10, 32, 0, 9], 100)), Drop::NotLocal, "no such pod");
+        assert_eq!(dropped(2, &packet[..60]), Drop::Malformed, "cut short");
+        assert_eq!(dropped(2, &[]), Drop::Malformed);
+    }
+
+    #[test]
+    fn a_session_proves_whose_pods_may_speak() {
+        let (table, packet) = (table(), udp(THERE, HERE, 100));
+        let (there, lost) = ("there".parse().unwrap(), "lost".parse().unwrap());
+        assert_eq!(Gate::new(&table).admit(Sender::Is(&there), &packet, false), Ok(0));
+        assert_eq!(Gate::new(&table).admit(Sender::Is(&lost), &packet, false), Err(Drop::SpoofedSource));
+    }
+
+    #[test]
+    fn what_was_admitted_before_opens_the_gate_for_nobody_else() {
+        let table = table();
+        let mut gate = Gate::new(&table);
+        let mut admit = |sender, packet: &[u8]| gate.admit(Sender::Says(DataId(sender)), packet, false);
+        let packet = udp(THERE, HERE, 100);
+        assert_eq!([admit(2, &packet), admit(2, &packet)], [Ok(0), Ok(0)]);
+        assert_eq!(admit(3, &packet), Err(Drop::SpoofedSource));
+        assert_eq!(admit(2, &udp(LOST, HERE, 100)), Err(Drop::SpoofedSource));
+        assert_eq!(admit(2, &udp(THERE, LOST, 100)), Err(Drop::NotLocal));
+        assert_eq!(admit(2, &packet), Ok(0));
+    }
+
+    #[test]
+    fn only_plain_headers_may_have_a_partial_checksum() {
+        let table = table();
+        let partial = |packet: &[u8]| Gate::new(&table).admit(Sender::Says(DataId(2)), packet, true);
+        let mut packet = udp(THERE, HERE, 100);
+        assert_eq!(partial(&packet), Ok(0));
+        packet[9] = 1;
+        assert_eq!(partial(&packet), Err(Drop::Malformed), "ICMP");
     }
 
     proptest! {
         #[test]
-        fn any_bytes_are_decided_on(bytes: Vec<u8>, from_peer: bool) {
-            let bytes = if from_peer { datagram(2, &bytes) } else { bytes };
-            let table = table();
-            let _ = outward(&table, &bytes);
-            prop_assert!(inward(&table, &bytes).is_err(), "no random packet has the right ends");
+        fn any_bytes_are_decided_on(bytes: Vec<u8>, partial: bool) {
+            let admitted = Gate::new(&table()).admit(Sender::Says(DataId(2)), &bytes, partial);
+            prop_assert!(admitted.is_err(), "no random packet has the right ends");
         }
 
         #[test]
-        fn a_damaged_packet_is_delivered_only_where_it_may(at in 0usize..108, byte: u8) {
-            let mut bytes = datagram(2, &udp(THERE, HERE, 100));
+        fn a_damaged_packet_is_delivered_only_where_it_may(at in 0usize..100, byte: u8) {
+            let mut bytes = udp(THERE, HERE, 100);
             bytes[at] = byte;
-            if let Ok(delivery) = inward(&table(), &bytes) {
-                let packet = Packet::parse(delivery.packet).unwrap();
+            if let Ok(peer) = inward(2, &bytes) {
+                let packet = Packet::parse(&bytes).unwrap();
                 prop_assert_eq!(table().home(packet.destination), Home::Local);
-                prop_assert_eq!(table().home(packet.source), Home::Peer(delivery.peer));
+                prop_assert_eq!(table().home(packet.source), Home::Peer(peer));
             }
         }
     }

@@ -1,33 +1,33 @@
-//! One queue's loop: a thread that owns a queue of the TUN device and a UDP socket.
+//! One queue's loop: a thread that owns a queue of the TUN device and some UDP sockets, its lanes.
 //!
 //! ```text
-//!   out:  TUN read into the slot, behind the header's place     until none waits, or a batch is full
-//!           ─▶ verdict::outward: parse, table, size             a refused packet is counted, some are answered by ICMP
-//!           ─▶ header before it, commit
-//!         ─▶ sendmmsg, the whole batch                          EMSGSIZE: the path's MTU goes back by ICMP
+//!   out:  TUN read, scattered into the slots of its segments      until none waits, or a batch is full
+//!           ─▶ parse, verdict::outward: table, size               a refused packet is counted, some are answered by ICMP
+//!           ─▶ split: headers of each segment
+//!           ─▶ header before each [, seal]
+//!         ─▶ sendmmsg, by the lane of its flow, cut by the kernel EMSGSIZE: the next packet is answered by ICMP
 //!
-//!   in:   recvmmsg, a whole batch
-//!           ─▶ verdict::inward: header, parse, source check, does the destination live here
-//!           ─▶ TUN write
+//!   in:   recvmmsg, a few large messages or many small ones
+//!           ─▶ header [, open], Gate: parse, source check, does the destination live here
+//!           ─▶ coalesce
+//!         ─▶ TUN writes, one for each run of segments
 //! ```
 //!
 //! The table is read once per batch. No packet takes a lock or an allocation, none makes the worker wait, and nothing
-//! but the device's loss ends it before it is told to stop. Without packets it sleeps in `epoll_wait`.
+//! but the device's loss ends it before it is told to stop. After work it looks for more for a while before it sleeps:
+//! waking up costs more time than a packet's whole way.
 
 use super::{
     counters::{Counters, Drop, PeerCounters, WorkerCounters},
-    header::{HEADER_LEN, Header},
-    icmp::{self, Bucket, Problem},
-    packet::Packet,
-    table::{Home, Peer, Table},
-    verdict,
+    offload::coalesce::Takes,
+    receive::Receiver,
+    sessions::{Sending, Sessions},
+    table::{Peer, Table},
+    transmit::Transmitter,
 };
-use crate::{
-    linux::{
-        tun::Queue,
-        udp::{BATCH, Incoming, Outgoing, Socket},
-    },
-    types::{CLEAR_OVERHEAD, IPV6_EXTRA},
+use crate::linux::{
+    tun::{Offloads, Queue},
+    udp::Socket,
 };
 use arc_swap::{ArcSwap, Cache};
 use nix::{
@@ -39,28 +39,50 @@ use nix::{
     },
 };
 use std::{
-    net::{IpAddr, SocketAddr},
     os::fd::AsFd,
     sync::Arc,
+    thread,
     time::{Duration, Instant},
 };
 
 pub(super) struct Worker {
     number: usize,
     queue: Queue,
-    socket: Socket,
+    lanes: Vec<Socket>,
     tables: Cache<Arc<ArcSwap<Table>>, Arc<Table>>,
     counters: Arc<Counters>,
     /// The table's peers, and their counters in the same order.
     peers: Arc<[Peer]>,
     places: Vec<Arc<[PeerCounters]>>,
-    outgoing: Box<Outgoing>,
-    /// The peer's place of each outgoing datagram.
-    targets: [u32; BATCH],
-    incoming: Box<Incoming>,
-    answers: Answers,
+    sealing: Option<Sealing>,
+    transmitter: Transmitter,
+    receiver: Receiver,
     epoll: Epoll,
     stop: Arc<EventFd>,
+    /// How long it looks for more after work.
+    linger: Duration,
+}
+
+/// The sessions that are in force, and what to seal with for each peer of the table, in its order.
+struct Sealing {
+    sessions: Cache<Arc<ArcSwap<Sessions>>, Arc<Sessions>>,
+    known: Arc<Sessions>,
+    sending: Vec<Option<Arc<Sending>>>,
+}
+
+/// What a worker works with during one batch.
+pub(super) struct Shift<'a> {
+    pub(super) table: &'a Table,
+    pub(super) queue: &'a Queue,
+    pub(super) lanes: &'a [Socket],
+    /// This worker's first lane among those of all workers.
+    pub(super) first_lane: u8,
+    /// None where packets go in clear.
+    pub(super) sessions: Option<&'a Sessions>,
+    sending: &'a [Option<Arc<Sending>>],
+    counters: &'a WorkerCounters,
+    number: usize,
+    places: &'a [Arc<[PeerCounters]>],
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -71,42 +93,59 @@ pub(super) enum WorkerError {
     Wait(Errno),
 }
 
+/// What a worker owns from the start.
+pub(super) struct Parts {
+    pub(super) number: usize,
+    pub(super) queue: Queue,
+    pub(super) offloads: Offloads,
+    pub(super) lanes: Vec<Socket>,
+    pub(super) linger: Duration,
+    pub(super) sessions: Option<Arc<ArcSwap<Sessions>>>,
+}
+
 impl Worker {
     /// The worker stops when `stop` becomes readable.
     pub(super) fn new(
-        number: usize,
-        queue: Queue,
-        socket: Socket,
+        parts: Parts,
         tables: Arc<ArcSwap<Table>>,
         counters: Arc<Counters>,
         stop: Arc<EventFd>,
     ) -> Result<Self, Errno> {
+        let Parts { number, queue, offloads, lanes, linger, sessions } = parts;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(&*stop, EpollEvent::new(EpollFlags::EPOLLIN, STOP))?;
         epoll.add(&queue, EpollEvent::new(EpollFlags::EPOLLIN, TUN))?;
-        epoll.add(&socket, EpollEvent::new(EpollFlags::EPOLLIN, UDP))?;
+        for (lane, socket) in lanes.iter().enumerate() {
+            epoll.add(socket, EpollEvent::new(EpollFlags::EPOLLIN, FIRST_LANE + lane as u64))?;
+        }
         Ok(Self {
             number,
             queue,
-            socket,
+            lanes,
             tables: Cache::new(tables),
             counters,
             peers: Arc::default(),
             places: Vec::new(),
-            outgoing: Outgoing::new(),
-            targets: [0; BATCH],
-            incoming: Incoming::new(),
-            answers: Answers::new(),
+            transmitter: Transmitter::new(sessions.is_some()),
+            sealing: sessions.map(|sessions| {
+                let mut sessions = Cache::new(sessions);
+                let known = Arc::clone(sessions.load());
+                Sealing { sessions, known, sending: Vec::new() }
+            }),
+            receiver: Receiver::new(Takes { tcp: true, udp: offloads.udp }),
             epoll,
             stop,
+            linger,
         })
     }
 
     /// Carries packets until it is told to stop. A batch out and a batch in alternate while both have work.
     pub(super) fn run(mut self) -> Result<(), WorkerError> {
-        let mut events = [EpollEvent::empty(); 3];
+        let mut events = [EpollEvent::empty(); 8];
+        let mut asleep_from = Instant::now();
+        let mut timeout = EpollTimeout::NONE;
         loop {
-            let ready = match self.epoll.wait(&mut events, EpollTimeout::NONE) {
+            let ready = match self.epoll.wait(&mut events, timeout) {
                 Err(Errno::EINTR) => continue,
                 ready => ready.map_err(WorkerError::Wait)?,
             };
@@ -116,145 +155,79 @@ impl Worker {
                     STOP => return Ok(()),
                     TUN if lost => return Err(WorkerError::TunGone),
                     TUN => self.transmit()?,
-                    _ => self.receive()?,
+                    lane => self.receive((lane - FIRST_LANE) as usize)?,
+                }
+            }
+            if ready > 0 && !self.linger.is_zero() {
+                asleep_from = Instant::now() + self.linger;
+                timeout = EpollTimeout::ZERO;
+            } else if timeout == EpollTimeout::ZERO {
+                match Instant::now() < asleep_from {
+                    true => thread::yield_now(),
+                    false => timeout = EpollTimeout::NONE,
                 }
             }
         }
     }
 
-    /// Takes a batch from the TUN and sends what has a way.
     fn transmit(&mut self) -> Result<(), WorkerError> {
-        let table = self.table();
-        let counters = self.counters.worker(self.number);
-        let header = Header::whole(table.me()).encode();
-        for _ in 0..BATCH {
-            let Some(slot) = self.outgoing.reserve() else { break };
-            let (front, rest) = slot.split_at_mut(HEADER_LEN);
-            let len = match self.queue.read(rest) {
-                Ok(len) => len,
-                Err(Errno::EAGAIN) => break,
-                Err(Errno::EINTR) => continue,
-                Err(errno) => {
-                    self.trouble_at_tun(errno)?;
-                    break;
-                }
-            };
-            let bytes = &rest[..len];
-            match verdict::outward(&table, bytes) {
-                Ok(route) => {
-                    front.copy_from_slice(&header);
-                    self.targets[self.outgoing.len()] = route.peer;
-                    self.outgoing.commit(HEADER_LEN + len, route.endpoint);
-                }
-                Err(refusal) => {
-                    counters.dropped(refusal.drop);
-                    if let Some((packet, problem)) = refusal.answer
-                        && let Some(from) = self.answers.grant(problem, &packet, &table)
-                    {
-                        self.answers.write(problem, &packet, bytes, from, &self.queue, counters);
-                    }
-                }
-            }
-        }
-        self.flush(&table);
-        Ok(())
+        let table = self.look_up();
+        let (shift, transmitter, _) = self.shift(&table);
+        let result = transmitter.batch(&shift);
+        self.checked(result)
     }
 
-    /// Sends the batch. What the kernel does not take is dropped: waiting for room would stall the way in, and a
-    /// sender learns of a loss sooner than of a queue.
-    fn flush(&mut self, table: &Table) {
-        let mut first = 0;
-        while first < self.outgoing.len() {
-            let refused = match self.outgoing.send(&self.socket, first) {
-                Ok(sent) if sent > 0 => {
-                    for at in first..first + sent {
-                        let peer = &self.places[self.targets[at] as usize][self.number];
-                        self.mine().sent(peer, self.outgoing.datagram(at).len() - HEADER_LEN);
-                    }
-                    first += sent;
-                    continue;
-                }
-                Err(Errno::EINTR) => continue,
-                Err(Errno::EAGAIN) => {
-                    (first..self.outgoing.len()).for_each(|_| self.mine().dropped(Drop::SendBufferFull));
-                    break;
-                }
-                Err(Errno::ENOBUFS | Errno::ENOMEM) => Drop::SendBufferFull,
-                Err(Errno::EMSGSIZE) => {
-                    self.answer_too_big(first, table);
-                    Drop::TooBig
-                }
-                Ok(_) | Err(_) => Drop::SendRefused,
-            };
-            self.mine().dropped(refused);
-            first += 1;
-        }
-        self.outgoing.clear();
+    fn receive(&mut self, lane: usize) -> Result<(), WorkerError> {
+        let table = self.look_up();
+        let (shift, _, receiver) = self.shift(&table);
+        let result = receiver.batch(&shift, lane);
+        self.checked(result)
     }
 
-    /// The path takes less than the table says: asks the kernel how much, and tells the packet's sender.
-    fn answer_too_big(&mut self, at: usize, table: &Table) {
-        let bytes = &self.outgoing.datagram(at)[HEADER_LEN..];
-        let endpoint = self.peers[self.targets[at] as usize].endpoint;
-        let (Some(packet), Some(endpoint)) = (Packet::parse(bytes), endpoint) else { return };
-        let Some(from) = self.answers.grant(Problem::TooBig { mtu: 0 }, &packet, table) else { return };
-        let Ok(path) = self.socket.path_mtu(endpoint) else { return };
-        let mtu = inner_mtu(path, endpoint);
-        if usize::from(mtu) < bytes.len() {
-            let counters = self.counters.worker(self.number);
-            self.answers.write(Problem::TooBig { mtu }, &packet, bytes, from, &self.queue, counters);
-        }
-    }
-
-    /// Takes a batch from the underlay and hands in what may come in.
-    fn receive(&mut self) -> Result<(), WorkerError> {
-        let received = match self.incoming.receive(&self.socket) {
-            Ok(received) => received,
-            Err(Errno::EAGAIN | Errno::EINTR) => return Ok(()),
-            Err(_) => {
-                self.pause();
-                return Ok(());
-            }
-        };
-        let table = self.table();
-        let counters = self.counters.worker(self.number);
-        for at in 0..received {
-            match verdict::inward(&table, self.incoming.datagram(at)) {
-                Ok(delivery) => match self.queue.write(delivery.packet) {
-                    Ok(()) => {
-                        let peer = &self.places[delivery.peer as usize][self.number];
-                        counters.received(peer, delivery.packet.len());
-                    }
-                    Err(Errno::EBADFD) => return Err(WorkerError::TunGone),
-                    Err(_) => counters.dropped(Drop::TunWrite),
-                },
-                Err(drop) => counters.dropped(drop),
-            }
+    fn checked(&self, result: Result<(), Errno>) -> Result<(), WorkerError> {
+        match result {
+            Ok(()) => {}
+            Err(Errno::EBADFD) => return Err(WorkerError::TunGone),
+            Err(_) => self.pause(),
         }
         Ok(())
     }
 
-    /// The table to use for one batch; makes the peers' places fit it.
-    fn table(&mut self) -> Arc<Table> {
+    /// The table to use for one batch; makes what is kept for each peer fit it and the sessions.
+    fn look_up(&mut self) -> Arc<Table> {
         let table = Arc::clone(self.tables.load());
-        if !Arc::ptr_eq(table.peers(), &self.peers) {
+        let changed = !Arc::ptr_eq(table.peers(), &self.peers);
+        if changed {
             self.peers = Arc::clone(table.peers());
             self.places = self.counters.places(&self.peers);
             self.counters.forget_unplaced();
+            self.transmitter.forget_peers();
+        }
+        if let Some(sealing) = &mut self.sealing {
+            let sessions = sealing.sessions.load();
+            if changed || !Arc::ptr_eq(sessions, &sealing.known) {
+                sealing.known = Arc::clone(sessions);
+                let sending = self.peers.iter().map(|peer| sealing.known.sending(&peer.name).cloned());
+                sealing.sending = sending.collect();
+            }
         }
         table
     }
 
-    fn mine(&self) -> &WorkerCounters {
-        self.counters.worker(self.number)
-    }
-
-    fn trouble_at_tun(&self, errno: Errno) -> Result<(), WorkerError> {
-        if errno == Errno::EBADFD {
-            return Err(WorkerError::TunGone);
-        }
-        self.pause();
-        Ok(())
+    fn shift<'a>(&'a mut self, table: &'a Table) -> (Shift<'a>, &'a mut Transmitter, &'a mut Receiver) {
+        let sealing = self.sealing.as_ref();
+        let shift = Shift {
+            table,
+            queue: &self.queue,
+            lanes: &self.lanes,
+            first_lane: (self.number * self.lanes.len()) as u8,
+            sessions: sealing.map(|sealing| &*sealing.known),
+            sending: sealing.map_or(&[], |sealing| &sealing.sending),
+            counters: self.counters.worker(self.number),
+            number: self.number,
+            places: &self.places,
+        };
+        (shift, &mut self.transmitter, &mut self.receiver)
     }
 
     /// An error that should not be, and may come back at once: keeps the loop from turning without rest.
@@ -265,82 +238,35 @@ impl Worker {
     }
 }
 
-/// ICMP errors to those who live here. Each kind has its own limit: a scan of empty addresses must not keep a flow
-/// from learning its MTU.
-struct Answers {
-    unreachable: Bucket,
-    too_big: Bucket,
-    buffer: Vec<u8>,
-}
-
-impl Answers {
-    fn new() -> Self {
-        let bucket = || Bucket::new(ICMP_INTERVAL, ICMP_BURST);
-        Self { unreachable: bucket(), too_big: bucket(), buffer: Vec::with_capacity(icmp::LARGEST_V6) }
+impl<'a> Shift<'a> {
+    /// What packets to the peer are sealed with, once that is agreed.
+    pub(super) fn sending(&self, peer: u32) -> Option<&'a Sending> {
+        self.sending[peer as usize].as_deref()
     }
 
-    /// Whether the sender of `packet` is to be told now, and if so from which address of ours.
-    fn grant(&mut self, problem: Problem, packet: &Packet, table: &Table) -> Option<IpAddr> {
-        let from = match packet.source {
-            IpAddr::V4(_) => table.bridge_v4().map(IpAddr::from),
-            IpAddr::V6(_) => table.bridge_v6().map(IpAddr::from),
-        }?;
-        let bucket = match problem {
-            Problem::Unreachable => &mut self.unreachable,
-            Problem::TooBig { .. } => &mut self.too_big,
-        };
-        (table.home(packet.source) == Home::Local && bucket.take(Instant::now())).then_some(from)
+    pub(super) fn sent(&self, peer: u32, packets: usize, bytes: usize) {
+        self.counters.sent(self.place(peer), packets, bytes);
     }
 
-    fn write(
-        &mut self,
-        problem: Problem,
-        packet: &Packet,
-        bytes: &[u8],
-        from: IpAddr,
-        queue: &Queue,
-        counters: &WorkerCounters,
-    ) {
-        if !icmp::answer(problem, packet, bytes, from, &mut self.buffer) {
-            return;
-        }
-        match queue.write(&self.buffer) {
-            Ok(()) => counters.answered(),
-            Err(_) => counters.dropped(Drop::TunWrite),
-        }
+    pub(super) fn received(&self, peer: u32, packets: usize, bytes: usize) {
+        self.counters.received(self.place(peer), packets, bytes);
+    }
+
+    pub(super) fn dropped(&self, drop: Drop, packets: usize) {
+        self.counters.dropped(drop, packets);
+    }
+
+    pub(super) fn answered(&self) {
+        self.counters.answered();
+    }
+
+    fn place(&self, peer: u32) -> &PeerCounters {
+        &self.places[peer as usize][self.number]
     }
 }
 
-/// What an underlay path of `path` bytes leaves for an inner packet.
-fn inner_mtu(path: usize, endpoint: SocketAddr) -> u16 {
-    let largest = u16::try_from(path).unwrap_or(u16::MAX);
-    let extra = if endpoint.ip().to_canonical().is_ipv6() { IPV6_EXTRA } else { 0 };
-    largest.saturating_sub(CLEAR_OVERHEAD + extra)
-}
-
-/// One ICMP error of a kind each so often, for each worker: a hundred a second.
-const ICMP_INTERVAL: Duration = Duration::from_millis(10);
-/// So many at once.
-const ICMP_BURST: u32 = 50;
 /// Rest after an error that should not be, in milliseconds.
 const PAUSE_MS: u8 = 10;
 const STOP: u64 = 0;
 const TUN: u64 = 1;
-const UDP: u64 = 2;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_outer_headers_are_taken_off_a_path() {
-        let v4 = SocketAddr::from(([192, 0, 2, 1], 1));
-        let v6: SocketAddr = "[2001:db8::1]:1".parse().unwrap();
-        let mapped: SocketAddr = "[::ffff:192.0.2.1]:1".parse().unwrap();
-        assert_eq!(inner_mtu(1500, v4), 1464);
-        assert_eq!(inner_mtu(1500, v6), 1444);
-        assert_eq!(inner_mtu(1500, mapped), 1464);
-        assert_eq!(inner_mtu(65_536, v4), 65_499, "loopback's MTU is more than IP has");
-        assert_eq!(inner_mtu(0, v4), 0);
-    }
-}
+const FIRST_LANE: u64 = 2;

@@ -1,15 +1,23 @@
 //! The TUN device and its queues.
 //!
 //! ```text
-//!   open(name, n) ─▶ inspect: free, or a multi-queue TUN that nobody holds ─▶ tokio-tun attaches ─▶ n × Queue
+//!   open(name, n) ─▶ inspect: free, or a multi-queue TUN that nobody holds
+//!                 ─▶ a first queue that asks for virtio headers ─▶ tokio-tun attaches n more ─▶ offloads ─▶ n × Queue
 //! ```
 //!
 //! The device is persistent: it keeps its address and routes when the agent ends, and the next one attaches to it.
-//! A queue reads and writes whole IP packets, without a packet information or virtio header.
+//! A queue reads and writes whole IP packets behind a virtio header; a packet may be a super-packet of up to 64 KiB.
 
-use nix::{errno::Errno, fcntl, sys::stat::Mode, unistd};
+use nix::{
+    errno::Errno,
+    fcntl,
+    sys::{
+        stat::Mode,
+        uio::{readv, writev},
+    },
+};
 use std::{
-    io,
+    io::{self, IoSlice, IoSliceMut},
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
 };
 use tokio_tun::Tun;
@@ -41,21 +49,28 @@ pub enum TunError {
 }
 
 impl Queue {
-    /// Reads one packet; gives its length.
+    /// Reads one packet into `parts`, of which the first is as long as a virtio header; gives the length with it.
     ///
     /// # Errors
     /// `EAGAIN` when none waits; `EBADFD` when the device is gone.
-    pub fn read(&self, packet: &mut [u8]) -> Result<usize, Errno> {
-        unistd::read(&self.0, packet)
+    pub fn read(&self, parts: &mut [IoSliceMut<'_>]) -> Result<usize, Errno> {
+        readv(&self.0, parts)
     }
 
-    /// Writes one packet, which the kernel takes as arrived at the device.
+    /// Writes one packet, which the kernel takes as arrived at the device; the first of `parts` is a virtio header.
     ///
     /// # Errors
-    /// `EIO` while the device is down; `EBADFD` when it is gone.
-    pub fn write(&self, packet: &[u8]) -> Result<(), Errno> {
-        unistd::write(&self.0, packet).map(|_| ())
+    /// `EIO` while the device is down; `EBADFD` when it is gone; `EINVAL` when the header does not fit the packet.
+    pub fn write(&self, parts: &[IoSlice<'_>]) -> Result<(), Errno> {
+        writev(&self.0, parts).map(drop)
     }
+}
+
+/// What the kernel leaves to us and takes from us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Offloads {
+    /// Super-packets of UDP too: since Linux 6.2.
+    pub udp: bool,
 }
 
 impl AsFd for Queue {
@@ -68,15 +83,17 @@ impl AsFd for Queue {
 /// runtime that drives I/O.
 ///
 /// The kernel spreads flows over the queues that are open, so each needs its reader.
-pub fn open(name: &str, queues: usize) -> Result<Vec<Queue>, TunError> {
+pub fn open(name: &str, queues: usize) -> Result<(Vec<Queue>, Offloads), TunError> {
     let os = |what| move |source: io::Error| TunError::Os { name: name.into(), what, source };
-    open_control()?;
+    let control = open_control()?;
     if let Some(found) = inspect(name)? {
         found.check(name)?;
         if found.queues > 0 {
             return Err(TunError::Busy(name.into()));
         }
     }
+    // tokio-tun does not ask for virtio headers, but leaves them as the device's first queue has them.
+    attach(&control, name, libc::IFF_VNET_HDR)?;
     // With a single queue tokio-tun would leave IFF_MULTI_QUEUE away; one more is closed again below.
     let tuns = Tun::builder()
         .name(name)
@@ -85,8 +102,11 @@ pub fn open(name: &str, queues: usize) -> Result<Vec<Queue>, TunError> {
         .build()
         .map_err(|e| attach_error(name, e))?;
     let fds: io::Result<Vec<_>> = tuns.iter().take(queues).map(duplicate).collect();
-    drop(tuns);
-    Ok(fds.map_err(os("duplicate a descriptor"))?.into_iter().map(Queue).collect())
+    drop((tuns, control));
+    let queues: Vec<_> = fds.map_err(os("duplicate a descriptor"))?.into_iter().map(Queue).collect();
+    // Both are the device's, not a queue's.
+    let offloads = ask_offloads(&queues[0].0).map_err(|e| os("ask for offloads")(e.into()))?;
+    Ok((queues, offloads))
 }
 
 /// Removes the device `name`, or makes it go with the last process that holds it; false where there is none.
@@ -94,15 +114,35 @@ pub fn remove(name: &str) -> Result<bool, TunError> {
     let control = open_control()?;
     let Some(found) = inspect(name)? else { return Ok(false) };
     found.check(name)?;
-    let mut request = Request::new(name)?;
-    request.data.flags = (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_MULTI_QUEUE) as libc::c_short;
-    // SAFETY: the descriptor is /dev/net/tun's, and the request a whole `ifreq` that lives through the call.
-    let attached = unsafe { tunsetiff(control.as_raw_fd(), (&raw const request) as libc::c_ulong) };
-    attached.map_err(|e| attach_error(name, tokio_tun::Error::NixError(e)))?;
+    attach(&control, name, 0)?;
     // SAFETY: the argument is a plain number.
     let released = unsafe { tunsetpersist(control.as_raw_fd(), 0) };
     released.map_err(|e| TunError::Os { name: name.into(), what: "let it go", source: e.into() })?;
     Ok(true)
+}
+
+/// Makes a descriptor of /dev/net/tun a queue of the device.
+fn attach(control: &OwnedFd, name: &str, flags: libc::c_int) -> Result<(), TunError> {
+    let mut request = Request::new(name)?;
+    request.data.flags = (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_MULTI_QUEUE | flags) as libc::c_short;
+    // SAFETY: the descriptor is /dev/net/tun's, and the request a whole `ifreq` that lives through the call.
+    let attached = unsafe { tunsetiff(control.as_raw_fd(), (&raw const request) as libc::c_ulong) };
+    attached.map(drop).map_err(|e| attach_error(name, tokio_tun::Error::NixError(e)))
+}
+
+/// Asks for partial checksums and super-packets, of as many kinds as this kernel knows.
+fn ask_offloads(queue: &OwnedFd) -> Result<Offloads, Errno> {
+    let header = libc::c_int::try_from(VIRTIO_LEN).expect("ten bytes");
+    // SAFETY: the kernel reads one number, which lives through the call.
+    unsafe { tunsetvnethdrsz(queue.as_raw_fd(), &raw const header) }?;
+    let tcp = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
+    let udp = libc::TUN_F_USO4 | libc::TUN_F_USO6;
+    // SAFETY: the argument is a plain number.
+    let set = |offloads: u32| unsafe { tunsetoffload(queue.as_raw_fd(), offloads.into()) };
+    if set(tcp | udp).is_ok() {
+        return Ok(Offloads { udp: true });
+    }
+    set(tcp).map(|_| Offloads { udp: false })
 }
 
 /// A device that has our name already.
@@ -244,8 +284,12 @@ struct Channels {
 
 nix::ioctl_write_int!(tunsetiff, b'T', 202);
 nix::ioctl_write_int!(tunsetpersist, b'T', 203);
+nix::ioctl_write_int!(tunsetoffload, b'T', 208);
+nix::ioctl_write_ptr!(tunsetvnethdrsz, b'T', 216, libc::c_int);
 nix::ioctl_readwrite_bad!(siocethtool, 0x8946, Request);
 
+/// Bytes of the virtio header.
+pub const VIRTIO_LEN: usize = 10;
 const ETHTOOL_GDRVINFO: u32 = 0x3;
 const ETHTOOL_GCHANNELS: u32 = 0x3c;
 const _: () = assert!(size_of::<Request>() == 40);

@@ -275,6 +275,7 @@ impl Dialer {
             Target::Bootstrap(_) | Target::Twin => true,
         });
         let unknown = |(_, bootstrap): &(&PeerAddress, &Bootstrap)| match &bootstrap.met {
+            Some(name) if self.linked.contains(name) => false,
             Some(name) => self.linked.is_empty() || !self.ring.contains(&place(name)),
             None => true,
         };

@@ -22,6 +22,8 @@ pub struct Link {
     pub opened: Instant,
     /// Who the other end is, once it said hello.
     pub peer: Option<(PeerName, Incarnation)>,
+    /// There is another link with the same agent, which came before this one.
+    pub double: bool,
     pub buffer: SendBuffer,
     /// The other side has told all that it has.
     pub synced: bool,
@@ -45,6 +47,7 @@ impl Link {
             remote,
             opened: now,
             peer: None,
+            double: false,
             buffer: SendBuffer::default(),
             synced: false,
             first: FirstExchange::Waiting,

@@ -71,7 +71,13 @@ impl Mesh {
             }
             return;
         };
+        if !link.double
+            && let Some(heir) = self.links.values_mut().find(|other| other.peer == link.peer)
+        {
+            heir.double = false;
+        }
         if self.links.values().any(|other| other.name() == Some(name)) {
+            debug!(peer = %name, remote = link.remote, reason, "one link of several is down");
             return;
         }
         info!(peer = %name, remote = link.remote, reason, "link down");
@@ -86,6 +92,27 @@ impl Mesh {
             self.links.iter().filter(|(_, link)| link.silent(now)).map(|(id, _)| *id).collect();
         for id in silent {
             self.close(id, Code::Protocol, "no hello came in time", now);
+        }
+    }
+
+    /// Closes the doubles of links over which the other end has told all that it knows: it has that link, too. Where one
+    /// end called twice it decides, else the one with the smaller name: so the two never close a different one each.
+    pub(super) fn close_doubles(&mut self, now: Instant) {
+        let ours = |link: &Link| {
+            let first = self.links.values().find(|first| !first.double && first.peer == link.peer);
+            first.is_some_and(|first| {
+                let called_alike = first.dialled.is_some() == link.dialled.is_some();
+                let decide = if called_alike {
+                    link.dialled.is_some()
+                } else {
+                    link.name().is_some_and(|name| self.greeting.name < *name)
+                };
+                first.synced && decide
+            })
+        };
+        let doubles = self.links.iter().filter(|(_, link)| link.double && ours(link));
+        for id in doubles.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.close(id, Code::Surplus, "a double of another link", now);
         }
     }
 
@@ -165,38 +192,25 @@ impl Mesh {
             Some(target) => self.dialer.met(target, &name),
             None => {}
         }
-        let mut loser = None;
-        for (other, link) in &self.links {
-            if *other != id && link.peer.as_ref() == Some(&(name.clone(), incarnation)) {
-                let ours_stays = self.greeting.name < name;
-                match (dialled.is_some(), link.dialled.is_some()) {
-                    // Who called twice decides, and keeps the older.
-                    (true, true) => loser = Some(id),
-                    (false, false) => {}
-                    (new, _) if new == ours_stays => loser = Some(*other),
-                    _ => loser = Some(id),
-                }
-            }
-        }
-        if loser == Some(id) {
-            self.close(id, Code::Surplus, "a double of another link", now);
-            return;
-        }
-        if loser.is_none() && !self.make_room(dialled.is_some() && self.dialer.wants(&name), now) {
+        if !self.make_room(dialled.is_some() && self.dialer.wants(&name), now) {
             self.count_refused(Code::Surplus);
             self.close(id, Code::Surplus, &format!("agent {} has links enough", self.greeting.name), now);
             return;
         }
+        let peer = Some((name.clone(), incarnation));
+        let double = self.links.values().any(|link| link.peer == peer);
         let Some(link) = self.links.get_mut(&id) else { return };
-        info!(peer = %name, remote = link.remote, dialled = link.dialled.is_some(), "link up");
         link.welcome(name.clone(), incarnation, &self.replica);
+        link.double = double;
+        self.fresh_until = now + FRESH;
+        if double {
+            debug!(peer = %name, remote = link.remote, dialled = dialled.is_some(), "a double of another link");
+            return;
+        }
+        info!(peer = %name, remote = link.remote, dialled = dialled.is_some(), "link up");
         self.dialer.up(&name);
         self.routes = None;
-        self.fresh_until = now + FRESH;
         self.neighbours_changed(now);
-        if let Some(loser) = loser {
-            self.close(loser, Code::Surplus, "a double of another link", now);
-        }
     }
 
     /// Makes room for one more link where there is none: a link that nobody wants ends, the oldest first, once both sides

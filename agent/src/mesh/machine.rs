@@ -329,6 +329,7 @@ impl Mesh {
     /// Does what time and the last input made due.
     fn drive(&mut self, now: Instant) {
         self.close_silent(now);
+        self.close_doubles(now);
         self.try_join(now);
         self.drive_name(now);
         if !self.contact && self.phase == Phase::Joined && self.links.values().any(|link| link.synced) {

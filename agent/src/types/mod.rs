@@ -3,6 +3,7 @@
 
 mod attachment;
 mod endpoint;
+mod key;
 mod mac;
 mod name;
 mod universe;
@@ -12,6 +13,9 @@ use std::fmt;
 pub use attachment::{AttachmentKey, InvalidAttachment, PodRef, VethAlias};
 pub use endpoint::{CONTROL_PORT, Endpoint, InvalidPeerAddress, PeerAddress};
 pub use ipnet::IpNet as Prefix;
+pub use key::DataKey;
+#[cfg(feature = "agent")]
+pub use key::DataSecret;
 pub use mac::{InvalidMac, Mac};
 pub use name::{InvalidPeerName, PeerName};
 pub use universe::{InvalidUniverse, LEAST_MTU, Universe};
@@ -29,6 +33,16 @@ impl fmt::Display for Incarnation {
 /// Names a peer in the data path's clear packets; drawn at random for each incarnation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DataId(pub u32);
+
+/// Names a session in the packets to its receiver, who drew it at random.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionIndex(pub u32);
+
+impl fmt::Display for SessionIndex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:08x}", self.0)
+    }
+}
 
 /// Each node's one bridge, and its one TUN device.
 pub const BRIDGE: &str = "weft";
