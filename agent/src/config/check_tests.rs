@@ -108,7 +108,8 @@ fn the_mtu_is_the_underlays_less_the_overhead() {
     let both = ["--advertise", "192.0.2.1", "--advertise", "[2001:db8::1]"];
     assert_eq!(accepted(&both).mtu, 1420);
     assert_eq!(accepted(&["--advertise", "198.51.100.1"]).mtu, 8940);
-    assert_eq!(accepted(&["--mtu", "1464"]).mtu, 1464);
+    assert_eq!(accepted(&["--mtu", "1440"]).mtu, 1440);
+    assert_eq!(accepted(&["--mtu", "1464", "--encryption", "off"]).mtu, 1464);
 }
 
 #[test]
@@ -204,6 +205,7 @@ fn an_agent_without_keys_is_refused_and_told_how_to_get_some() {
 fn an_mtu_that_does_not_fit_is_refused() {
     assert_snapshot!(refused(&["--mtu", "500"]), @r"--mtu 500: pods need 576 bytes at least");
     assert_snapshot!(refused(&["--mtu", "1465"]), @r"--mtu 1465: eth0 carries 1500 bytes, and encryption takes 60 of them");
+    assert_snapshot!(refused(&["--mtu", "1465", "--encryption", "off"]), @r"--mtu 1465: eth0 carries 1500 bytes, and encapsulation takes 36 of them");
     assert_snapshot!(refused(&["--mtu", "big"]), @r"--mtu big: not a number from 1 to 65535");
     assert_snapshot!(refused(&["--mtu", "1200", "--universe", "fd00:77::/64"]), @r"--mtu 1200: pods need 1280 bytes at least");
     let mut narrow = host();

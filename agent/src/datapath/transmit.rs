@@ -102,12 +102,19 @@ impl Transmitter {
         }
         self.wanted = None;
         let mut result = Ok(());
+        let mut bytes = 0;
         for _ in 0..PACKETS {
+            if bytes >= BYTES {
+                break;
+            }
             if !self.outgoing.has_room() {
                 self.flush(shift);
             }
             match self.read(shift) {
-                Ok((virtio, len)) => self.take(shift, virtio, len),
+                Ok((virtio, len)) => {
+                    bytes += len;
+                    self.take(shift, virtio, len);
+                }
                 Err(Errno::EAGAIN) => break,
                 Err(Errno::EINTR) => {}
                 Err(errno) => {
@@ -387,8 +394,9 @@ impl Answers {
 
 const CLEAR: Around = Around { front: CLEAR_LEN, back: 0, overhead: CLEAR_OVERHEAD };
 const SEALED: Around = Around { front: SEALED_LEN, back: TAG_LEN, overhead: SEALED_OVERHEAD };
-/// Packets in one batch: the way in has its turn after it.
+/// Packets in one batch, and bytes after which it is over: then the way in has its turn, and acknowledgements theirs.
 const PACKETS: usize = 64;
+const BYTES: usize = 256 << 10;
 /// Places that a read is scattered to, at most, with the virtio header's.
 const PLACES: usize = 72;
 /// Packets that come alone between super-packets, as acknowledgements do, before it is worth to foresee none.

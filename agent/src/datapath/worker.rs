@@ -150,8 +150,9 @@ impl Worker {
     /// Carries packets until it is told to stop. A batch out and a batch in alternate while both have work.
     pub(super) fn run(mut self) -> Result<(), WorkerError> {
         let mut events = [EpollEvent::empty(); 8];
-        let mut asleep_from = Instant::now();
         let mut timeout = EpollTimeout::NONE;
+        // Since when there was nothing to do.
+        let mut idle: Option<Instant> = None;
         loop {
             let ready = match self.epoll.wait(&mut events, timeout) {
                 Err(Errno::EINTR) => continue,
@@ -171,10 +172,11 @@ impl Worker {
                 self.resume();
             }
             if ready > 0 {
-                asleep_from = Instant::now() + self.linger;
+                idle = None;
                 timeout = if self.linger.is_zero() { self.patience() } else { EpollTimeout::ZERO };
             } else if timeout == EpollTimeout::ZERO {
-                match Instant::now() < asleep_from {
+                // Only now: with some clocks, to ask for the time is a system call too.
+                match idle.get_or_insert_with(Instant::now).elapsed() < self.linger {
                     true => thread::yield_now(),
                     false => timeout = self.patience(),
                 }
