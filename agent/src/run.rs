@@ -27,8 +27,12 @@ use crate::{
         STARTING,
     },
     cni,
-    config::{Args, Config, LogFormat},
-    datapath,
+    config::{Args, Config, Encryption, LogFormat},
+    datapath::{
+        self, handshake,
+        seal::Algorithm,
+        session_task::{self, Handshakes},
+    },
     identity::{
         self, Checker, Sealer,
         task::{Keeper, OWN_LIFETIME},
@@ -89,6 +93,8 @@ pub async fn agent(args: &Args) -> anyhow::Result<()> {
 pub struct Running {
     mesh: Mesh,
     datapath: datapath::task::Datapath,
+    /// None where packets go in clear.
+    _handshakes: Option<Handshakes>,
     /// Each ends by itself only when the agent cannot or need not go on.
     tasks: JoinSet<anyhow::Result<()>>,
     /// End, with their last answers given, when told to.
@@ -122,9 +128,11 @@ pub async fn build(config: Config) -> anyhow::Result<Running> {
 
     let layout = Layout::new(config.universe);
     let incarnation = store.next_incarnation(unix_time().as_micros() as u64)?;
+    let secret = store.data_secret(DataSecret::new(rand::random()))?;
+    let (sealed, data_key) = (config.encryption == Encryption::Required, identity::data_key(&secret));
     let record = PeerRecord {
         endpoints: config.endpoints.clone(),
-        data_key: Some(identity::data_key(&store.data_secret(DataSecret::new(rand::random()))?)),
+        data_key: sealed.then_some(data_key),
         data_id: DataId(rand::random()),
         mtu: config.mtu,
         software: crate::SOFTWARE.into(),
@@ -173,8 +181,23 @@ pub async fn build(config: Config) -> anyhow::Result<Running> {
     let desired = desired(&config, &observed, &ipam.view().borrow());
     let links = links::spawn(config.state_dir.clone(), desired).await.context("set up links")?;
     let tables = Arc::new(ArcSwap::default());
-    let linger = config.poll;
-    let datapath_config = datapath::task::Config { queues, offloads, sockets, linger, sessions: None };
+    let (sealing_peers, sealing_watch) = watch::channel(Vec::new());
+    let agree = || {
+        let handshake_config = handshake::Config {
+            name: config.name.clone(),
+            secret,
+            key: data_key,
+            incarnation,
+            algorithm: Algorithm::preferred(),
+            lanes: u8::try_from(sockets.iter().map(Vec::len).sum::<usize>()).context("--data-threads")?,
+            random: session_task::random(),
+        };
+        session_task::spawn(handshake_config, &sockets[0][0], sealing_watch, threads)
+    };
+    let handshakes = sealed.then(agree).transpose().context("start the handshakes")?;
+    let sealing = handshakes.as_ref().map(|handshakes| handshakes.sealing().clone());
+    let sessions = sealing.as_ref().map(|sealing| sealing.sessions.clone());
+    let datapath_config = datapath::task::Config { queues, offloads, sockets, linger: config.poll, sealing };
     let datapath = datapath::task::spawn(datapath_config, tables.clone())?;
     std::fs::write(&marker, incarnation.0.to_string())
         .with_context(|| format!("--run-dir: write {}", marker.display()))?;
@@ -202,7 +225,8 @@ pub async fn build(config: Config) -> anyhow::Result<Running> {
         ipam_task.await.context("the allocator's task panicked")?;
         bail!("the allocator has stopped")
     });
-    let state = steering::State::new(&config, &mesh, &ipam, &links, (&readiness, starting), tables);
+    let state =
+        steering::State::new(&config, &mesh, &ipam, &links, (&readiness, starting), (tables, sealing_peers));
     let (steered, node, cni_readiness) = (state.steered(), state.node(), state.cni_readiness());
     let beat = heartbeats.register("steering", Instant::now());
     tasks.spawn(state.run(beat, Instant::now));
@@ -226,6 +250,7 @@ pub async fn build(config: Config) -> anyhow::Result<Running> {
         peers: mesh.peers(),
         steered,
         packets: datapath.reader(),
+        sessions,
         readiness: readiness.clone(),
         links: links.watch(),
         cni_warnings: cni.warnings(),
@@ -239,7 +264,7 @@ pub async fn build(config: Config) -> anyhow::Result<Running> {
     local_front.open(routes.into_axum_router());
     let endpoints: Vec<_> = config.endpoints.iter().map(ToString::to_string).collect();
     info!(name = %config.name, %incarnation, universe = %config.universe, endpoints = endpoints.join(","), "started");
-    Ok(Running { mesh, datapath, tasks, servers, stopping })
+    Ok(Running { mesh, datapath, _handshakes: handshakes, tasks, servers, stopping })
 }
 
 impl Running {

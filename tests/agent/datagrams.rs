@@ -11,13 +11,35 @@ use crate::{seen, stranger};
 
 #[test]
 fn malformed_and_forged_datagrams_are_dropped_and_counted_by_reason() {
-    let lab = Lab::builder().nodes(2).pods(1).start().unwrap();
-    let (n1, here, there) = (lab.node("n1").unwrap(), lab.pod("n1/p1").unwrap(), lab.pod("n2/p1").unwrap());
-    let underlay = &lab.underlay().netns;
-    let id = stranger::data_id(&lab, n1.address(), "n2").unwrap();
-    let socket = stranger::datagrams(underlay, n1.address()).unwrap();
+    let lab = Lab::builder().nodes(2).pods(1).arguments(["--encryption", "off"]).start().unwrap();
+    let (here, there) = (v4(&lab.pod("n1/p1").unwrap()), v4(&lab.pod("n2/p1").unwrap()));
+    let id = stranger::data_id(&lab, lab.node("n1").unwrap().address(), "n2").unwrap();
+    are_dropped(lab, &cases(id, here, there));
+}
 
-    for (reason, datagrams) in cases(id, v4(&here), v4(&there)) {
+#[test]
+fn where_encryption_is_required_clear_and_forged_datagrams_are_dropped() {
+    let lab = Lab::builder().nodes(2).pods(1).start().unwrap();
+    let (here, there) = (v4(&lab.pod("n1/p1").unwrap()), v4(&lab.pod("n2/p1").unwrap()));
+    let id = stranger::data_id(&lab, lab.node("n1").unwrap().address(), "n2").unwrap();
+    let good = udp(there, here);
+    let clear = [&[0x11, 0, 0, 0][..], &id.to_be_bytes(), &good].concat();
+    let sealed = [&[0x12, 0, 0, 0][..], &id.to_be_bytes(), &[0; 8], &good].concat();
+    are_dropped(
+        lab,
+        &[
+            ("clear", vec![clear.clone(), clear[..8].to_vec()]),
+            ("no_session", vec![sealed.clone(), sealed[..16].to_vec()]),
+            ("malformed", vec![sealed[..15].to_vec(), vec![]]),
+        ],
+    );
+}
+
+/// Sends the datagrams to n1 and sees that each is counted by its reason, and that the nodes' pods still reach each other.
+fn are_dropped(lab: Lab, cases: &[(&str, Vec<Vec<u8>>)]) {
+    let (n1, here, there) = (lab.node("n1").unwrap(), lab.pod("n1/p1").unwrap(), lab.pod("n2/p1").unwrap());
+    let socket = stranger::datagrams(&lab.underlay().netns, n1.address()).unwrap();
+    for (reason, datagrams) in cases {
         let before = drops(&n1);
         for datagram in datagrams.iter().cycle().take(datagrams.len() * ROUNDS) {
             socket.send(datagram).unwrap();
@@ -27,11 +49,11 @@ fn malformed_and_forged_datagrams_are_dropped_and_counted_by_reason() {
             let now = drops(&n1);
             let more: BTreeMap<_, _> =
                 now.iter().map(|(name, n)| (name, n - before[name])).filter(|(_, more)| *more > 0).collect();
-            ensure!(more == BTreeMap::from([(&reason.to_owned(), sent)]), "{more:?}");
+            ensure!(more == BTreeMap::from([(&reason.to_string(), sent)]), "{more:?}");
             Ok(())
         })
         .unwrap();
-        let line = format!("weft_drops_total{{reason=\"{reason}\"}} {}", drops(&n1)[reason]);
+        let line = format!("weft_drops_total{{reason=\"{reason}\"}} {}", drops(&n1)[*reason]);
         let (status, metrics) = n1.http("/metrics").unwrap();
         assert!(status == 200 && metrics.contains(&line), "no `{line}` in {metrics}");
     }
@@ -43,7 +65,7 @@ fn malformed_and_forged_datagrams_are_dropped_and_counted_by_reason() {
 
 #[test]
 fn a_flood_of_garbage_stops_no_traffic_and_takes_no_memory() {
-    let lab = Lab::builder().nodes(2).pods(1).start().unwrap();
+    let lab = Lab::builder().nodes(2).pods(1).arguments(["--encryption", "off"]).start().unwrap();
     let (n1, here, there) = (lab.node("n1").unwrap(), lab.pod("n1/p1").unwrap(), lab.pod("n2/p1").unwrap());
     let underlay = &lab.underlay().netns;
     let id = stranger::data_id(&lab, n1.address(), "n2").unwrap();
@@ -86,7 +108,7 @@ fn a_flood_of_garbage_stops_no_traffic_and_takes_no_memory() {
 }
 
 /// Datagrams to a node with pod `here`, as from a peer with that data id and pod `there`, by the reason to drop them.
-fn cases(id: u32, here: Ipv4Addr, there: Ipv4Addr) -> [(&'static str, Vec<Vec<u8>>); 6] {
+fn cases(id: u32, here: Ipv4Addr, there: Ipv4Addr) -> [(&'static str, Vec<Vec<u8>>); 7] {
     let good = udp(there, here);
     let from = |id: u32, packet: &[u8]| [&[0x11, 0, 0, 0], &id.to_be_bytes()[..], packet].concat();
     let changed = |at: usize, value: u8| {
@@ -99,6 +121,7 @@ fn cases(id: u32, here: Ipv4Addr, there: Ipv4Addr) -> [(&'static str, Vec<Vec<u8
         datagram[0] = value;
         datagram
     };
+    let changed_protocol = [&good[..9], &[47], &good[10..]].concat();
     let nobody = Ipv4Addr::from(here.to_bits() + 200);
     let outside = Ipv4Addr::new(198, 51, 100, 2);
     [
@@ -119,15 +142,17 @@ fn cases(id: u32, here: Ipv4Addr, there: Ipv4Addr) -> [(&'static str, Vec<Vec<u8
                 changed(2, 0xff),
                 changed(3, 0),
                 from(id, &[&[0x60][..], &[0; 47]].concat()),
-                [&[0x11, 1, 0, 0][..], &from(id, &good)[4..]].concat(),
-                [&[0x11, 0, 0, 1][..], &from(id, &good)[4..]].concat(),
+                [&[0x11, 2, 0, 0][..], &from(id, &good)[4..]].concat(),
+                // A partial checksum of what has none.
+                [&[0x11, 1, 0, 0][..], &from(id, &changed_protocol)[4..]].concat(),
             ],
         ),
         (
             "unknown_version",
             vec![first_byte(0x01), first_byte(0x21), first_byte(0xff), vec![0], vec![0x31; 3]],
         ),
-        ("unknown_kind", vec![first_byte(0x10), first_byte(0x12), first_byte(0x1f), vec![0x14]]),
+        ("unknown_kind", vec![first_byte(0x10), first_byte(0x13), first_byte(0x1f), vec![0x14]]),
+        ("sealed", vec![first_byte(0x12)]),
         ("unknown_peer", vec![from(!id, &good), from(0, &good)]),
         (
             "spoofed_source",
@@ -170,8 +195,17 @@ fn reach(from: &Pod, to: &Pod) {
 }
 
 /// The kernel's own multicasts into the TUN are dropped for other reasons.
-const INWARD: [&str; 6] =
-    ["malformed", "unknown_version", "unknown_kind", "unknown_peer", "spoofed_source", "not_local"];
+const INWARD: [&str; 9] = [
+    "malformed",
+    "unknown_version",
+    "unknown_kind",
+    "clear",
+    "sealed",
+    "no_session",
+    "unknown_peer",
+    "spoofed_source",
+    "not_local",
+];
 /// Few enough of each that no socket's buffer runs over.
 const ROUNDS: usize = 5;
 const FLOOD: usize = 40_000;

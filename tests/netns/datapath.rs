@@ -23,19 +23,20 @@ use std::{
 use tokio_tun::Tun;
 use weft::{
     datapath::{
-        Drop, Snapshot,
+        Drop, Snapshot, handshake,
         header::{CLEAR_LEN, Envelope, Header},
-        seal::{Algorithm, OpenKey, SealKey},
-        sessions::{Receiving, Sending, Sessions},
+        seal::Algorithm,
+        session_task::{self, Handshakes},
         table::{Inputs, Owner, Peer, Table},
         task::{Config, Datapath, bind, spawn},
     },
+    identity::data_key,
     linux::{
         netlink::{AddressFlags, BridgeOptions, Netlink, Route, VethPair},
         tun::{self, TunError},
         udp::{BATCH, Incoming, Outgoing, Socket, Target},
     },
-    types::{DataId, Mac, PeerName, Prefix, SessionIndex},
+    types::{DataId, DataSecret, Incarnation, Mac, Prefix},
 };
 
 #[test]
@@ -261,6 +262,8 @@ struct Node {
     datapath: Datapath,
     tables: Arc<ArcSwap<Table>>,
     netns: File,
+    _handshakes: Option<Handshakes>,
+    _runtime: tokio::runtime::Runtime,
 }
 
 impl Pair {
@@ -287,8 +290,9 @@ impl Pair {
 impl Node {
     fn new(side: usize, netns: File, underlay: [&str; 2], mtu: u16, sealed: bool) -> Self {
         let tables = Arc::new(ArcSwap::from_pointee(table(side, underlay, mtu)));
-        let datapath = within(&netns, || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let (datapath, handshakes) = within(&netns, || {
             let _entered = runtime.enter();
             let (queues, offloads) = tun::open("weft0", 2).unwrap();
             let long = if underlay[side].contains(':') { 64 } else { 24 };
@@ -314,10 +318,12 @@ impl Node {
                 }
             });
             let sockets = bind("[::]:6783".parse().unwrap(), 2).unwrap();
-            let sessions = sealed.then(|| Arc::new(ArcSwap::from_pointee(sessions(side))));
-            spawn(Config { queues, offloads, sockets, linger: LINGER, sessions }, tables.clone()).unwrap()
+            let handshakes = sealed.then(|| handshakes(side, underlay, &sockets));
+            let sealing = handshakes.as_ref().map(|handshakes| handshakes.sealing().clone());
+            let config = Config { queues, offloads, sockets, linger: LINGER, sealing };
+            (spawn(config, tables.clone()).unwrap(), handshakes)
         });
-        Self { datapath, tables, netns }
+        Self { datapath, tables, netns, _handshakes: handshakes, _runtime: runtime }
     }
 
     /// A UDP socket on one of this node's addresses that hears of ICMP errors and sends nothing in fragments.
@@ -369,15 +375,28 @@ fn table(side: usize, underlay: [&str; 2], mtu: u16) -> Table {
     })
 }
 
-/// One side's keys: what a seals, b opens, and the other way round.
-fn sessions(side: usize) -> Sessions {
+/// Agrees on keys with the other side.
+fn handshakes(side: usize, underlay: [&str; 2], sockets: &[Vec<Socket>]) -> Handshakes {
     let other = 1 - side;
-    let (index, key) = (|side: usize| SessionIndex(side as u32 + 7), |side: usize| [side as u8; 32]);
-    let name = ["a", "b"][other].parse::<PeerName>().unwrap();
-    let sending = Sending::new(index(other), SealKey::new(Algorithm::preferred(), &key(side)), 256);
-    let receiving =
-        Receiving::new(index(side), name.clone(), OpenKey::new(Algorithm::preferred(), &key(other)));
-    Sessions::new([(name, Arc::new(sending))].into(), [Arc::new(receiving)])
+    let name = |side: usize| ["a", "b"][side].parse().unwrap();
+    let secret = |side: usize| DataSecret::new([side as u8 + 1; 32]);
+    let config = handshake::Config {
+        name: name(side),
+        secret: secret(side),
+        key: data_key(&secret(side)),
+        incarnation: Incarnation(1),
+        algorithm: Algorithm::preferred(),
+        lanes: sockets.iter().map(Vec::len).sum::<usize>() as u8,
+        random: session_task::random(),
+    };
+    let peer = handshake::Peer {
+        name: name(other),
+        key: data_key(&secret(other)),
+        incarnation: Incarnation(1),
+        endpoint: Some(SocketAddr::new(underlay[other].parse().unwrap(), 6783)),
+    };
+    let (_, peers) = tokio::sync::watch::channel(vec![peer]);
+    session_task::spawn(config, &sockets[0][0], peers, sockets.len()).unwrap()
 }
 
 fn namespace() -> File {

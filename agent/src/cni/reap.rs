@@ -48,17 +48,16 @@ impl Reaper {
         self.without_veth.remove(key);
     }
 
-    /// An ADD is under way and not overdue, or was done a moment ago: its attachment is nobody else's business.
-    pub fn is_fresh(&self, key: &AttachmentKey, now: Instant) -> bool {
-        let added = [self.pending.get(key), self.activated.get(key)];
-        added.into_iter().flatten().any(|since| now.saturating_duration_since(*since) < GRACE)
+    /// An ADD is under way and not overdue, or was done after `since`: its attachment is nobody else's business.
+    pub fn is_added(&self, key: &AttachmentKey, since: Instant, now: Instant) -> bool {
+        self.is_adding(key, now) || self.activated.get(key).is_some_and(|at| *at >= since)
     }
 
     /// Nobody has spoken for it for [`GRACE`], and nobody has begun to.
     pub fn is_dead(&self, key: &AttachmentKey, now: Instant) -> bool {
         let overdue = |since: &Instant| now.saturating_duration_since(*since) >= GRACE;
         // An ADD that has just begun speaks for its allocation.
-        !self.is_fresh(key, now)
+        !self.is_adding(key, now)
             && [self.pending.get(key), self.without_veth.get(key)].into_iter().flatten().any(overdue)
     }
 
@@ -79,6 +78,10 @@ impl Reaper {
         }
         let waiting: BTreeSet<_> = self.pending.keys().chain(self.without_veth.keys()).collect();
         waiting.into_iter().filter(|key| self.is_dead(key, now)).cloned().collect()
+    }
+
+    fn is_adding(&self, key: &AttachmentKey, now: Instant) -> bool {
+        self.pending.get(key).is_some_and(|since| now.saturating_duration_since(*since) < GRACE)
     }
 }
 
@@ -170,16 +173,17 @@ mod tests {
     }
 
     #[test]
-    fn what_was_added_again_is_fresh_for_a_minute() {
+    fn what_is_added_again_is_known_until_it_is_released() {
         let (start, mut reaper) = (Instant::now(), Reaper::default());
-        assert!(!reaper.is_fresh(&key("a"), start));
+        let later = start + GRACE / 2;
+        assert!(!reaper.is_added(&key("a"), start, later));
         reaper.reserved(&key("a"), start);
-        assert!(reaper.is_fresh(&key("a"), start));
+        assert!(reaper.is_added(&key("a"), later, later), "it is under way");
         reaper.activated(&key("a"), start);
-        assert!(reaper.is_fresh(&key("a"), start + GRACE / 2));
-        assert!(!reaper.is_fresh(&key("a"), start + GRACE));
+        assert!(reaper.is_added(&key("a"), start, later));
+        assert!(!reaper.is_added(&key("a"), later, later), "it was done before");
         reaper.released(&key("a"));
-        assert!(!reaper.is_fresh(&key("a"), start));
+        assert!(!reaper.is_added(&key("a"), start, later));
     }
 
     #[test]

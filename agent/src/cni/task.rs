@@ -244,13 +244,14 @@ impl<A: Addresses, P: Ports> Shared<A, P> {
     }
 
     async fn gc(&self, request: local::GcRequest) -> Result<local::GcReply, Failure> {
+        let begun = Instant::now();
         let valid: BTreeSet<_> = request.valid.into_iter().map(|a| (a.container_id, a.ifname)).collect();
         let (allocations, veths) = self.inventory().await?;
         let (mut removed, mut failures) = (Vec::new(), Vec::new());
         for key in reap::collect(&valid, &allocations, &veths, SystemTime::now()) {
             let _turn = self.turn(&key).await;
             // An ADD may have come while we waited for our turn: the runtime's list is from before it.
-            if self.reaper().is_fresh(&key, Instant::now()) {
+            if self.reaper().is_added(&key, begun, Instant::now()) {
                 continue;
             }
             match self.take_away(&key).await {

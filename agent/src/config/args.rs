@@ -105,7 +105,13 @@ pub struct Args {
     #[arg(long, env = "WEFT_MTU", hide_env_values = true, value_name = "BYTES", help_heading = NETWORK)]
     pub mtu: Option<String>,
 
-    /// Threads that move packets, 1 to 256
+    /// Whether pods' packets are sealed between nodes
+    ///
+    /// Nodes that differ in it exchange no packets, and `weft status` says so.
+    #[arg(long, env = "WEFT_ENCRYPTION", hide_env_values = true, value_name = "MODE", default_value = "required", help_heading = NETWORK)]
+    pub encryption: Encryption,
+
+    /// Threads that move packets, 1 to 255
     ///
     /// Default: one for each core.
     #[arg(long, env = "WEFT_DATA_THREADS", hide_env_values = true, value_name = "COUNT", help_heading = NETWORK)]
@@ -174,6 +180,14 @@ pub enum Switch {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Encryption {
+    /// Sealed, or not at all
+    Required,
+    /// In clear: whoever sees the underlay reads and forges them
+    Off,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
     /// Lines for people
     Text,
@@ -221,7 +235,7 @@ mod tests {
         Agent::command().debug_assert();
         let command = Agent::command();
         let flags: Vec<_> = command.get_arguments().filter(|arg| arg.get_help_heading().is_some()).collect();
-        assert_eq!(flags.len(), 24);
+        assert_eq!(flags.len(), 25);
         for flag in flags {
             let long = flag.get_long().expect("long");
             let twin = format!("WEFT_{}", long.to_uppercase().replace('-', "_"));

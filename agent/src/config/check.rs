@@ -1,7 +1,9 @@
 //! The checks behind [`Config::check`], in the order of the flags in `--help`.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
-use super::{Args, Config, ConfigError, ConfigErrors, HostFacts, Switch, host::is_global, socket_in};
+use super::{
+    Args, Config, ConfigError, ConfigErrors, Encryption, HostFacts, Switch, host::is_global, socket_in,
+};
 use crate::{
     identity::Source,
     types::{
@@ -64,6 +66,7 @@ pub(super) fn check(args: &Args, host: &HostFacts) -> Result<Config, ConfigError
             identity,
             mtu,
             data_threads,
+            encryption: args.encryption,
             poll,
             underlay_forwarding: args.underlay_forwarding == Switch::On,
             no_masquerade,
@@ -347,14 +350,14 @@ impl Check<'_> {
         if mtu < least {
             self.refuse("--mtu", text, format!("pods need {least} bytes at least"));
         }
+        let (overhead, how) = match self.args.encryption {
+            Encryption::Required => (SEALED_OVERHEAD + extra, "encryption"),
+            Encryption::Off => (CLEAR_OVERHEAD + extra, "encapsulation"),
+        };
         if let Some((carries, device)) = underlay
-            && mtu > carries.saturating_sub(CLEAR_OVERHEAD + extra)
+            && mtu > carries.saturating_sub(overhead)
         {
-            let conflict = format!(
-                "{device} carries {carries} bytes, and encapsulation takes {} of them (with encryption {})",
-                CLEAR_OVERHEAD + extra,
-                SEALED_OVERHEAD + extra
-            );
+            let conflict = format!("{device} carries {carries} bytes, and {how} takes {overhead} of them");
             self.refuse("--mtu", text, conflict);
         }
         Some(mtu)
@@ -362,8 +365,8 @@ impl Check<'_> {
 
     fn data_threads(&mut self) -> Option<NonZeroUsize> {
         match given(&self.args.data_threads) {
-            Some(text) => self.count("--data-threads", text, 1..=256),
-            None => NonZeroUsize::new(self.host.cores.clamp(1, 256)),
+            Some(text) => self.count("--data-threads", text, 1..=255),
+            None => NonZeroUsize::new(self.host.cores.clamp(1, 255)),
         }
     }
 
@@ -497,7 +500,6 @@ fn items(list: &[String]) -> impl Iterator<Item = &str> {
 const NO_KEYS: &str = "this node has no keys: it would not know its peers, nor they it. Make a CA once with \
     `weft ca init DIR` and give every node --ca-dir DIR with a copy of it; or give each the --tls-ca, --tls-cert and --tls-key \
     that `weft ca issue` makes; or, where nobody else can reach these ports, run all of them with --insecure";
-
 /// To look for packets longer than that saves nothing more.
 const LONGEST_POLL: Duration = Duration::from_millis(10);
 /// Bytes of `sockaddr_un.sun_path` before its final NUL (unix(7)).

@@ -203,7 +203,7 @@ fn an_agent_without_keys_is_refused_and_told_how_to_get_some() {
 #[test]
 fn an_mtu_that_does_not_fit_is_refused() {
     assert_snapshot!(refused(&["--mtu", "500"]), @r"--mtu 500: pods need 576 bytes at least");
-    assert_snapshot!(refused(&["--mtu", "1465"]), @r"--mtu 1465: eth0 carries 1500 bytes, and encapsulation takes 36 of them (with encryption 60)");
+    assert_snapshot!(refused(&["--mtu", "1465"]), @r"--mtu 1465: eth0 carries 1500 bytes, and encryption takes 60 of them");
     assert_snapshot!(refused(&["--mtu", "big"]), @r"--mtu big: not a number from 1 to 65535");
     assert_snapshot!(refused(&["--mtu", "1200", "--universe", "fd00:77::/64"]), @r"--mtu 1200: pods need 1280 bytes at least");
     let mut narrow = host();
@@ -240,7 +240,7 @@ fn directories_are_absolute_and_apart() {
 fn counts_prefixes_names_and_filters_are_checked() {
     assert_snapshot!(refused(&["--max-links", "1", "--data-threads", "0"]), @r"
 --max-links 1: not a number from 4 to 64
---data-threads 0: not a number from 1 to 256
+--data-threads 0: not a number from 1 to 255
 ");
     assert_snapshot!(refused(&["--no-masquerade", "192.0.2.9/24,x"]), @r"
 --no-masquerade 192.0.2.9/24: not a network address; did you mean 192.0.2.0/24?

@@ -11,7 +11,7 @@ mod args;
 mod check;
 mod host;
 
-pub use args::{Args, DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, LogFormat, Switch};
+pub use args::{Args, DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, Encryption, LogFormat, Switch};
 pub use host::{HostAddress, HostFacts, HostLink, HostRoute};
 
 use crate::{
@@ -47,6 +47,7 @@ pub struct Config {
     pub identity: Option<Source>,
     /// The pods' MTU in bytes.
     pub mtu: u16,
+    pub encryption: Encryption,
     pub data_threads: NonZeroUsize,
     /// How long a data thread looks for more packets after work before it sleeps.
     pub poll: Duration,

@@ -31,6 +31,8 @@ pub enum Drop {
     Forged,
     /// It came before, or too late to tell.
     Replayed,
+    /// A handshake's message, while too many of them wait.
+    Handshake,
     /// Nobody has the sender's data id.
     UnknownPeer,
     /// The inner source does not live on the peer that sent it.
@@ -80,7 +82,7 @@ pub struct PeerTraffic {
 }
 
 impl Drop {
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Malformed,
         Self::UnknownVersion,
         Self::UnknownKind,
@@ -89,6 +91,7 @@ impl Drop {
         Self::NoSession,
         Self::Forged,
         Self::Replayed,
+        Self::Handshake,
         Self::UnknownPeer,
         Self::SpoofedSource,
         Self::NotLocal,
@@ -112,6 +115,7 @@ impl Drop {
             Self::NoSession => "no_session",
             Self::Forged => "forged",
             Self::Replayed => "replayed",
+            Self::Handshake => "handshake",
             Self::UnknownPeer => "unknown_peer",
             Self::SpoofedSource => "spoofed_source",
             Self::NotLocal => "not_local",

@@ -2,8 +2,10 @@
 
 use super::{
     counters::Drop,
-    header::{Envelope, Header},
+    handshake::message,
+    header::{CLEAR_LEN, Envelope, Header, SEALED_LEN},
     offload::coalesce::{Coalescer, MAX_SEGMENTS, Takes},
+    session_task::Requests,
     sessions::{OpenError, Opener},
     verdict::{Gate, Sender},
     worker::Shift,
@@ -14,18 +16,29 @@ use crate::{
 };
 use arrayvec::ArrayVec;
 use nix::errno::Errno;
-use std::{io::IoSlice, ops::Range};
+use std::{io::IoSlice, ops::Range, time::Instant};
 
 pub(super) struct Receiver {
     incoming: Incoming,
     coalescer: Coalescer,
     /// Messages to take with one system call.
     most: usize,
+    requests: Option<Requests>,
+}
+
+/// An inner packet that may come in.
+struct Admitted {
+    /// Where in the batch's buffer it is.
+    inner: Range<usize>,
+    partial: bool,
+    /// The sending peer's place in the table.
+    peer: u32,
 }
 
 impl Receiver {
-    pub(super) fn new(takes: Takes) -> Self {
-        Self { incoming: Incoming::new(), coalescer: Coalescer::new(takes), most: FEW }
+    /// Opens sealed packets if it is told whom to tell of sessions.
+    pub(super) fn new(takes: Takes, requests: Option<Requests>) -> Self {
+        Self { incoming: Incoming::new(), coalescer: Coalescer::new(takes), most: FEW, requests }
     }
 
     /// Takes a batch from one lane and hands in what may come in.
@@ -46,13 +59,16 @@ impl Receiver {
                 shift.dropped(Drop::Malformed, 1);
             }
             merged |= range.len() > segment;
-            let mut opened = None;
+            let mut opener = None;
             for start in range.clone().step_by(segment) {
                 let place = start..(start + segment).min(range.end);
-                let buffer = self.incoming.buffer();
-                match admit(shift, &mut gate, &mut opened, buffer, place) {
-                    Ok((inner, partial, peer)) => self.coalescer.push(buffer, inner, partial, peer),
-                    Err(drop) => shift.dropped(drop, 1),
+                let (buffer, requests) = (self.incoming.buffer(), self.requests.as_ref());
+                match admit(shift, &mut gate, &mut opener, requests, buffer, place.clone()) {
+                    Ok(Some(Admitted { inner, partial, peer })) => {
+                        self.coalescer.push(buffer, inner, partial, peer);
+                    }
+                    Ok(None) => {}
+                    Err(drop) => self.refuse(shift, drop, at, place),
                 }
             }
         }
@@ -63,6 +79,28 @@ impl Receiver {
             self.most = BATCH;
         }
         self.hand_in(shift)
+    }
+
+    /// Counts a datagram that is no packet for us, unless it is a handshake's.
+    fn refuse(&mut self, shift: &Shift<'_>, drop: Drop, message: usize, place: Range<usize>) {
+        let source = self.incoming.source(message);
+        let datagram = &self.incoming.buffer()[place];
+        let drop = match (drop, source, &mut self.requests) {
+            (Drop::UnknownKind, Some(from), Some(requests))
+                if message::Message::decode(datagram).is_some() =>
+            {
+                if requests.message(from, datagram) {
+                    return;
+                }
+                Drop::Handshake
+            }
+            (Drop::NoSession, Some(from), Some(requests)) => {
+                requests.surprised(from, Instant::now());
+                drop
+            }
+            _ => drop,
+        };
+        shift.dropped(drop, 1);
     }
 
     /// Writes the batch's packets to the TUN.
@@ -92,37 +130,47 @@ impl Receiver {
     }
 }
 
-/// Whether a datagram may come in: gives the inner packet's place, whether its checksum is partial, and its peer.
+/// Whether a datagram may come in; none if it is sealed and empty, which only shows that its sender has the key.
 fn admit<'a>(
     shift: &Shift<'a>,
     gate: &mut Gate<'a>,
-    opened: &mut Option<(SessionIndex, Opener<'a>)>,
+    last: &mut Option<(SessionIndex, Opener<'a>)>,
+    requests: Option<&Requests>,
     buffer: &mut [u8],
     place: Range<usize>,
-) -> Result<(Range<usize>, bool, u32), Drop> {
-    let header = Header::decode(&buffer[place.clone()])?;
-    let start = place.start + header.len();
-    let (sender, inner) = match (header.envelope, shift.sessions) {
-        (Envelope::Clear { sender }, None) => (Sender::Says(sender), start..place.end),
+) -> Result<Option<Admitted>, Drop> {
+    let Header { partial, envelope, .. } = Header::decode(&buffer[place.clone()])?;
+    let (sender, inner) = match (envelope, shift.sessions) {
+        (Envelope::Clear { sender }, None) => (Sender::Says(sender), place.start + CLEAR_LEN..place.end),
         (Envelope::Sealed { index, .. }, Some(sessions)) => {
-            let opener = match opened {
-                Some((last, opener)) if *last == index => opener,
+            let opener = match last {
+                Some((known, opener)) if *known == index => opener,
                 // The one before gives its window's lock back first.
                 _ => {
-                    *opened = None;
+                    *last = None;
                     let session = sessions.receiving(index).ok_or(Drop::NoSession)?;
-                    &mut opened.insert((index, session.opener())).1
+                    &mut last.insert((index, session.opener())).1
                 }
             };
+            let start = place.start + SEALED_LEN;
             let (header, sealed) = buffer[place].split_first_chunk_mut().ok_or(Drop::Malformed)?;
             let len = opener.open(header, sealed)?;
-            (Sender::Is(opener.peer()), start..start + len)
+            let session = opener.session();
+            if let Some(requests) = requests
+                && session.confirm()
+            {
+                requests.confirmed(index);
+            }
+            if len == 0 {
+                return Ok(None);
+            }
+            (Sender::Is(session.peer()), start..start + len)
         }
         (Envelope::Clear { .. }, Some(_)) => return Err(Drop::Clear),
         (Envelope::Sealed { .. }, None) => return Err(Drop::Sealed),
     };
-    let peer = gate.admit(sender, &buffer[inner.clone()], header.partial)?;
-    Ok((inner, header.partial, peer))
+    let peer = gate.admit(sender, &buffer[inner.clone()], partial)?;
+    Ok(Some(Admitted { inner, partial, peer }))
 }
 
 impl From<OpenError> for Drop {

@@ -17,7 +17,7 @@ use super::{
 use crate::{linux::udp::Socket, types::PeerName};
 use anyhow::Context;
 use arc_swap::ArcSwap;
-use nix::sys::eventfd::EventFd;
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::{
     collections::BTreeMap,
     net::{SocketAddr, UdpSocket},
@@ -61,12 +61,22 @@ pub struct Refusals(Arc<[AtomicU64; Refusal::ALL.len()]>);
 
 /// The running task. It ends when it is dropped.
 pub struct Handshakes {
-    requests: Requests,
+    sealing: Sealing,
     refusals: Refusals,
     task: JoinHandle<()>,
 }
 
-/// Starts the task. It sends from `socket`, which stays with its worker, and calls nobody until `peers` has some.
+/// What the workers need to seal and open packets.
+#[derive(Clone)]
+pub struct Sealing {
+    pub sessions: Arc<ArcSwap<Sessions>>,
+    pub requests: Requests,
+    /// Each worker's becomes readable when there are new sessions.
+    pub wakes: Vec<Arc<EventFd>>,
+}
+
+/// Starts the task for so many workers, each of which may have several lanes. It sends from `socket`, which stays with
+/// its worker, and calls nobody until `peers` has some.
 ///
 /// # Errors
 /// The socket cannot be shared.
@@ -74,9 +84,11 @@ pub fn spawn(
     config: Config,
     socket: &Socket,
     peers: watch::Receiver<Vec<Peer>>,
-    sessions: Arc<ArcSwap<Sessions>>,
-    workers: Vec<Arc<EventFd>>,
+    workers: usize,
 ) -> anyhow::Result<Handshakes> {
+    let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
+    let wakes = (0..workers).map(|_| EventFd::from_flags(flags).map(Arc::new)).collect::<Result<Vec<_>, _>>();
+    let (wakes, sessions) = (wakes.context("make an eventfd for each data worker")?, Arc::default());
     let socket = socket.as_fd().try_clone_to_owned().context("share a data socket with the handshakes")?;
     let (signals, signal_queue) = mpsc::channel(SIGNALS);
     let (messages, message_queue) = mpsc::channel(MESSAGES);
@@ -84,13 +96,14 @@ pub fn spawn(
     let task = Task {
         machine: Machine::new(config, Instant::now()),
         socket: socket.into(),
-        sessions,
-        workers,
+        sessions: Arc::clone(&sessions),
+        workers: wakes.clone(),
         refusals: refusals.clone(),
     };
     let task = tokio::spawn(task.run(peers, signal_queue, message_queue));
     let surprises = Bucket::new(SURPRISE, SURPRISE_BURST);
-    Ok(Handshakes { requests: Requests { signals, messages, surprises }, refusals, task })
+    let requests = Requests { signals, messages, surprises };
+    Ok(Handshakes { sealing: Sealing { sessions, requests, wakes }, refusals, task })
 }
 
 /// Random bytes for [`Config`], by way of the crypto library.
@@ -135,9 +148,8 @@ impl Refusals {
 }
 
 impl Handshakes {
-    /// For one worker.
-    pub fn requests(&self) -> Requests {
-        self.requests.clone()
+    pub fn sealing(&self) -> &Sealing {
+        &self.sealing
     }
 
     pub fn refusals(&self) -> Refusals {
@@ -251,7 +263,6 @@ mod tests {
         types::{DataKey, DataSecret, Incarnation},
     };
     use aws_lc_rs::agreement::{PrivateKey, X25519};
-    use nix::sys::eventfd::EfdFlags;
     use tokio::time::timeout;
 
     /// An agent with one worker, which only receives.
@@ -281,13 +292,12 @@ mod tests {
             key: key(byte),
             incarnation: Incarnation(1),
             algorithm: Algorithm::preferred(),
-            workers: 1,
+            lanes: 1,
             random: random(),
         };
-        let sessions = Arc::new(ArcSwap::default());
-        let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
-        let worker = Arc::new(EventFd::from_flags(flags).unwrap());
-        let handshakes = spawn(config, &data, peers, sessions.clone(), vec![worker.clone()]).unwrap();
+        let handshakes = spawn(config, &data, peers, 1).unwrap();
+        let Sealing { sessions, wakes, .. } = handshakes.sealing().clone();
+        let worker = wakes[0].clone();
         let address = data.local_address().unwrap();
         let socket: UdpSocket = data.as_fd().try_clone_to_owned().unwrap().into();
         End {
@@ -310,7 +320,7 @@ mod tests {
             let mut bytes = [0; 2048];
             let arrival = timeout(Duration::from_secs(10), self.socket.recv_from(&mut bytes));
             let (len, from) = arrival.await.expect("a datagram comes").unwrap();
-            let requests = self.handshakes.requests();
+            let requests = &self.handshakes.sealing().requests;
             if Decoded::decode(&bytes[..len]).is_some() {
                 assert!(requests.message(from, &bytes[..len]));
             } else {
@@ -343,7 +353,7 @@ mod tests {
         let (a, b) = (end(1, of_a), end(2, of_b));
         peers_of_a.send_replace(vec![b.peer(2)]);
         peers_of_b.send_replace(vec![a.peer(1)]);
-        while !a.handshakes.requests().wanted(&"n2".parse().unwrap()) {}
+        while !a.handshakes.sealing().requests.wanted(&"n2".parse().unwrap()) {}
         assert_eq!(b.receive().await, 0x13);
         assert_eq!(a.receive().await, 0x14);
         assert_eq!(b.receive().await, 0x12);
@@ -356,7 +366,7 @@ mod tests {
     async fn what_is_of_no_use_is_counted_and_what_is_too_long_not_taken() {
         let (_peers, of_a) = watch::channel(Vec::new());
         let a = end(1, of_a);
-        let requests = a.handshakes.requests();
+        let requests = &a.handshakes.sealing().requests;
         assert!(!requests.message(a.address, &[0x13; INITIATION_LEN + 1]));
         assert!(requests.message(a.address, &[0x13; INITIATION_LEN]));
         let refusals = a.handshakes.refusals();

@@ -192,8 +192,8 @@ pub enum OpenError {
 
 impl<'a> Opener<'a> {
     /// Whose packets they are.
-    pub fn peer(&self) -> &'a PeerName {
-        &self.session.peer
+    pub fn session(&self) -> &'a Receiving {
+        self.session
     }
 
     /// Opens in place what lies behind the header, once; gives the inner packet's length.

@@ -3,7 +3,8 @@
 use super::{
     counters::{Counters, Snapshot},
     header::FLOW_AT,
-    sessions::{LANES, Sessions},
+    session_task::Sealing,
+    sessions::LANES,
     table::Table,
     worker::{Parts, Worker},
 };
@@ -30,13 +31,14 @@ pub struct Config {
     pub sockets: Vec<Vec<Socket>>,
     /// How long a thread looks for more packets after work before it sleeps; zero for not at all.
     pub linger: Duration,
-    /// The keys, where packets are sealed; none where they go in clear.
-    pub sessions: Option<Arc<ArcSwap<Sessions>>>,
+    /// None where packets go in clear.
+    pub sealing: Option<Sealing>,
 }
 
 /// The sockets of `threads` workers; see [`Socket::bind_workers`].
 pub fn bind(address: SocketAddr, threads: usize) -> Result<Vec<Vec<Socket>>, UdpError> {
-    Socket::bind_workers(address, threads, (LANES / threads).clamp(1, PORTS), FLOW_AT)
+    // The handshakes count their own packets in a lane as well.
+    Socket::bind_workers(address, threads, ((LANES - 1) / threads).clamp(1, PORTS), FLOW_AT)
 }
 
 /// The running threads. They end, and are joined, when it is stopped or dropped.
@@ -53,7 +55,7 @@ pub struct Reader(Arc<Counters>);
 
 /// Starts the threads. What is stored in `tables` from then on holds for the next batch of each.
 pub fn spawn(config: Config, tables: Arc<ArcSwap<Table>>) -> anyhow::Result<Datapath> {
-    let Config { queues, offloads, sockets, linger, sessions } = config;
+    let Config { queues, offloads, sockets, linger, sealing } = config;
     ensure!(
         !queues.is_empty() && queues.len() == sockets.len(),
         "start the data path: {} TUN queues and {} groups of UDP sockets do not pair up",
@@ -67,7 +69,7 @@ pub fn spawn(config: Config, tables: Arc<ArcSwap<Table>>) -> anyhow::Result<Data
     let mut datapath =
         Datapath { counters: Reader(counters.clone()), stop: stop.clone(), threads: Vec::new(), failure };
     for (number, (queue, lanes)) in queues.into_iter().zip(sockets).enumerate() {
-        let parts = Parts { number, queue, offloads, lanes, linger, sessions: sessions.clone() };
+        let parts = Parts { number, queue, offloads, lanes, linger, sealing: sealing.clone() };
         let worker = Worker::new(parts, tables.clone(), counters.clone(), stop.clone())
             .with_context(|| format!("start data worker {number}"))?;
         let failed = failed.clone();

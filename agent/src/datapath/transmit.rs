@@ -11,7 +11,9 @@ use super::{
         virtio::{Gso, VIRTIO_LEN, Virtio},
     },
     packet::Packet,
+    pending::Pending,
     seal::TAG_LEN,
+    session_task::Requests,
     sessions::Sending,
     table::{Home, Table},
     verdict::{self, Refusal, Route},
@@ -19,7 +21,7 @@ use super::{
 };
 use crate::{
     linux::udp::{MAX_MESSAGE, MAX_SEGMENTS, Outgoing, ROOM, Report, Target},
-    types::{CLEAR_OVERHEAD, DataId, IPV6_EXTRA, SEALED_OVERHEAD},
+    types::{CLEAR_OVERHEAD, DataId, IPV6_EXTRA, PeerName, SEALED_OVERHEAD},
 };
 use arrayvec::ArrayVec;
 use nix::errno::Errno;
@@ -38,6 +40,11 @@ pub(super) struct Transmitter {
     patience: u32,
     narrow: Vec<Narrow>,
     answers: Answers,
+    /// What waits for a key.
+    pending: Pending,
+    requests: Option<Requests>,
+    /// Whose key was asked for in this batch.
+    wanted: Option<u32>,
 }
 
 /// Room around each inner packet, in bytes, and what the outer headers make of it.
@@ -63,8 +70,9 @@ struct Narrow {
 }
 
 impl Transmitter {
-    pub(super) fn new(sealed: bool) -> Self {
-        let around = if sealed { SEALED } else { CLEAR };
+    /// Seals if it is told whom to ask for keys.
+    pub(super) fn new(requests: Option<Requests>) -> Self {
+        let around = if requests.is_some() { SEALED } else { CLEAR };
         Self {
             outgoing: Outgoing::new(),
             around,
@@ -72,6 +80,9 @@ impl Transmitter {
             patience: 0,
             narrow: Vec::new(),
             answers: Answers::new(),
+            pending: Pending::default(),
+            requests,
+            wanted: None,
         }
     }
 
@@ -89,17 +100,14 @@ impl Transmitter {
             let now = Instant::now();
             self.narrow.retain(|narrow| narrow.until > now);
         }
+        self.wanted = None;
         let mut result = Ok(());
         for _ in 0..PACKETS {
             if !self.outgoing.has_room() {
                 self.flush(shift);
             }
             match self.read(shift) {
-                Ok((Some(virtio), len)) => match virtio.gso {
-                    Some(gso) => self.super_packet(shift, &virtio, gso, len),
-                    None => self.packet(shift, &virtio, len),
-                },
-                Ok((None, _)) => shift.dropped(Drop::Malformed, 1),
+                Ok((virtio, len)) => self.take(shift, virtio, len),
                 Err(Errno::EAGAIN) => break,
                 Err(Errno::EINTR) => {}
                 Err(errno) => {
@@ -112,6 +120,43 @@ impl Transmitter {
         result
     }
 
+    /// Whether packets wait for a key.
+    pub(super) fn waits(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    /// Sends what has waited for the keys that there are now, and gives up what has waited for too long.
+    pub(super) fn resume(&mut self, shift: &Shift<'_>) {
+        shift.dropped(Drop::NoSession, self.pending.expire(Instant::now()));
+        let known = |peer: &PeerName| shift.sessions.is_some_and(|sessions| sessions.sending(peer).is_some());
+        for packet in self.pending.take(known).into_iter().flat_map(|(_, packets)| packets) {
+            let Some((virtio, bytes)) = packet.split_first_chunk() else { continue };
+            if !self.outgoing.has_room() {
+                self.flush(shift);
+            }
+            self.foreseen = self.around.whole();
+            self.outgoing.room()[self.around.front..][..bytes.len()].copy_from_slice(bytes);
+            self.take(shift, Virtio::decode(virtio), bytes.len());
+        }
+        self.flush(shift);
+    }
+
+    /// Keeps the packet that lies in one piece at the room's beginning until there is a key for its peer.
+    fn wait(&mut self, shift: &Shift<'_>, virtio: &Virtio, len: usize, peer: u32) {
+        let name = &shift.table.peers()[peer as usize].name;
+        let packet = &self.outgoing.room()[self.around.front..][..len];
+        if !self.pending.push(name, &[&virtio.encode()[..], packet].concat(), Instant::now()) {
+            shift.dropped(Drop::NoSession, 1);
+        }
+        if let Some(requests) = &self.requests
+            && self.wanted != Some(peer)
+        {
+            // If it is not taken, the next packet asks again.
+            requests.wanted(name);
+            self.wanted = Some(peer);
+        }
+    }
+
     /// Reads a packet into the room, as it is foreseen to lie.
     fn read(&mut self, shift: &Shift<'_>) -> Result<(Option<Virtio>, usize), Errno> {
         let mut virtio = [0; VIRTIO_LEN];
@@ -121,6 +166,16 @@ impl Transmitter {
         let len = shift.queue.read(&mut parts)?;
         drop(parts);
         Ok((Virtio::decode(&virtio), len.saturating_sub(VIRTIO_LEN)))
+    }
+
+    fn take(&mut self, shift: &Shift<'_>, virtio: Option<Virtio>, len: usize) {
+        match virtio {
+            Some(virtio) => match virtio.gso {
+                Some(gso) => self.super_packet(shift, &virtio, gso, len),
+                None => self.packet(shift, &virtio, len),
+            },
+            None => shift.dropped(Drop::Malformed, 1),
+        }
     }
 
     fn packet(&mut self, shift: &Shift<'_>, virtio: &Virtio, len: usize) {
@@ -141,7 +196,9 @@ impl Transmitter {
         };
         let flow = packet.flow(bytes);
         let target = target(shift, route, flow);
-        let Some(mut wrap) = Wrap::new(shift, &target, 1) else { return shift.dropped(Drop::NoSession, 1) };
+        let Some(mut wrap) = Wrap::new(shift, &target, 1) else {
+            return self.wait(shift, &if partial { *virtio } else { Virtio::default() }, len, route.peer);
+        };
         let len = front + len + back;
         wrap.put(partial, flow, &mut room[..len]);
         self.outgoing.push(target, len, len);
@@ -166,7 +223,8 @@ impl Transmitter {
         let flow = packet.flow(head);
         let target = target(shift, route, flow);
         let Some(mut wrap) = Wrap::new(shift, &target, segments) else {
-            return shift.dropped(Drop::NoSession, segments);
+            self.foreseen.gather(room, len);
+            return self.wait(shift, virtio, len, route.peer);
         };
         if shape != self.foreseen {
             self.foreseen.gather(room, len);

@@ -21,6 +21,7 @@ use super::{
     counters::{Counters, Drop, PeerCounters, WorkerCounters},
     offload::coalesce::Takes,
     receive::Receiver,
+    session_task::Sealing,
     sessions::{Sending, Sessions},
     table::{Peer, Table},
     transmit::Transmitter,
@@ -54,7 +55,7 @@ pub(super) struct Worker {
     /// The table's peers, and their counters in the same order.
     peers: Arc<[Peer]>,
     places: Vec<Arc<[PeerCounters]>>,
-    sealing: Option<Sealing>,
+    keys: Option<Keys>,
     transmitter: Transmitter,
     receiver: Receiver,
     epoll: Epoll,
@@ -64,8 +65,10 @@ pub(super) struct Worker {
 }
 
 /// The sessions that are in force, and what to seal with for each peer of the table, in its order.
-struct Sealing {
+struct Keys {
     sessions: Cache<Arc<ArcSwap<Sessions>>, Arc<Sessions>>,
+    /// Becomes readable when there are new ones.
+    wake: Arc<EventFd>,
     known: Arc<Sessions>,
     sending: Vec<Option<Arc<Sending>>>,
 }
@@ -100,7 +103,7 @@ pub(super) struct Parts {
     pub(super) offloads: Offloads,
     pub(super) lanes: Vec<Socket>,
     pub(super) linger: Duration,
-    pub(super) sessions: Option<Arc<ArcSwap<Sessions>>>,
+    pub(super) sealing: Option<Sealing>,
 }
 
 impl Worker {
@@ -111,12 +114,21 @@ impl Worker {
         counters: Arc<Counters>,
         stop: Arc<EventFd>,
     ) -> Result<Self, Errno> {
-        let Parts { number, queue, offloads, lanes, linger, sessions } = parts;
+        let Parts { number, queue, offloads, lanes, linger, sealing } = parts;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(&*stop, EpollEvent::new(EpollFlags::EPOLLIN, STOP))?;
         epoll.add(&queue, EpollEvent::new(EpollFlags::EPOLLIN, TUN))?;
         for (lane, socket) in lanes.iter().enumerate() {
             epoll.add(socket, EpollEvent::new(EpollFlags::EPOLLIN, FIRST_LANE + lane as u64))?;
+        }
+        let requests = sealing.as_ref().map(|sealing| sealing.requests.clone());
+        let keys = sealing.map(|Sealing { sessions, wakes, .. }| {
+            let mut sessions = Cache::new(sessions);
+            let known = Arc::clone(sessions.load());
+            Keys { sessions, wake: Arc::clone(&wakes[number]), known, sending: Vec::new() }
+        });
+        if let Some(keys) = &keys {
+            epoll.add(&*keys.wake, EpollEvent::new(EpollFlags::EPOLLIN, KEYS))?;
         }
         Ok(Self {
             number,
@@ -126,13 +138,9 @@ impl Worker {
             counters,
             peers: Arc::default(),
             places: Vec::new(),
-            transmitter: Transmitter::new(sessions.is_some()),
-            sealing: sessions.map(|sessions| {
-                let mut sessions = Cache::new(sessions);
-                let known = Arc::clone(sessions.load());
-                Sealing { sessions, known, sending: Vec::new() }
-            }),
-            receiver: Receiver::new(Takes { tcp: true, udp: offloads.udp }),
+            keys,
+            transmitter: Transmitter::new(requests.clone()),
+            receiver: Receiver::new(Takes { tcp: true, udp: offloads.udp }, requests),
             epoll,
             stop,
             linger,
@@ -155,16 +163,20 @@ impl Worker {
                     STOP => return Ok(()),
                     TUN if lost => return Err(WorkerError::TunGone),
                     TUN => self.transmit()?,
+                    KEYS => self.resume(),
                     lane => self.receive((lane - FIRST_LANE) as usize)?,
                 }
             }
-            if ready > 0 && !self.linger.is_zero() {
+            if ready == 0 && timeout != EpollTimeout::ZERO {
+                self.resume();
+            }
+            if ready > 0 {
                 asleep_from = Instant::now() + self.linger;
-                timeout = EpollTimeout::ZERO;
+                timeout = if self.linger.is_zero() { self.patience() } else { EpollTimeout::ZERO };
             } else if timeout == EpollTimeout::ZERO {
                 match Instant::now() < asleep_from {
                     true => thread::yield_now(),
-                    false => timeout = EpollTimeout::NONE,
+                    false => timeout = self.patience(),
                 }
             }
         }
@@ -182,6 +194,22 @@ impl Worker {
         let (shift, _, receiver) = self.shift(&table);
         let result = receiver.batch(&shift, lane);
         self.checked(result)
+    }
+
+    /// There are new keys, or packets have waited for some for long.
+    fn resume(&mut self) {
+        if let Some(keys) = &self.keys {
+            // Nothing to read means that only time has passed.
+            let _ = keys.wake.read();
+        }
+        let table = self.look_up();
+        let (shift, transmitter, _) = self.shift(&table);
+        transmitter.resume(&shift);
+    }
+
+    /// How long to sleep.
+    fn patience(&self) -> EpollTimeout {
+        if self.transmitter.waits() { EpollTimeout::from(WAIT_MS) } else { EpollTimeout::NONE }
     }
 
     fn checked(&self, result: Result<(), Errno>) -> Result<(), WorkerError> {
@@ -203,26 +231,26 @@ impl Worker {
             self.counters.forget_unplaced();
             self.transmitter.forget_peers();
         }
-        if let Some(sealing) = &mut self.sealing {
-            let sessions = sealing.sessions.load();
-            if changed || !Arc::ptr_eq(sessions, &sealing.known) {
-                sealing.known = Arc::clone(sessions);
-                let sending = self.peers.iter().map(|peer| sealing.known.sending(&peer.name).cloned());
-                sealing.sending = sending.collect();
+        if let Some(keys) = &mut self.keys {
+            let sessions = keys.sessions.load();
+            if changed || !Arc::ptr_eq(sessions, &keys.known) {
+                keys.known = Arc::clone(sessions);
+                keys.sending =
+                    self.peers.iter().map(|peer| keys.known.sending(&peer.name).cloned()).collect();
             }
         }
         table
     }
 
     fn shift<'a>(&'a mut self, table: &'a Table) -> (Shift<'a>, &'a mut Transmitter, &'a mut Receiver) {
-        let sealing = self.sealing.as_ref();
+        let keys = self.keys.as_ref();
         let shift = Shift {
             table,
             queue: &self.queue,
             lanes: &self.lanes,
             first_lane: (self.number * self.lanes.len()) as u8,
-            sessions: sealing.map(|sealing| &*sealing.known),
-            sending: sealing.map_or(&[], |sealing| &sealing.sending),
+            sessions: keys.map(|keys| &*keys.known),
+            sending: keys.map_or(&[], |keys| &keys.sending),
             counters: self.counters.worker(self.number),
             number: self.number,
             places: &self.places,
@@ -265,8 +293,11 @@ impl<'a> Shift<'a> {
     }
 }
 
+/// How often packets that wait for a key are looked at, in milliseconds.
+const WAIT_MS: u16 = 1000;
 /// Rest after an error that should not be, in milliseconds.
 const PAUSE_MS: u8 = 10;
 const STOP: u64 = 0;
 const TUN: u64 = 1;
-const FIRST_LANE: u64 = 2;
+const KEYS: u64 = 2;
+const FIRST_LANE: u64 = 3;

@@ -8,7 +8,10 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use crate::{
-    datapath::table::{self, Owner},
+    datapath::{
+        handshake,
+        table::{self, Owner},
+    },
     ipam::{KnownPeer, View},
     mesh::peers::PeerSet,
     types::{PeerName, Prefix, Universe},
@@ -26,6 +29,8 @@ pub struct Forwarding {
     /// Ranges behind peers whose pods' MTU is smaller than ours, with that MTU.
     pub narrow: BTreeMap<Prefix, u32>,
     pub known: Vec<KnownPeer>,
+    /// Whom keys can be agreed with.
+    pub sealing: Vec<handshake::Peer>,
 }
 
 /// The node's own part in it.
@@ -74,6 +79,10 @@ impl Forwarding {
                 None => true,
             };
         let conceded = &conceded;
+        let sealing = others.iter().zip(&*table_peers).filter_map(|(record, peer)| {
+            let (name, endpoint) = (peer.name.clone(), peer.endpoint);
+            Some(handshake::Peer { name, key: record.data_key?, incarnation: record.incarnation, endpoint })
+        });
         let held = others.iter().enumerate().flat_map(|(place, record)| {
             let conceded = record.held.iter().filter(move |address| conceded(address));
             conceded.map(move |address| (*address, Owner::Peer(place)))
@@ -81,6 +90,7 @@ impl Forwarding {
         let pods = view.allocations.keys().filter(|address| Some(**address) != view.bridge);
         Self {
             narrow: narrow.collect(),
+            sealing: sealing.collect(),
             known: others
                 .iter()
                 .map(|record| KnownPeer {

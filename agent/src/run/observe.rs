@@ -4,13 +4,17 @@ use super::steering::Steered;
 use crate::{
     admin::{Counters, Encryption, Observe, PeerView, PodView, RangeView, Readiness, Snapshot, Traffic},
     config::Config,
-    datapath::{self, task::Reader},
+    datapath::{self, sessions::Sessions, task::Reader},
     identity,
     ipam::{Owner, View},
     links,
-    mesh::{machine, peers::PeerSet},
+    mesh::{
+        machine,
+        peers::{PeerRecord, PeerSet},
+    },
     types::{Incarnation, PeerName, Prefix},
 };
+use arc_swap::ArcSwap;
 use std::{
     collections::BTreeSet,
     net::IpAddr,
@@ -30,6 +34,8 @@ pub struct Sources {
     pub peers: watch::Receiver<Arc<PeerSet>>,
     pub steered: watch::Receiver<Arc<Steered>>,
     pub packets: Reader,
+    /// None: packets go in clear.
+    pub sessions: Option<Arc<ArcSwap<Sessions>>>,
     pub readiness: Readiness,
     pub links: watch::Receiver<links::Status>,
     pub cni_warnings: watch::Receiver<Vec<String>>,
@@ -53,9 +59,12 @@ impl Observe for Sources {
             uptime: self.started.elapsed(),
             universe: self.config.universe,
             endpoints: self.config.endpoints.clone(),
-            encryption: Encryption::Off,
+            encryption: match self.sessions {
+                Some(_) => Encryption::Required,
+                None => Encryption::Off,
+            },
             not_ready: self.readiness.reasons(),
-            warnings: self.warnings(&view),
+            warnings: self.warnings(&view, &peers),
             mtu: self.config.mtu,
             bridge_address: view.bridge,
             peers: peer_views(&peers, &linked, &packets),
@@ -76,8 +85,9 @@ impl Observe for Sources {
 }
 
 impl Sources {
-    fn warnings(&self, view: &View) -> Vec<String> {
+    fn warnings(&self, view: &View, peers: &PeerSet) -> Vec<String> {
         let mut warnings = self.cni_warnings.borrow().clone();
+        warnings.extend(self.unsealed(peers));
         match &self.identity {
             Some(current) => warnings.extend(current.borrow().warnings(SystemTime::now())),
             None => warnings.push(INSECURE.into()),
@@ -98,6 +108,36 @@ impl Sources {
                 .push(format!("peers use these addresses of this node's ranges: {}", conceded.join(", ")));
         }
         warnings
+    }
+}
+
+impl Sources {
+    /// Peers with which no packets are exchanged, for want of keys.
+    fn unsealed(&self, peers: &PeerSet) -> Vec<String> {
+        let Some(sessions) = &self.sessions else {
+            let sealed = peers.others().filter(|record| record.data_key.is_some());
+            let warning = |record: &Arc<PeerRecord>| {
+                format!(
+                    "peer {} requires encryption, which is off here: no packets are exchanged",
+                    record.name
+                )
+            };
+            return sealed.map(warning).collect();
+        };
+        let clear = peers.others().filter(|record| record.data_key.is_none()).map(|record| {
+            format!(
+                "peer {} has encryption off, which is required here: no packets are exchanged",
+                record.name
+            )
+        });
+        let sessions = sessions.load();
+        let silent = sessions.unanswered().iter().map(|(peer, since)| {
+            format!(
+                "peer {peer} answers no handshake since {} s: is its UDP port open?",
+                since.elapsed().as_secs()
+            )
+        });
+        clear.chain(silent).collect()
     }
 }
 

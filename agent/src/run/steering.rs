@@ -8,7 +8,10 @@ use crate::{
     admin::{Heartbeat, Pending, Readiness},
     cni,
     config::Config,
-    datapath::table::{Peer, Table},
+    datapath::{
+        handshake,
+        table::{Peer, Table},
+    },
     ipam::{KnownPeer, View, task::Handle as Ipam},
     links::{self, Desired},
     mesh::{
@@ -45,6 +48,7 @@ pub struct State {
     links: links::Handle,
     readiness: Readiness,
     tables: Arc<ArcSwap<Table>>,
+    sealing: watch::Sender<Vec<handshake::Peer>>,
     /// As they were when the table was made last.
     peers: Arc<[Peer]>,
     known: Vec<KnownPeer>,
@@ -75,7 +79,7 @@ impl State {
         ipam: &Ipam,
         links: &links::Handle,
         (readiness, starting): (&Readiness, Pending),
-        tables: Arc<ArcSwap<Table>>,
+        (tables, sealing): (Arc<ArcSwap<Table>>, watch::Sender<Vec<handshake::Peer>>),
     ) -> Self {
         let listen = config.listen.ip();
         Self {
@@ -90,6 +94,7 @@ impl State {
             links: links.clone(),
             readiness: readiness.clone(),
             tables,
+            sealing,
             peers: Arc::default(),
             known: Vec::new(),
             followed: None,
@@ -154,12 +159,18 @@ impl State {
         let routes = Routes::new(set, &linked);
         let reachable = set.others().map(|record| record.name.clone());
         let reachable = reachable.filter(|name| routes.next_hop(name).is_some()).collect();
-        let Forwarding { mut table, narrow, known } = Forwarding::new(self.node, set, &reachable, view);
+        let Forwarding { mut table, narrow, known, sealing } =
+            Forwarding::new(self.node, set, &reachable, view);
         // The workers count by place in this list.
         match table.peers == self.peers {
             true => table.peers = self.peers.clone(),
             false => self.peers = table.peers.clone(),
         }
+        self.sealing.send_if_modified(|told| {
+            let changed = *told != sealing;
+            *told = sealing;
+            changed
+        });
         let local = table.pods.iter().chain(&table.bridge).copied().collect();
         self.tables.store(Arc::new(Table::new(table)));
         self.steered.send_replace(Arc::new(Steered { local, mesh: Some(status) }));

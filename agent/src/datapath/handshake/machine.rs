@@ -248,7 +248,7 @@ impl Machine {
             called: Called::ByPeer,
             incarnation: stamp.incarnation,
         };
-        let session = agreed.session(&name, config.workers, now);
+        let session = agreed.session(&name, config.lanes, now);
         state.next = Some(Next { session, response, to: from, retry: Retry::new(now) });
         self.changed = true;
         Ok(())
@@ -272,7 +272,7 @@ impl Machine {
         if let Some(session) = state.current.as_ref().filter(answered) {
             // Said again: it has not heard yet that we have the key.
             if let Some(endpoint) = state.endpoint.filter(|_| confirms.take(now)) {
-                confirm(session, endpoint, config.workers, datagrams);
+                confirm(session, endpoint, config.lanes, datagrams);
             }
             return Ok(());
         }
@@ -287,10 +287,10 @@ impl Machine {
             called: Called::ByUs,
             incarnation: answer.incarnation,
         };
-        let session = agreed.session(&name, config.workers, now);
+        let session = agreed.session(&name, config.lanes, now);
         state.endpoint = Some(from);
         state.restarted(answer.incarnation);
-        confirm(&session, from, config.workers, datagrams);
+        confirm(&session, from, config.lanes, datagrams);
         state.answered(session);
         self.changed = true;
         Ok(())

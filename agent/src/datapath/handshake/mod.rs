@@ -37,8 +37,8 @@ pub struct Config {
     pub incarnation: Incarnation,
     /// What this processor is fast at.
     pub algorithm: Algorithm,
-    /// Workers that send; their lanes are counted from 0.
-    pub workers: u8,
+    /// Lanes of all workers, counted from 0.
+    pub lanes: u8,
     pub random: Random,
 }
 

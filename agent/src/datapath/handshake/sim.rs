@@ -89,7 +89,7 @@ impl Net {
             key: public(&secret(number)),
             incarnation: Incarnation(incarnation),
             algorithm: if number == 9 { Algorithm::ChaCha20Poly1305 } else { Algorithm::Aes256Gcm },
-            workers: WORKERS,
+            lanes: WORKERS,
             random: random(self.seed ^ (number as u64) << 32 ^ incarnation << 40),
         };
         Node {

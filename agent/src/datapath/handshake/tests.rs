@@ -412,7 +412,7 @@ fn an_index_that_is_in_use_is_drawn_again() {
         key: public(&secret(0)),
         incarnation: Incarnation(2),
         algorithm: Algorithm::Aes256Gcm,
-        workers: WORKERS,
+        lanes: WORKERS,
         random: Box::new(move |bytes| match bytes.len() {
             4 => {
                 draws += 1;

@@ -1,13 +1,14 @@
 //! Datagrams received, many with one system call; those of one flow may come as one message (`UDP_GRO`).
 
-use super::Socket;
+use super::{Socket, name::Name};
 use nix::errno::Errno;
-use std::{mem, ops::Range};
+use std::{mem, net::SocketAddr, ops::Range};
 
 /// The messages of one system call, in one buffer.
 pub struct Incoming {
     buffer: Box<[u8]>,
     iovecs: Vec<libc::iovec>,
+    names: Vec<Name>,
     controls: Vec<Control>,
     headers: Vec<libc::mmsghdr>,
 }
@@ -26,6 +27,7 @@ impl Incoming {
         Self {
             buffer: vec![0; BATCH * STRIDE].into(),
             iovecs: Vec::with_capacity(BATCH),
+            names: Vec::with_capacity(BATCH),
             controls: Vec::with_capacity(BATCH),
             headers: Vec::with_capacity(BATCH),
         }
@@ -45,17 +47,21 @@ impl Incoming {
         }
         // SAFETY: both are integers and pointers, for which zero is a value.
         self.controls.resize_with(most, || unsafe { mem::zeroed() });
-        for (iovec, control) in self.iovecs.iter_mut().zip(&mut self.controls) {
+        self.names.resize(most, Name::NONE);
+        let parts = self.iovecs.iter_mut().zip(&mut self.controls).zip(&mut self.names);
+        for ((iovec, control), name) in parts {
             // SAFETY: as above.
             let mut header: libc::mmsghdr = unsafe { mem::zeroed() };
             header.msg_hdr.msg_iov = iovec;
             header.msg_hdr.msg_iovlen = 1;
+            header.msg_hdr.msg_name = (&raw mut *name).cast();
+            header.msg_hdr.msg_namelen = size_of::<Name>() as _;
             header.msg_hdr.msg_control = (&raw mut *control).cast();
             header.msg_hdr.msg_controllen = size_of::<Control>() as _;
             self.headers.push(header);
         }
-        // SAFETY: there are `most` headers. Each one's iovec, buffer and control data were set just above to memory of
-        // `self`, which is borrowed until the call returns; names are null with length 0; no timeout is given.
+        // SAFETY: there are `most` headers. Each one's iovec, buffer, name and control data were set just above to
+        // memory of `self`, which is borrowed until the call returns; no timeout is given.
         let received = unsafe {
             libc::recvmmsg(
                 socket.as_fd_raw(),
@@ -80,6 +86,11 @@ impl Incoming {
         let segment = if told { usize::try_from(control.segment).unwrap_or(0) } else { len };
         let start = at * STRIDE;
         Message { range: start..start + len, segment: if segment == 0 { len.max(1) } else { segment } }
+    }
+
+    /// Where a message of the last call came from.
+    pub fn source(&self, at: usize) -> Option<SocketAddr> {
+        self.names[at].address()
     }
 
     /// All messages' bytes.

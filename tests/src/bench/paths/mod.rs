@@ -42,6 +42,8 @@ pub enum Path {
     Vxlan,
     /// Weft, clear text
     WeftClear,
+    /// Weft as it is by default: sealed
+    WeftSealed,
     WireguardGo,
     Boringtun,
     Nebula,
@@ -57,6 +59,7 @@ impl Path {
             Self::Routed => "routed",
             Self::Vxlan => "vxlan",
             Self::WeftClear => "weft-clear",
+            Self::WeftSealed => "weft-sealed",
             Self::WireguardGo => "wireguard-go",
             Self::Boringtun => "boringtun",
             Self::Nebula => "nebula",
@@ -66,13 +69,13 @@ impl Path {
     }
 
     pub fn is_weft(self) -> bool {
-        self == Self::WeftClear
+        matches!(self, Self::WeftClear | Self::WeftSealed)
     }
 
     /// Programs of others that it takes.
     pub fn needs(self) -> &'static [&'static str] {
         match self {
-            Self::Veth | Self::Routed | Self::Vxlan | Self::WeftClear => &[],
+            Self::Veth | Self::Routed | Self::Vxlan | Self::WeftClear | Self::WeftSealed => &[],
             Self::WireguardGo => &["wireguard-go"],
             Self::Boringtun => &["boringtun-cli"],
             Self::Nebula => &["nebula", "nebula-cert"],
@@ -156,7 +159,7 @@ impl Site {
             Path::Veth => ground.join_pods()?,
             Path::Routed => ground.route()?,
             Path::Vxlan => vxlan::set_up(&ground)?,
-            Path::WeftClear => weft::set_up(&ground, self.path, agent_flags)?,
+            Path::WeftClear | Path::WeftSealed => weft::set_up(&ground, self.path, agent_flags)?,
             Path::WireguardGo => self.daemons = wireguard::set_up_wireguard_go(&ground)?,
             Path::Boringtun => self.daemons = wireguard::set_up_boringtun(&ground)?,
             Path::Nebula => self.daemons = nebula::set_up(&ground)?,

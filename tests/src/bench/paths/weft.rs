@@ -28,7 +28,8 @@ pub fn set_up(ground: &Ground<'_>, path: Path, more: &[String]) -> anyhow::Resul
 /// What sets Weft's paths apart.
 fn flags(path: Path) -> &'static [&'static str] {
     match path {
-        Path::WeftClear => &[],
+        Path::WeftClear => &["--encryption", "off"],
+        Path::WeftSealed => &[],
         _ => unreachable!("{} is not Weft", path.name()),
     }
 }
