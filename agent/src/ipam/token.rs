@@ -19,7 +19,7 @@ use prost::Message;
 use std::cmp::Ordering;
 use weft_proto::mesh;
 
-/// One entry of the ring. Its range is [start, min(end, next token's start - 1)].
+/// One entry of the ring. Its range is [start, end], as far as no greater token reaches over it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Token {
     pub start: u128,

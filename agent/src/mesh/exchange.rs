@@ -13,7 +13,7 @@ use crate::types::PeerName;
 use prost::Message;
 use rand::RngExt;
 use std::time::Instant;
-use tracing::debug;
+use tracing::warn;
 use weft_proto::mesh::{Digest, Items, Summary, Unicast, frame::Body};
 
 impl Mesh {
@@ -80,13 +80,14 @@ impl Mesh {
         *self.counters.items_rejected.entry(rejected.reason()).or_default() += 1;
         let Some(link) = from.and_then(|id| self.links.get(&id)) else { return };
         if let (Rejected::Forged(why), Some(peer)) = (rejected, link.name()) {
-            let key = match std::str::from_utf8(key) {
+            let key: String = match std::str::from_utf8(key) {
                 Ok(text) if text.chars().all(|c| c.is_ascii_graphic()) => text.into(),
                 _ => key.iter().map(|byte| byte.to_string()).collect::<Vec<_>>().join("."),
             };
             let (who, what) = (format!("peer {peer}"), format!("sent item {key} of {channel}: {why}"));
-            debug!(who, what, "a forged item is dropped");
-            self.refusals.note(&who, &what, now);
+            if self.refusals.note(&who, &what, now) {
+                warn!(%peer, channel, key, why, "a forged item is dropped");
+            }
         }
     }
 

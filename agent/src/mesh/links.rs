@@ -41,9 +41,10 @@ impl Mesh {
     }
 
     pub(super) fn turned_away(&mut self, who: &str, reason: &str, now: Instant) {
-        warn!(who, reason, "caller turned away");
         self.count_refused(Code::Identity);
-        self.refusals.note(who, &format!("was turned away: {reason}"), now);
+        if self.refusals.note(who, &format!("was turned away: {reason}"), now) {
+            warn!(who, reason, "caller turned away");
+        }
     }
 
     pub(super) fn frame(&mut self, id: LinkId, frame: Frame, now: Instant) {
@@ -185,8 +186,9 @@ impl Mesh {
                 self.count_refused(refusal.code());
                 match refusal.code() {
                     Code::Identity => {
+                        let (who, _) = remote.rsplit_once(':').unwrap_or((&remote, ""));
                         let what = format!("was turned away: {}", refusal.reason);
-                        self.refusals.note(&remote, &what, now);
+                        self.refusals.note(who, &what, now);
                     }
                     _ => self.object(dialled.is_some(), &remote, &refusal.reason),
                 }

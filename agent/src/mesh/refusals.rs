@@ -10,8 +10,8 @@ use std::{
 pub struct Refusals(BTreeMap<String, (String, Instant)>);
 
 impl Refusals {
-    /// `who` did `what`; where there are too many of them, the oldest is forgotten.
-    pub fn note(&mut self, who: &str, what: &str, now: Instant) {
+    /// `who` did `what`; where there are too many of them, the oldest is forgotten. True if that is news.
+    pub fn note(&mut self, who: &str, what: &str, now: Instant) -> bool {
         self.0.retain(|_, (_, at)| now.saturating_duration_since(*at) < SHOWN);
         if self.0.len() >= MOST
             && !self.0.contains_key(who)
@@ -19,7 +19,7 @@ impl Refusals {
         {
             self.0.remove(&oldest);
         }
-        self.0.insert(who.into(), (what.into(), now));
+        self.0.insert(who.into(), (what.into(), now)).is_none_or(|(before, _)| before != what)
     }
 
     /// Who, and what it did.
@@ -42,7 +42,8 @@ mod tests {
     fn the_last_few_are_shown_for_a_while() {
         let (mut refusals, start) = (Refusals::default(), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
-        (0..20).for_each(|n| refusals.note(&format!("192.0.2.{n}"), "why", at(n)));
+        (0..20).for_each(|n| assert!(refusals.note(&format!("192.0.2.{n}"), "why", at(n))));
+        assert!(!refusals.note("192.0.2.19", "why", at(19)));
         let shown = refusals.list(at(20));
         assert_eq!((shown.len(), shown[0].0.as_str()), (MOST, "192.0.2.12"));
         assert_eq!(refusals.list(at(19) + SHOWN), []);
