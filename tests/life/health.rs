@@ -77,7 +77,7 @@ fn the_command_line_shows_the_agents_state() {
     .unwrap();
 
     let status = node.status().unwrap();
-    for (key, value) in [("name", "n1"), ("universe", "10.32.0.0/12"), ("encryption", "off")] {
+    for (key, value) in [("name", "n1"), ("universe", "10.32.0.0/12"), ("encryption", "required")] {
         assert_eq!(status[key], value, "{status}");
     }
     assert!(status["ready"] == true && status["pods"] == 1 && status["peers"] == 1, "{status}");
@@ -99,7 +99,10 @@ fn the_command_line_shows_the_agents_state() {
 
     let text = |command: &str| printed(node.weft(&[command]).unwrap()).unwrap();
     for (command, words) in [
-        ("status", vec!["node        n1\n", "ready       yes\n", "1 known, 1 linked", "encryption  off"]),
+        (
+            "status",
+            vec!["node        n1\n", "ready       yes\n", "1 known, 1 linked", "encryption  required"],
+        ),
         ("peers", vec!["n1 (this node)", "n2", "direct", "192.0.2.2:6783"]),
         ("ipam", vec!["universe 10.32.0.0/12", "10.40.0.0/13", "50.0 %"]),
         ("pods", vec!["lab", "n1-p1", "active", &address]),

@@ -44,6 +44,8 @@ fn a_packet_for_nobody_is_answered_and_goes_nowhere() {
 
     // Of another node, which has no such pod: that node answers, or says nothing; nothing comes back over and over.
     let elsewhere = lab.node("n2").unwrap();
+    let bridge: IpAddr = elsewhere.status().unwrap()["bridge_address"].as_str().unwrap().parse().unwrap();
+    wait::until("the nodes have keys for each other", SOON, || pod.ping(bridge, SHORT)).unwrap();
     let before = device_packets(&elsewhere, "weft0").unwrap();
     let sent = metric(&node, "weft_packets_total{direction=\"sent\"}").unwrap();
     let _ = icmp_about(pod.netns(), of("n2"), PACKETS, SHORT);
