@@ -31,7 +31,7 @@ pub struct Settings {
     pub log: PathBuf,
     /// Filter for `--log`.
     pub verbosity: String,
-    /// With `CAP_NET_ADMIN` only, on a read-only file system; see [`linux::confine`].
+    /// With `CAP_NET_ADMIN` only, on a read-only file system.
     pub confined: bool,
     /// Appended as they are.
     pub more: Vec<String>,

@@ -7,7 +7,7 @@ pub struct Sum(u64);
 
 impl Sum {
     /// Adds bytes; an odd last one counts as if a zero followed.
-    pub fn add(self, bytes: &[u8]) -> Self {
+    pub fn over(self, bytes: &[u8]) -> Self {
         let (words, rest) = bytes.as_chunks::<4>();
         // Sums of 32-bit words in 64 bits overflow after 2^32 of them; the compiler makes vectors of this.
         let sum = words.iter().fold(self.0, |sum, word| sum + u64::from(u32::from_be_bytes(*word)));
@@ -16,7 +16,7 @@ impl Sum {
         Self(sum + u64::from(u32::from_be_bytes(last)))
     }
 
-    pub fn add_u16(self, word: u16) -> Self {
+    pub fn and(self, word: u16) -> Self {
         Self(self.0 + u64::from(word))
     }
 
@@ -43,7 +43,7 @@ mod tests {
     #[test]
     fn the_rfcs_example_sums_up() {
         let bytes = [0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7];
-        assert_eq!(Sum::default().add(&bytes).fold(), 0xddf2);
+        assert_eq!(Sum::default().over(&bytes).fold(), 0xddf2);
     }
 
     proptest! {
@@ -54,7 +54,7 @@ mod tests {
                 sum += u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0));
                 sum = (sum & 0xffff) + (sum >> 16);
             }
-            prop_assert_eq!(u32::from(Sum::default().add_u16(first).add(&bytes).fold()), sum);
+            prop_assert_eq!(u32::from(Sum::default().and(first).over(&bytes).fold()), sum);
         }
     }
 }

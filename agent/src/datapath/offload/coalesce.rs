@@ -260,7 +260,7 @@ impl Open {
         } else {
             put(packet, 2, self.total as u16);
             put(packet, 10, 0);
-            put(packet, 10, Sum::default().add(&packet[..at]).checksum());
+            put(packet, 10, Sum::default().over(&packet[..at]).checksum());
         }
         let transport = (self.total - at) as u16;
         if self.headers.is_tcp() {
@@ -268,7 +268,7 @@ impl Open {
         } else {
             put(packet, at + 4, transport);
         }
-        let pseudo = self.headers.pseudo(packet).add_u16(transport).fold();
+        let pseudo = self.headers.pseudo(packet).and(transport).fold();
         put(packet, self.headers.checksum_at(), pseudo);
         let ecn = self.headers.is_tcp() && packet[at + 13] & flags::CWR != 0;
         Gso { kind, headers: len as u16, size: self.size as u16, ecn }
@@ -303,7 +303,7 @@ fn is_plain(packet: &[u8], headers: &Headers) -> bool {
 /// Whether a complete transport checksum is right. A super-packet gets a new one, which must not cover up damage.
 fn is_intact(packet: &[u8], headers: &Headers) -> bool {
     let transport = &packet[headers.at..];
-    headers.pseudo(packet).add_u16(transport.len() as u16).add(transport).fold() == 0xffff
+    headers.pseudo(packet).and(transport.len() as u16).over(transport).fold() == 0xffff
 }
 
 fn put(bytes: &mut [u8], at: usize, value: u16) {

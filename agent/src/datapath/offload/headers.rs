@@ -80,7 +80,7 @@ impl Headers {
     /// The sum of the pseudo-header, less its length field (RFC 9293, 3.1; RFC 8200, 8.1).
     pub fn pseudo(&self, packet: &[u8]) -> Sum {
         let addresses = if packet[0] >> 4 == 6 { &packet[8..40] } else { &packet[12..20] };
-        Sum::default().add(addresses).add_u16(u16::from(if self.is_tcp() { TCP } else { UDP }))
+        Sum::default().over(addresses).and(u16::from(if self.is_tcp() { TCP } else { UDP }))
     }
 }
 

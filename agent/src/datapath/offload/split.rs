@@ -115,7 +115,7 @@ impl Split {
         let mut template = [0; MAX_HEADERS];
         template[..headers.len].copy_from_slice(&head[..headers.len]);
         let ip = match version {
-            4 => Sum::default().add(&template[..2]).add(&template[6..10]).add(&template[12..least]),
+            4 => Sum::default().over(&template[..2]).over(&template[6..10]).over(&template[12..least]),
             _ => Sum::default(),
         };
         let pseudo = headers.pseudo(&template);
@@ -150,7 +150,7 @@ impl Split {
             let id = u16_at(packet, 4).wrapping_add(segment as u16);
             put(packet, 2, total as u16);
             put(packet, 4, id);
-            put(packet, 10, self.ip.add_u16(total as u16).add_u16(id).checksum());
+            put(packet, 10, self.ip.and(total as u16).and(id).checksum());
         } else {
             put(packet, 4, (total - IPV6_LEN) as u16);
         }
@@ -168,7 +168,7 @@ impl Split {
         } else {
             put(packet, at + 4, (total - at) as u16);
         }
-        let pseudo = self.pseudo.add_u16((total - at) as u16).fold();
+        let pseudo = self.pseudo.and((total - at) as u16).fold();
         put(packet, self.headers.checksum_at(), pseudo);
         if !self.partial {
             complete(packet, self.headers.checksum());
@@ -183,7 +183,7 @@ pub fn complete(packet: &mut [u8], place: Place) -> bool {
     if at + 2 > packet.len() {
         return false;
     }
-    let checksum = match Sum::default().add(&packet[start..]).checksum() {
+    let checksum = match Sum::default().over(&packet[start..]).checksum() {
         // Zero means none to UDP (RFC 768), and the same number to all others.
         0 => 0xffff,
         checksum => checksum,

@@ -348,12 +348,12 @@ fn nothing_joins_across_what_differs() {
         change(&mut batch[1].0);
         let packet = &mut batch[1].0;
         packet[10..12].fill(0);
-        let sum = Sum::default().add(&packet[..20]).checksum().to_be_bytes();
+        let sum = Sum::default().over(&packet[..20]).checksum().to_be_bytes();
         packet[10..12].copy_from_slice(&sum);
         packet[36..38].fill(0);
         let headers = Headers::plain(packet).unwrap();
         let transport = packet.len() - 20;
-        let sum = headers.pseudo(packet).add_u16(transport as u16).add(&packet[20..]).checksum();
+        let sum = headers.pseudo(packet).and(transport as u16).over(&packet[20..]).checksum();
         packet[36..38].copy_from_slice(&sum.to_be_bytes());
         let expected: Vec<_> = batch.iter().map(|(packet, _)| packet.clone()).collect();
         let written = coalesced(&batch, ALL);

@@ -80,7 +80,7 @@ impl Incoming {
     pub fn message(&self, at: usize) -> Message {
         let (header, control) = (&self.headers[at], &self.controls[at]);
         let len = (header.msg_len as usize).min(SLOT);
-        let told = header.msg_hdr.msg_controllen as usize >= CONTROL_LEN
+        let told = header.msg_hdr.msg_controllen >= CONTROL_LEN as _
             && control.header.cmsg_level == libc::SOL_UDP
             && control.header.cmsg_type == libc::UDP_GRO;
         let segment = if told { usize::try_from(control.segment).unwrap_or(0) } else { len };
@@ -96,6 +96,12 @@ impl Incoming {
     /// All messages' bytes.
     pub fn buffer(&mut self) -> &mut [u8] {
         &mut self.buffer
+    }
+}
+
+impl Default for Incoming {
+    fn default() -> Self {
+        Self::new()
     }
 }
 

@@ -241,6 +241,12 @@ impl Calls {
     }
 }
 
+impl Default for Outgoing {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 // SAFETY: the raw pointers are set anew before each system call, to memory that the value itself owns, and are not
 // followed otherwise.
 unsafe impl Send for Outgoing {}
