@@ -282,7 +282,15 @@ impl Pair {
             netlink(async |netlink| {
                 let peer_netns = Some(b.as_fd());
                 let (mac, peer_mac, mtu) = (None, None, LINK_MTU.into());
-                let pair = VethPair { name: "u", mac, peer_name: "u", peer_mac, peer_netns, mtu };
+                let pair = VethPair {
+                    name: "u",
+                    mac,
+                    peer_name: "u",
+                    peer_mac,
+                    peer_netns,
+                    mtu,
+                    peer_max_segments: None,
+                };
                 netlink.create_veth(&pair).await.unwrap();
             });
         });

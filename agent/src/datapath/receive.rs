@@ -5,6 +5,7 @@ use super::{
     handshake::message,
     header::{CLEAR_LEN, Envelope, Header, SEALED_LEN},
     offload::coalesce::{Coalescer, MAX_SEGMENTS, Takes},
+    pace::Load,
     session_task::Requests,
     sessions::{OpenError, Opener},
     verdict::{Gate, Sender},
@@ -45,20 +46,22 @@ impl Receiver {
     ///
     /// # Errors
     /// `EBADFD` when the TUN device is gone; else what the socket says.
-    pub(super) fn batch(&mut self, shift: &Shift<'_>, lane: usize) -> Result<(), Errno> {
+    pub(super) fn batch(&mut self, shift: &Shift<'_>, lane: usize) -> Result<Load, Errno> {
         let received = match self.incoming.receive(&shift.lanes[lane], self.most) {
             Ok(received) => received,
-            Err(Errno::EAGAIN | Errno::EINTR) => return Ok(()),
+            Err(Errno::EAGAIN | Errno::EINTR) => return Ok(Load::default()),
             Err(errno) => return Err(errno),
         };
         let mut gate = Gate::new(shift.table);
         let mut merged = false;
+        let mut load = Load::default();
         for at in 0..received {
             let Message { range, segment } = self.incoming.message(at);
             if range.is_empty() {
                 shift.dropped(Drop::Malformed, 1);
             }
             merged |= range.len() > segment;
+            load += Load { datagrams: range.len().div_ceil(segment), bytes: range.len() };
             let mut opener = None;
             for start in range.clone().step_by(segment) {
                 let place = start..(start + segment).min(range.end);
@@ -78,7 +81,7 @@ impl Receiver {
         } else if received == self.most {
             self.most = BATCH;
         }
-        self.hand_in(shift)
+        self.hand_in(shift).map(|()| load)
     }
 
     /// Counts a datagram that is no packet for us, unless it is a handshake's.

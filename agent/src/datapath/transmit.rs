@@ -10,6 +10,7 @@ use super::{
         split::{Shape, Split, complete},
         virtio::{Gso, VIRTIO_LEN, Virtio},
     },
+    pace::Load,
     packet::Packet,
     pending::Pending,
     seal::TAG_LEN,
@@ -95,16 +96,16 @@ impl Transmitter {
     ///
     /// # Errors
     /// What the TUN says, but for `EAGAIN`.
-    pub(super) fn batch(&mut self, shift: &Shift<'_>) -> Result<(), Errno> {
+    pub(super) fn batch(&mut self, shift: &Shift<'_>) -> Result<Load, Errno> {
         if !self.narrow.is_empty() {
             let now = Instant::now();
             self.narrow.retain(|narrow| narrow.until > now);
         }
         self.wanted = None;
         let mut result = Ok(());
-        let mut bytes = 0;
+        let mut load = Load::default();
         for _ in 0..PACKETS {
-            if bytes >= BYTES {
+            if load.bytes >= BYTES {
                 break;
             }
             if !self.outgoing.has_room() {
@@ -112,7 +113,9 @@ impl Transmitter {
             }
             match self.read(shift) {
                 Ok((virtio, len)) => {
-                    bytes += len;
+                    let gso = virtio.and_then(|virtio| virtio.gso);
+                    let datagrams = gso.map_or(1, |gso| len / usize::from(gso.size).max(1));
+                    load += Load { datagrams, bytes: len };
                     self.take(shift, virtio, len);
                 }
                 Err(Errno::EAGAIN) => break,
@@ -124,7 +127,7 @@ impl Transmitter {
             }
         }
         self.flush(shift);
-        result
+        result.map(|()| load)
     }
 
     /// Whether packets wait for a key.

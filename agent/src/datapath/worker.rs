@@ -20,6 +20,7 @@
 use super::{
     counters::{Counters, Drop, PeerCounters, WorkerCounters},
     offload::coalesce::Takes,
+    pace::{Load, Pace},
     receive::Receiver,
     session_task::Sealing,
     sessions::{Sending, Sessions},
@@ -60,8 +61,7 @@ pub(super) struct Worker {
     receiver: Receiver,
     epoll: Epoll,
     stop: Arc<EventFd>,
-    /// How long it looks for more after work.
-    linger: Duration,
+    pace: Pace,
 }
 
 /// The sessions that are in force, and what to seal with for each peer of the table, in its order.
@@ -143,7 +143,7 @@ impl Worker {
             receiver: Receiver::new(Takes { tcp: true, udp: offloads.udp }, requests),
             epoll,
             stop,
-            linger,
+            pace: Pace::new(linger),
         })
     }
 
@@ -173,10 +173,10 @@ impl Worker {
             }
             if ready > 0 {
                 idle = None;
-                timeout = if self.linger.is_zero() { self.patience() } else { EpollTimeout::ZERO };
+                timeout = if self.pace.linger().is_zero() { self.patience() } else { EpollTimeout::ZERO };
             } else if timeout == EpollTimeout::ZERO {
                 // Only now: with some clocks, to ask for the time is a system call too.
-                match idle.get_or_insert_with(Instant::now).elapsed() < self.linger {
+                match idle.get_or_insert_with(Instant::now).elapsed() < self.pace.linger() {
                     true => thread::yield_now(),
                     false => timeout = self.patience(),
                 }
@@ -188,14 +188,14 @@ impl Worker {
         let table = self.look_up();
         let (shift, transmitter, _) = self.shift(&table);
         let result = transmitter.batch(&shift);
-        self.checked(result)
+        self.worked(result)
     }
 
     fn receive(&mut self, lane: usize) -> Result<(), WorkerError> {
         let table = self.look_up();
         let (shift, _, receiver) = self.shift(&table);
         let result = receiver.batch(&shift, lane);
-        self.checked(result)
+        self.worked(result)
     }
 
     /// There are new keys, or packets have waited for some for long.
@@ -214,9 +214,9 @@ impl Worker {
         if self.transmitter.waits() { EpollTimeout::from(WAIT_MS) } else { EpollTimeout::NONE }
     }
 
-    fn checked(&self, result: Result<(), Errno>) -> Result<(), WorkerError> {
+    fn worked(&mut self, result: Result<Load, Errno>) -> Result<(), WorkerError> {
         match result {
-            Ok(()) => {}
+            Ok(load) => self.pace.worked(load),
             Err(Errno::EBADFD) => return Err(WorkerError::TunGone),
             Err(_) => self.pause(),
         }
