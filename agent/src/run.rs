@@ -39,10 +39,7 @@ use crate::{
     },
     ipam::{self, Found, seed::SeedPlan, span::Layout, token::RingGossiper},
     links::{self, Desired, Observed, PodPort},
-    linux::{
-        store::{Store, StoreState},
-        tun,
-    },
+    linux::store::{Store, StoreState},
     mesh::{
         self,
         peers::PeerRecord,
@@ -177,7 +174,7 @@ pub async fn build(config: Config) -> anyhow::Result<Running> {
     };
     let (outgoing_sender, outgoing) = mpsc::channel(QUEUE);
     let (ipam, ipam_task) = ipam::task::start(ipam_config, store, found, outgoing_sender).await?;
-    let (queues, offloads) = tun::open(TUN, threads)?;
+    let (queues, offloads) = datapath::task::open(TUN, threads)?;
     let desired = desired(&config, &observed, &ipam.view().borrow());
     let links = links::spawn(config.state_dir.clone(), desired).await.context("set up links")?;
     let tables = Arc::new(ArcSwap::default());

@@ -28,7 +28,7 @@ use weft::{
         seal::Algorithm,
         session_task::{self, Handshakes},
         table::{Inputs, Owner, Peer, Table},
-        task::{Config, Datapath, bind, spawn},
+        task::{Config, Datapath, bind, open, spawn},
     },
     identity::data_key,
     linux::{
@@ -306,7 +306,7 @@ impl Node {
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let (datapath, handshakes) = within(&netns, || {
             let _entered = runtime.enter();
-            let (queues, offloads) = tun::open("weft0", 2).unwrap();
+            let (queues, offloads) = open("weft0", 2).unwrap();
             let long = if underlay[side].contains(':') { 64 } else { 24 };
             for setting in ["conf/weft0/accept_local", "conf/all/forwarding"] {
                 std::fs::write(format!("/proc/sys/net/ipv4/{setting}"), "1").unwrap();

@@ -12,7 +12,7 @@
 //! ```
 //!
 //! ```text
-//!                            main ─▶ demo, up, bench, suite
+//!                            main ─▶ demo, up, bench, soak, suite
 //!                                        │
 //!                                  Lab (lab.rs)
 //!      ┌──────────┬───────────┬──────────┼──────────┬──────────┬──────────┐
@@ -31,6 +31,7 @@ pub mod capacity;
 pub mod claim;
 pub mod cni;
 pub mod demo;
+pub mod disorder;
 pub mod fault;
 pub mod keys;
 pub mod lab;
@@ -43,6 +44,7 @@ pub mod process;
 pub mod progress;
 pub mod report;
 pub mod sandbox;
+pub mod soak;
 pub mod suite;
 pub mod tools;
 pub mod traffic;

@@ -9,7 +9,7 @@ use super::{
     worker::{Parts, Worker},
 };
 use crate::linux::{
-    tun::{Offloads, Queue},
+    tun::{self, Offloads, Queue, TunError},
     udp::{Socket, UdpError},
 };
 use anyhow::{Context, ensure};
@@ -24,15 +24,24 @@ use std::{
 };
 use tokio::sync::watch;
 
-/// What the data path runs on: as many queues as groups of sockets, one thread for each pair.
+/// What the data path runs on: as many groups of queues as of sockets, one thread for each pair.
 pub struct Config {
-    pub queues: Vec<Queue>,
+    /// As [`open`] gives them.
+    pub queues: Vec<Vec<Queue>>,
     pub offloads: Offloads,
     pub sockets: Vec<Vec<Socket>>,
     /// How long a thread looks for more packets after work before it sleeps; zero for not at all.
     pub linger: Duration,
     /// None where packets go in clear.
     pub sealing: Option<Sealing>,
+}
+
+/// Opens the TUN device's queues for `threads` workers; call it as [`tun::open`].
+pub fn open(name: &str, threads: usize) -> Result<(Vec<Vec<Queue>>, Offloads), TunError> {
+    let each = (tun::MAX_QUEUES / threads).clamp(1, QUEUES);
+    let (queues, offloads) = tun::open(name, threads * each)?;
+    let mut queues = queues.into_iter();
+    Ok(((0..threads).map(|_| queues.by_ref().take(each).collect()).collect(), offloads))
 }
 
 /// The sockets of `threads` workers; see [`Socket::bind_workers`].
@@ -58,7 +67,7 @@ pub fn spawn(config: Config, tables: Arc<ArcSwap<Table>>) -> anyhow::Result<Data
     let Config { queues, offloads, sockets, linger, sealing } = config;
     ensure!(
         !queues.is_empty() && queues.len() == sockets.len(),
-        "start the data path: {} TUN queues and {} groups of UDP sockets do not pair up",
+        "start the data path: {} groups of TUN queues and {} of UDP sockets do not pair up",
         queues.len(),
         sockets.len()
     );
@@ -68,8 +77,8 @@ pub fn spawn(config: Config, tables: Arc<ArcSwap<Table>>) -> anyhow::Result<Data
     let (failed, failure) = watch::channel(None);
     let mut datapath =
         Datapath { counters: Reader(counters.clone()), stop: stop.clone(), threads: Vec::new(), failure };
-    for (number, (queue, lanes)) in queues.into_iter().zip(sockets).enumerate() {
-        let parts = Parts { number, queue, offloads, lanes, linger, sealing: sealing.clone() };
+    for (number, (queues, lanes)) in queues.into_iter().zip(sockets).enumerate() {
+        let parts = Parts { number, queues, offloads, lanes, linger, sealing: sealing.clone() };
         let worker = Worker::new(parts, tables.clone(), counters.clone(), stop.clone())
             .with_context(|| format!("start data worker {number}"))?;
         let failed = failed.clone();
@@ -133,5 +142,7 @@ fn work(number: usize, worker: Worker, failed: &watch::Sender<Option<String>>) {
     failed.send_replace(Some(why));
 }
 
+/// Queues of each worker. A flow that floods one of them harms the others' no more than its share of time.
+const QUEUES: usize = 8;
 /// Source ports of each worker: with them, network cards, equal paths and the receiver's cores tell flows apart.
 const PORTS: usize = 4;

@@ -21,7 +21,10 @@ use super::{
     worker::Shift,
 };
 use crate::{
-    linux::udp::{MAX_MESSAGE, MAX_SEGMENTS, Outgoing, ROOM, Report, Target},
+    linux::{
+        tun::Queue,
+        udp::{MAX_MESSAGE, MAX_SEGMENTS, Outgoing, ROOM, Report, Target},
+    },
     types::{CLEAR_OVERHEAD, DataId, IPV6_EXTRA, PeerName, SEALED_OVERHEAD},
 };
 use arrayvec::ArrayVec;
@@ -92,11 +95,11 @@ impl Transmitter {
         self.narrow.clear();
     }
 
-    /// Takes packets from the TUN until none waits or a batch is full, and sends what has a way.
+    /// Takes packets from a TUN queue until none waits or a batch is full, and sends what has a way.
     ///
     /// # Errors
     /// What the TUN says, but for `EAGAIN`.
-    pub(super) fn batch(&mut self, shift: &Shift<'_>) -> Result<Load, Errno> {
+    pub(super) fn batch(&mut self, shift: &Shift<'_>, queue: usize) -> Result<Load, Errno> {
         if !self.narrow.is_empty() {
             let now = Instant::now();
             self.narrow.retain(|narrow| narrow.until > now);
@@ -111,7 +114,7 @@ impl Transmitter {
             if !self.outgoing.has_room() {
                 self.flush(shift);
             }
-            match self.read(shift) {
+            match self.read(&shift.queues[queue]) {
                 Ok((virtio, len)) => {
                     let gso = virtio.and_then(|virtio| virtio.gso);
                     let datagrams = gso.map_or(1, |gso| len / usize::from(gso.size).max(1));
@@ -168,12 +171,12 @@ impl Transmitter {
     }
 
     /// Reads a packet into the room, as it is foreseen to lie.
-    fn read(&mut self, shift: &Shift<'_>) -> Result<(Option<Virtio>, usize), Errno> {
+    fn read(&mut self, queue: &Queue) -> Result<(Option<Virtio>, usize), Errno> {
         let mut virtio = [0; VIRTIO_LEN];
         let mut parts = ArrayVec::<_, PLACES>::new();
         parts.push(IoSliceMut::new(&mut virtio));
         parts.extend(self.foreseen.places(self.outgoing.room(), MAX_PACKET).map(IoSliceMut::new));
-        let len = shift.queue.read(&mut parts)?;
+        let len = queue.read(&mut parts)?;
         drop(parts);
         Ok((Virtio::decode(&virtio), len.saturating_sub(VIRTIO_LEN)))
     }
@@ -375,7 +378,7 @@ impl Answers {
             return;
         }
         let plain = Virtio::default().encode();
-        match shift.queue.write(&[IoSlice::new(&plain), IoSlice::new(&self.buffer)]) {
+        match shift.queues[0].write(&[IoSlice::new(&plain), IoSlice::new(&self.buffer)]) {
             Ok(()) => shift.answered(),
             Err(_) => shift.dropped(Drop::TunWrite, 1),
         }

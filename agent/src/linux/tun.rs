@@ -288,6 +288,8 @@ nix::ioctl_write_int!(tunsetoffload, b'T', 208);
 nix::ioctl_write_ptr!(tunsetvnethdrsz, b'T', 216, libc::c_int);
 nix::ioctl_readwrite_bad!(siocethtool, 0x8946, Request);
 
+/// Queues of one device, besides the one that sets it up (`MAX_TAP_QUEUES`).
+pub const MAX_QUEUES: usize = 255;
 /// Bytes of the virtio header.
 pub const VIRTIO_LEN: usize = 10;
 const ETHTOOL_GDRVINFO: u32 = 0x3;
