@@ -194,7 +194,8 @@ pub async fn build(config: Config) -> anyhow::Result<Running> {
     let handshakes = sealed.then(agree).transpose().context("start the handshakes")?;
     let sealing = handshakes.as_ref().map(|handshakes| handshakes.sealing().clone());
     let sessions = sealing.as_ref().map(|sealing| sealing.sessions.clone());
-    let datapath_config = datapath::task::Config { queues, offloads, sockets, linger: config.poll, sealing };
+    let datapath_config =
+        datapath::task::Config { tun: TUN.into(), queues, offloads, sockets, linger: config.poll, sealing };
     let datapath = datapath::task::spawn(datapath_config, tables.clone())?;
     std::fs::write(&marker, incarnation.0.to_string())
         .with_context(|| format!("--run-dir: write {}", marker.display()))?;

@@ -332,7 +332,7 @@ impl Node {
             let sockets = bind("[::]:6783".parse().unwrap(), 2).unwrap();
             let handshakes = sealed.then(|| handshakes(side, underlay, &sockets));
             let sealing = handshakes.as_ref().map(|handshakes| handshakes.sealing().clone());
-            let config = Config { queues, offloads, sockets, linger: LINGER, sealing };
+            let config = Config { tun: "weft0".into(), queues, offloads, sockets, linger: LINGER, sealing };
             (spawn(config, tables.clone()).unwrap(), handshakes)
         });
         Self { datapath, tables, netns, _handshakes: handshakes, _runtime: runtime }

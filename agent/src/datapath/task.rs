@@ -1,7 +1,7 @@
 //! Starting and stopping the data path's threads.
 
 use super::{
-    counters::{Counters, Snapshot},
+    counters::{Counters, Drop, Snapshot},
     header::FLOW_AT,
     session_task::Sealing,
     sessions::LANES,
@@ -10,15 +10,16 @@ use super::{
 };
 use crate::linux::{
     tun::{self, Offloads, Queue, TunError},
-    udp::{Socket, UdpError},
+    udp::{self, Socket, UdpError},
 };
 use anyhow::{Context, ensure};
 use arc_swap::ArcSwap;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::{
     net::SocketAddr,
+    os::fd::{AsFd, OwnedFd},
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
+    sync::{Arc, Weak},
     thread::{self, JoinHandle},
     time::Duration,
 };
@@ -26,6 +27,8 @@ use tokio::sync::watch;
 
 /// What the data path runs on: as many groups of queues as of sockets, one thread for each pair.
 pub struct Config {
+    /// The TUN device's name.
+    pub tun: String,
     /// As [`open`] gives them.
     pub queues: Vec<Vec<Queue>>,
     pub offloads: Offloads,
@@ -53,6 +56,7 @@ pub fn bind(address: SocketAddr, threads: usize) -> Result<Vec<Vec<Socket>>, Udp
 /// The running threads. They end, and are joined, when it is stopped or dropped.
 pub struct Datapath {
     counters: Reader,
+    _kernel: Arc<Kernel>,
     stop: Arc<EventFd>,
     threads: Vec<JoinHandle<()>>,
     failure: watch::Receiver<Option<String>>,
@@ -60,11 +64,21 @@ pub struct Datapath {
 
 /// Reads the counters, also while and after the threads run.
 #[derive(Clone)]
-pub struct Reader(Arc<Counters>);
+pub struct Reader {
+    counters: Arc<Counters>,
+    /// What the kernel counts; gone with the data path.
+    kernel: Weak<Kernel>,
+}
+
+/// Where the kernel drops packets that no worker has seen.
+struct Kernel {
+    tun: String,
+    sockets: Vec<OwnedFd>,
+}
 
 /// Starts the threads. What is stored in `tables` from then on holds for the next batch of each.
 pub fn spawn(config: Config, tables: Arc<ArcSwap<Table>>) -> anyhow::Result<Datapath> {
-    let Config { queues, offloads, sockets, linger, sealing } = config;
+    let Config { tun, queues, offloads, sockets, linger, sealing } = config;
     ensure!(
         !queues.is_empty() && queues.len() == sockets.len(),
         "start the data path: {} groups of TUN queues and {} of UDP sockets do not pair up",
@@ -75,8 +89,13 @@ pub fn spawn(config: Config, tables: Arc<ArcSwap<Table>>) -> anyhow::Result<Data
     let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
     let stop = Arc::new(EventFd::from_flags(flags).context("start the data path: make an eventfd")?);
     let (failed, failure) = watch::channel(None);
+    let duplicates = sockets.iter().flatten().map(|socket| socket.as_fd().try_clone_to_owned());
+    let sockets_again =
+        duplicates.collect::<Result<_, _>>().context("start the data path: watch its sockets")?;
+    let kernel = Arc::new(Kernel { tun, sockets: sockets_again });
+    let reader = Reader { counters: counters.clone(), kernel: Arc::downgrade(&kernel) };
     let mut datapath =
-        Datapath { counters: Reader(counters.clone()), stop: stop.clone(), threads: Vec::new(), failure };
+        Datapath { counters: reader, _kernel: kernel, stop: stop.clone(), threads: Vec::new(), failure };
     for (number, (queues, lanes)) in queues.into_iter().zip(sockets).enumerate() {
         let parts = Parts { number, queues, offloads, lanes, linger, sealing: sealing.clone() };
         let worker = Worker::new(parts, tables.clone(), counters.clone(), stop.clone())
@@ -116,7 +135,7 @@ impl Datapath {
     pub fn stop(self) {}
 }
 
-impl Drop for Datapath {
+impl std::ops::Drop for Datapath {
     fn drop(&mut self) {
         self.stop.write(1).expect("an eventfd that is written once has room");
         for thread in self.threads.drain(..) {
@@ -128,7 +147,13 @@ impl Drop for Datapath {
 
 impl Reader {
     pub fn read(&self) -> Snapshot {
-        self.0.snapshot()
+        let mut snapshot = self.counters.snapshot();
+        if let Some(kernel) = self.kernel.upgrade() {
+            let refused = kernel.sockets.iter().map(|socket| udp::refused(socket).unwrap_or(0)).sum();
+            snapshot.drops.insert(Drop::ReceiveBufferFull, refused);
+            snapshot.drops.insert(Drop::TunQueueFull, tun::refused(&kernel.tun).unwrap_or(0));
+        }
+        snapshot
     }
 }
 
