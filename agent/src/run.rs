@@ -194,6 +194,7 @@ pub async fn build(config: Config) -> anyhow::Result<Running> {
     let handshakes = sealed.then(agree).transpose().context("start the handshakes")?;
     let sealing = handshakes.as_ref().map(|handshakes| handshakes.sealing().clone());
     let sessions = sealing.as_ref().map(|sealing| sealing.sessions.clone());
+    let refusals = handshakes.as_ref().map(Handshakes::refusals);
     let datapath_config =
         datapath::task::Config { tun: TUN.into(), queues, offloads, sockets, linger: config.poll, sealing };
     let datapath = datapath::task::spawn(datapath_config, tables.clone())?;
@@ -249,6 +250,7 @@ pub async fn build(config: Config) -> anyhow::Result<Running> {
         steered,
         packets: datapath.reader(),
         sessions,
+        refusals,
         readiness: readiness.clone(),
         links: links.watch(),
         cni_warnings: cni.warnings(),

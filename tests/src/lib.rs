@@ -17,6 +17,7 @@
 //!                                  Lab (lab.rs)
 //!      ┌──────────┬───────────┬──────────┼──────────┬──────────┬──────────┐
 //!     node ─▶ agent          pod ─▶ cni  underlay   traffic   fault     leaks
+//!                                                 adversary
 //!      └──────────┴───────────┴──────────┼──────────┴──────────┴──────────┘
 //!           namespace, links  ─▶  sandbox: private mounts, gone with the process
 //!           claim, process    ─▶  what has to be cleaned up after kill -9
@@ -24,6 +25,7 @@
 //!
 //! It needs root, Linux, and `nft`; nothing in the host's network namespace is touched.
 
+pub mod adversary;
 pub mod agent;
 pub mod bench;
 pub mod binaries;

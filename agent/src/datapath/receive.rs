@@ -6,7 +6,7 @@ use super::{
     header::{CLEAR_LEN, Envelope, Header, SEALED_LEN},
     offload::coalesce::{Coalescer, MAX_SEGMENTS, Takes},
     pace::Load,
-    session_task::Requests,
+    session_task::{Requests, canonical},
     sessions::{OpenError, Opener},
     verdict::{Gate, Sender},
     worker::Shift,
@@ -17,7 +17,7 @@ use crate::{
 };
 use arrayvec::ArrayVec;
 use nix::errno::Errno;
-use std::{io::IoSlice, ops::Range, time::Instant};
+use std::{io::IoSlice, net::SocketAddr, ops::Range, time::Instant};
 
 pub(super) struct Receiver {
     incoming: Incoming,
@@ -71,11 +71,12 @@ impl Receiver {
             }
             merged |= range.len() > segment;
             load += Load { datagrams: range.len().div_ceil(segment), bytes: range.len() };
+            let from = self.incoming.source(at).map(canonical);
             let mut opener = None;
             for start in range.clone().step_by(segment) {
                 let place = start..(start + segment).min(range.end);
-                let (buffer, requests) = (self.incoming.buffer(), self.requests.as_ref());
-                match admit(shift, &mut gate, &mut opener, requests, buffer, place.clone()) {
+                let (buffer, requests) = (self.incoming.buffer(), self.requests.as_mut());
+                match admit(shift, &mut gate, &mut opener, requests, from, buffer, place.clone()) {
                     Ok(Some(Admitted { inner, partial, flow, peer })) => {
                         self.coalescer.push(buffer, inner, partial, peer);
                         self.flows.resize(self.coalescer.len(), flow);
@@ -150,7 +151,8 @@ fn admit<'a>(
     shift: &Shift<'a>,
     gate: &mut Gate<'a>,
     last: &mut Option<(SessionIndex, Opener<'a>)>,
-    requests: Option<&Requests>,
+    requests: Option<&mut Requests>,
+    from: Option<SocketAddr>,
     buffer: &mut [u8],
     place: Range<usize>,
 ) -> Result<Option<Admitted>, Drop> {
@@ -171,10 +173,23 @@ fn admit<'a>(
             let (header, sealed) = buffer[place].split_first_chunk_mut().ok_or(Drop::Malformed)?;
             let len = opener.open(header, sealed)?;
             let session = opener.session();
-            if let Some(requests) = requests
-                && session.confirm()
-            {
-                requests.confirmed(index);
+            if let Some(requests) = requests {
+                if session.confirm() {
+                    requests.confirmed(index);
+                }
+                match from {
+                    Some(from) if len == 0 && opener.is_latest() => {
+                        requests.shown(index, from, Instant::now());
+                    }
+                    Some(from) => {
+                        if let Some(before) = opener.moved(from)
+                            && requests.moved(index, before, from, Instant::now())
+                        {
+                            opener.settle(from);
+                        }
+                    }
+                    None => {}
+                }
             }
             if len == 0 {
                 return Ok(None);

@@ -105,6 +105,10 @@ impl Transmitter {
             self.narrow.retain(|narrow| narrow.until > now);
         }
         self.wanted = None;
+        if self.waits() {
+            // What waits for a key that there is now goes before what comes: it may be of one flow.
+            self.resume(shift);
+        }
         let mut result = Ok(());
         let mut load = Load::default();
         for _ in 0..PACKETS {
@@ -310,7 +314,7 @@ impl<'a> Wrap<'a> {
         if shift.sessions.is_none() {
             return Some(Self::Clear(shift.table.me()));
         }
-        let sending = shift.sending(target.peer)?;
+        let sending = &*shift.way(target.peer)?.sending;
         let counter = sending.take(shift.first_lane + target.lane, datagrams as u64).ok()?;
         Some(Self::Sealed(u64::from_be_bytes(counter.encode()), sending))
     }
@@ -336,7 +340,9 @@ impl<'a> Wrap<'a> {
 fn target(shift: &Shift<'_>, route: Route, flow: u16) -> Target {
     // The receiver picks its worker by the number as a whole.
     let lane = usize::from(flow >> 8) % shift.lanes.len();
-    Target { peer: route.peer, to: route.endpoint, lane: lane as u8 }
+    // Where it is is known better than where its record says that it is.
+    let to = shift.way(route.peer).and_then(|way| way.to).unwrap_or(route.endpoint);
+    Target { peer: route.peer, to, lane: lane as u8 }
 }
 
 fn narrow(known: &[Narrow]) -> impl Fn(u32) -> Option<u16> {

@@ -25,7 +25,7 @@ use super::{
     pace::{Load, Pace},
     receive::Receiver,
     session_task::Sealing,
-    sessions::{Sending, Sessions},
+    sessions::{Sessions, Way},
     table::{Peer, Table},
     transmit::Transmitter,
 };
@@ -66,13 +66,13 @@ pub(super) struct Worker {
     pace: Pace,
 }
 
-/// The sessions that are in force, and what to seal with for each peer of the table, in its order.
+/// The sessions that are in force, and the way to each peer of the table, in its order.
 struct Keys {
     sessions: Cache<Arc<ArcSwap<Sessions>>, Arc<Sessions>>,
     /// Becomes readable when there are new ones.
     wake: Arc<EventFd>,
     known: Arc<Sessions>,
-    sending: Vec<Option<Arc<Sending>>>,
+    ways: Vec<Option<Way>>,
 }
 
 /// What a worker works with during one batch.
@@ -84,7 +84,7 @@ pub(super) struct Shift<'a> {
     pub(super) first_lane: u8,
     /// None where packets go in clear.
     pub(super) sessions: Option<&'a Sessions>,
-    sending: &'a [Option<Arc<Sending>>],
+    ways: &'a [Option<Way>],
     counters: &'a WorkerCounters,
     number: usize,
     places: &'a [Arc<[PeerCounters]>],
@@ -129,7 +129,7 @@ impl Worker {
         let keys = sealing.map(|Sealing { sessions, wakes, .. }| {
             let mut sessions = Cache::new(sessions);
             let known = Arc::clone(sessions.load());
-            Keys { sessions, wake: Arc::clone(&wakes[number]), known, sending: Vec::new() }
+            Keys { sessions, wake: Arc::clone(&wakes[number]), known, ways: Vec::new() }
         });
         if let Some(keys) = &keys {
             epoll.add(&*keys.wake, EpollEvent::new(EpollFlags::EPOLLIN, KEYS))?;
@@ -241,8 +241,7 @@ impl Worker {
             let sessions = keys.sessions.load();
             if changed || !Arc::ptr_eq(sessions, &keys.known) {
                 keys.known = Arc::clone(sessions);
-                keys.sending =
-                    self.peers.iter().map(|peer| keys.known.sending(&peer.name).cloned()).collect();
+                keys.ways = self.peers.iter().map(|peer| keys.known.way(&peer.name).cloned()).collect();
             }
         }
         table
@@ -256,7 +255,7 @@ impl Worker {
             lanes: &self.lanes,
             first_lane: (self.number * self.lanes.len()) as u8,
             sessions: keys.map(|keys| &*keys.known),
-            sending: keys.map_or(&[], |keys| &keys.sending),
+            ways: keys.map_or(&[], |keys| &keys.ways),
             counters: self.counters.worker(self.number),
             number: self.number,
             places: &self.places,
@@ -273,9 +272,9 @@ impl Worker {
 }
 
 impl<'a> Shift<'a> {
-    /// What packets to the peer are sealed with, once that is agreed.
-    pub(super) fn sending(&self, peer: u32) -> Option<&'a Sending> {
-        self.sending[peer as usize].as_deref()
+    /// How packets to the peer go, once keys are agreed.
+    pub(super) fn way(&self, peer: u32) -> Option<&'a Way> {
+        self.ways.get(peer as usize)?.as_ref()
     }
 
     pub(super) fn sent(&self, peer: u32, packets: usize, bytes: usize) {

@@ -6,7 +6,7 @@
 //! ```
 mod chart;
 mod check;
-mod ethtool;
+pub(crate) mod ethtool;
 mod generator;
 mod iperf3;
 mod measures;
