@@ -25,6 +25,7 @@
 //! It needs root, Linux, and `nft`; nothing in the host's network namespace is touched.
 
 pub mod agent;
+pub mod apiserver;
 pub mod bench;
 pub mod binaries;
 pub mod capacity;
@@ -41,6 +42,7 @@ pub mod node;
 pub mod pod;
 pub mod process;
 pub mod progress;
+pub mod relay;
 pub mod report;
 pub mod sandbox;
 pub mod suite;
@@ -50,6 +52,7 @@ pub mod underlay;
 pub mod up;
 pub mod wait;
 
+mod background;
 mod linux;
 
 pub use lab::{Builder, Lab};
