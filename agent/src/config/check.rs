@@ -2,8 +2,8 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use super::{
-    Args, Config, ConfigError, ConfigErrors, Encryption, HostFacts, Ipam, Kubernetes, Switch, cluster_keys_in,
-    host::is_global, socket_in,
+    Args, Config, ConfigError, ConfigErrors, Encryption, HostFacts, Ipam, Kubernetes, Switch,
+    cluster_keys_in, host::is_global, socket_in,
 };
 use crate::{
     identity::Source,
@@ -187,7 +187,11 @@ impl Check<'_> {
         if texts.is_empty() {
             // An address to listen on that is not all of them is the one to be reached at.
             let single = listen.map(|l| l.ip()).filter(|ip| is_global(*ip));
-            let Some(ip) = single.or_else(|| self.host.default_address()) else {
+            let default = single.or_else(|| self.host.default_address());
+            // In a cluster the Node says it, as soon as it has been asked.
+            let any =
+                self.host.addresses.iter().filter(|a| self.args.kubernetes && !a.is_ours()).map(|a| a.ip());
+            let Some(ip) = default.or_else(|| any.clone().find(|ip| is_global(*ip))) else {
                 let conflict = format!(
                     "not given, and there is no default route to tell it by; this host has {}",
                     self.own_addresses()

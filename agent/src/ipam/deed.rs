@@ -103,19 +103,16 @@ impl Registrar {
         if right.span.intersect(token.span()) != Some(token.span()) {
             return Err(Rejected::Forged("it reaches beyond what was handed over"));
         }
-        let next = Right {
-            owner: token.owner.clone(),
-            span: token.span(),
-            epoch: token.epoch,
-            hands: token.hands,
-        };
+        let next =
+            Right { owner: token.owner.clone(), span: token.span(), epoch: token.epoch, hands: token.hands };
         if token.epoch > right.epoch {
             return self.takeover(&right, token, &signer).map(|()| next);
         }
         let own_change = token.hands == right.hands && token.owner == right.owner && signer.is(&right.owner);
         let handed_on =
             token.hands == right.hands + 1 && signer.is(&right.owner) && token.owner != right.owner;
-        if token.epoch < right.epoch || !(own_change && token.version > 0 || handed_on && token.version == 0) {
+        if token.epoch < right.epoch || !(own_change && token.version > 0 || handed_on && token.version == 0)
+        {
             return Err(Rejected::Forged("it is not sealed by who owned it"));
         }
         Ok(next)
@@ -295,7 +292,8 @@ mod tests {
         let (dead, taker): (PeerName, PeerName) = ("dead".parse().unwrap(), "t".parse().unwrap());
         let taken = scene.ring_of("t").take_over(&dead, 1, &taker);
         assert_eq!(taken.iter().map(Token::span).collect::<Vec<_>>(), [blocks(128, 191)]);
-        let check = |scene: &mut Scene, token: &Token| scene.registrar.check(token).map_err(|e| e.to_string());
+        let check =
+            |scene: &mut Scene, token: &Token| scene.registrar.check(token).map_err(|e| e.to_string());
         assert_eq!(check(&mut scene, &taken[0]).unwrap_err(), "a takeover that is not known here (yet)");
         for (from, epoch, to) in [("dead", 1, "c"), ("dead", 2, "t"), ("s", 1, "t")] {
             scene.agree(from, epoch, to);
@@ -305,7 +303,10 @@ mod tests {
         check(&mut scene, &taken[0]).unwrap();
         // Somebody else seals the same.
         let forged = scene.ring_of("c").take_over(&dead, 1, &taker);
-        assert_eq!(check(&mut scene, &forged[0]).unwrap_err(), "its epoch is raised by somebody else than a taker");
+        assert_eq!(
+            check(&mut scene, &forged[0]).unwrap_err(),
+            "its epoch is raised by somebody else than a taker"
+        );
         // The dead one is not dead, and changes and gives away what it had: that loses, and the taker's heirs are believed.
         let late = scene.ring_of("dead").give(&dead, blocks(160, 191), &"x".parse().unwrap());
         let mut ring = scene.ring_of("t");

@@ -222,7 +222,8 @@ impl Ring {
             }
             sealed
         };
-        let changed: Vec<Token> = self.ranges().filter(|(_, token)| of_gone(token)).filter_map(heir).collect();
+        let changed: Vec<Token> =
+            self.ranges().filter(|(_, token)| of_gone(token)).filter_map(heir).collect();
         self.replace(&changed);
         changed
     }

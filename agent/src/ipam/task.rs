@@ -9,8 +9,8 @@
 //! commands, which fail as long as it goes on refusing.
 
 use super::{
-    Allocation, Allocator, Assigned, Config, Effects, Found, IpamError, KnownPeer, Now, Request, View, record,
-    seed::SeedPlan, span::Layout, token::Token,
+    Allocation, Allocator, Assigned, Config, Effects, Found, IpamError, KnownPeer, Now, Request, View,
+    record, seed::SeedPlan, span::Layout, token::Token,
 };
 use crate::{
     linux::store::{Store, Write},
@@ -396,7 +396,8 @@ mod tests {
     async fn agent(dir: &Path, found: Found) -> (Handle, JoinHandle<()>, mpsc::Receiver<Outgoing>) {
         let (name, universe) = ("a".parse().unwrap(), "10.32.0.0/16".parse().unwrap());
         let (store, _) = Store::open(dir, &name, &universe).unwrap();
-        let config = Config { seeds: seeds("a"), sealer: None, name, universe, has_bootstrap: false, assigned: None };
+        let config =
+            Config { seeds: seeds("a"), sealer: None, name, universe, has_bootstrap: false, assigned: None };
         let (outgoing, sent) = mpsc::channel(1);
         let (handle, task) = start(config, store, found, outgoing).await.unwrap();
         (handle, task, sent)

@@ -326,5 +326,8 @@ fn assigned_ranges_are_used_and_neither_asked_for_nor_given() {
     // Another node has the range now: the pod is served on.
     allocator.on_assigned(&assigned(&[("n0", "10.244.9.0/24"), ("n2", "10.244.7.0/24")]), now);
     let view = allocator.view();
-    assert!(view.held.contains(&address) && view.own == assigned(&[("n0", "10.244.9.0/24")]).iter().map(|r| r.1).collect::<Vec<_>>());
+    assert!(
+        view.held.contains(&address)
+            && view.own == assigned(&[("n0", "10.244.9.0/24")]).iter().map(|r| r.1).collect::<Vec<_>>()
+    );
 }

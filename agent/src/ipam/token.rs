@@ -133,7 +133,10 @@ pub struct RingGossiper {
 
 impl RingGossiper {
     pub fn new(layout: Layout, checker: Option<(Checker, Takeovers)>) -> Self {
-        Self { layout, registrar: checker.map(|(checker, takeovers)| Registrar::new(layout, checker, takeovers)) }
+        Self {
+            layout,
+            registrar: checker.map(|(checker, takeovers)| Registrar::new(layout, checker, takeovers)),
+        }
     }
 }
 

@@ -95,7 +95,12 @@ mod tests {
             nodes: [(name.clone(), node)].into(),
             seeds: vec![name.clone()],
             servers: vec!["10.200.0.1:6443".parse().unwrap()],
-            takeovers: vec![Takeover { node: "b".parse().unwrap(), uid: Uid("2".into()), epoch: 1, taker: name }],
+            takeovers: vec![Takeover {
+                node: "b".parse().unwrap(),
+                uid: Uid("2".into()),
+                epoch: 1,
+                taker: name,
+            }],
         };
         assert_eq!(Cache::read(&cache.write()), Some(cache));
         assert_eq!(Cache::read("{}"), Some(Cache::default()));

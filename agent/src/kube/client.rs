@@ -128,7 +128,8 @@ pub fn write_file(path: &Path, text: &str) -> anyhow::Result<()> {
     let new = path.with_extension("new");
     let write = || {
         fs::create_dir_all(directory)?;
-        let mut file = fs::OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&new)?;
+        let mut file =
+            fs::OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&new)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
         fs::rename(&new, path)

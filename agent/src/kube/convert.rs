@@ -22,7 +22,9 @@ pub fn node(object: &NodeObject, port: u16) -> Option<Node> {
         name: object.metadata.name.as_ref()?.parse().ok()?,
         uid: uid(&object.metadata),
         endpoints: annotated(&object.metadata, port).unwrap_or_else(|| endpoints(addresses, port)),
-        pod_cidrs: spec.map(|spec| cidrs(spec.pod_cidrs.as_deref(), spec.pod_cidr.as_deref())).unwrap_or_default(),
+        pod_cidrs: spec
+            .map(|spec| cidrs(spec.pod_cidrs.as_deref(), spec.pod_cidr.as_deref()))
+            .unwrap_or_default(),
         tainted: taints.iter().any(|taint| taint.key == TAINT),
         network_available: conditions.iter().any(|c| c.type_ == "NetworkUnavailable" && c.status == "False"),
     })
@@ -124,8 +126,7 @@ mod tests {
                 "status": {"addresses": [{"type": "InternalIP", "address": "10.200.0.11"}]}}))
         };
         let many = with("198.51.100.1, [2001:db8::1]:7000 ,2001:db8::2,198.51.100.2:7001");
-        let expected =
-            ["198.51.100.1:6783", "[2001:db8::1]:7000", "[2001:db8::2]:6783", "198.51.100.2:7001"];
+        let expected = ["198.51.100.1:6783", "[2001:db8::1]:7000", "[2001:db8::2]:6783", "198.51.100.2:7001"];
         assert_eq!(endpoints_of(&many), expected);
         assert_eq!(endpoints_of(&with("not an address")), ["10.200.0.11:6783"]);
     }

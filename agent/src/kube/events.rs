@@ -130,7 +130,10 @@ mod tests {
             let found = if second % 2 == 0 { down() } else { BTreeSet::new() };
             posts.extend(events.observe(found, start + Duration::from_secs(second)));
         }
-        assert_eq!(posts.iter().map(|post| post.again).collect::<Vec<_>>(), [false, true, true, true, true, true]);
+        assert_eq!(
+            posts.iter().map(|post| post.again).collect::<Vec<_>>(),
+            [false, true, true, true, true, true]
+        );
         assert!(posts.iter().all(|post| post.number == 1) && posts.last().unwrap().count > 700);
 
         let mut steady = Aggregator::default();

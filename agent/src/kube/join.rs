@@ -85,7 +85,8 @@ pub async fn join(settings: Settings) -> anyhow::Result<Cluster> {
     let cached = cached.unwrap_or_default();
     let mut access = Access::find(settings.kubeconfig.as_deref(), &cached.servers).await?;
     let has_keys = settings.keys_dir.as_ref().is_none_or(|dir| dir.join(CA_CERT).exists());
-    if has_keys && cached.nodes.contains_key(&settings.node) && (!cached.seeds.is_empty() || !settings.elects) {
+    if has_keys && cached.nodes.contains_key(&settings.node) && (!cached.seeds.is_empty() || !settings.elects)
+    {
         info!(nodes = cached.nodes.len(), "starting with what the API server said before");
         return Ok(Cluster { settings, access, cache: cached, elected: false });
     }
@@ -110,25 +111,33 @@ pub async fn join(settings: Settings) -> anyhow::Result<Cluster> {
 async fn ask(settings: &Settings, access: &Access, cached: &Cache) -> anyhow::Result<(Cache, bool)> {
     let client = access.clients()?.calls;
     let nodes = list::<NodeObject>(&Api::all(client.clone()), "").await.context("list the nodes")?;
-    let nodes: BTreeMap<_, _> =
-        nodes.iter().filter_map(|node| convert::node(node, settings.port)).map(|n| (n.name.clone(), n)).collect();
+    let nodes: BTreeMap<_, _> = nodes
+        .iter()
+        .filter_map(|node| convert::node(node, settings.port))
+        .map(|n| (n.name.clone(), n))
+        .collect();
     if !nodes.contains_key(&settings.node) {
         bail!("there is no Node {}: is --node-name (spec.nodeName) right?", settings.node);
     }
     if let Some(dir) = &settings.keys_dir {
-        let files = keys_of(&client, &settings.namespace).await.with_context(|| format!("Secret {SECRET}"))?;
+        let files =
+            keys_of(&client, &settings.namespace).await.with_context(|| format!("Secret {SECRET}"))?;
         write_keys(dir, &files)?;
     }
     let (mut seeds, mut elected, mut takeovers) = (cached.seeds.clone(), false, Vec::new());
     if settings.elects {
         // Who has been part of the network before knows better than an empty ConfigMap, which somebody may have replaced.
         let candidates = if seeds.is_empty() { vec![settings.node.clone()] } else { seeds };
-        let (board, wrote) = update_board(&client, &settings.namespace, |board| board.elect(&candidates)).await?;
+        let (board, wrote) =
+            update_board(&client, &settings.namespace, |board| board.elect(&candidates)).await?;
         elected = wrote && cached.seeds.is_empty();
         seeds = board.seeds;
         let is_gone = |t: &Takeover| nodes.get(&t.node).is_none_or(|node| node.uid != t.uid);
         takeovers = board.takeovers.into_iter().filter(is_gone).collect();
-        info!(seed = seeds.first().map(PeerName::as_str), elected, "who has the universe at the start is settled");
+        info!(
+            seed = seeds.first().map(PeerName::as_str),
+            elected, "who has the universe at the start is settled"
+        );
     }
     Ok((Cache { nodes, seeds, servers: servers(&client).await, takeovers }, elected))
 }
@@ -188,7 +197,8 @@ pub async fn update_secret(
         if !change(&mut data) {
             return Ok((data, false));
         }
-        secret.data = Some(data.iter().map(|(key, value)| (key.clone(), ByteString(value.clone()))).collect());
+        secret.data =
+            Some(data.iter().map(|(key, value)| (key.clone(), ByteString(value.clone()))).collect());
         match api.replace(SECRET, &PostParams::default(), &secret).await {
             Ok(_) => return Ok((data, true)),
             Err(error) if is_conflict(&error) => debug!("another agent was faster; reading again"),

@@ -106,7 +106,9 @@ mod tests {
     #[test]
     fn what_the_first_agent_filled_in_is_a_ca() {
         assert!(read(&Data::new()).unwrap().is_none());
-        assert!(read(&Data::from([("tls.crt".into(), vec![]), ("tls.key".into(), vec![])])).unwrap().is_none());
+        assert!(
+            read(&Data::from([("tls.crt".into(), vec![]), ("tls.key".into(), vec![])])).unwrap().is_none()
+        );
         let made = ca();
         let files = read(&filled(&made)).unwrap().unwrap();
         let ca = Ca::load(files.ca_cert.as_bytes(), files.ca_key.as_bytes()).unwrap();

@@ -86,7 +86,7 @@ mod tests {
         assert_eq!(observe(&pods(&["1"]), Duration::ZERO), none);
         assert_eq!(observe(&pods(&["1", "3"]), GRACE / 2), none, "one came back");
         assert_eq!(observe(&pods(&["1"]), GRACE), ["b"]);
-        assert_eq!(observe(&pods(&["1"]), GRACE * 3 / 2), ["b", "c"]);
+        assert_eq!(observe(&pods(&["1"]), GRACE * 2), ["b", "c"]);
     }
 
     #[test]

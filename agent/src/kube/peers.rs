@@ -78,7 +78,8 @@ mod tests {
     #[test]
     fn of_many_a_few_are_called_at_a_time_and_all_in_the_end() {
         let (me, nodes) = ("n1".parse().unwrap(), nodes(101));
-        let rounds: Vec<_> = (0..13).map(|round| hosts(to_call(&nodes, &me, &BTreeSet::new(), round))).collect();
+        let rounds: Vec<_> =
+            (0..13).map(|round| hosts(to_call(&nodes, &me, &BTreeSet::new(), round))).collect();
         assert!(rounds.iter().all(|called| called.len() == AT_A_TIME));
         assert_eq!(rounds.into_iter().flatten().collect::<BTreeSet<_>>().len(), 100);
     }

@@ -154,7 +154,8 @@ impl Handle {
         let (name, params) = (self.settings.node.as_str(), PatchParams::default());
         let status = report::network_available(&now());
         let node = api.patch_status(name, &params, &Patch::Strategic(status)).await;
-        let mut node = node.map_err(|e| explain(&e)).with_context(|| format!("patch the status of Node {name}"))?;
+        let mut node =
+            node.map_err(|e| explain(&e)).with_context(|| format!("patch the status of Node {name}"))?;
         for _ in 0..ATTEMPTS {
             let Some(patch) = report::without_taint(&node) else { return Ok(()) };
             match api.patch(name, &params, &Patch::Merge(patch)).await {
@@ -315,7 +316,8 @@ impl Task {
                 // Somebody has emptied it; a node that comes new would elect itself.
                 warn!("the ConfigMap is empty: writing down anew who had the universe at the start");
                 let seeds = known.seeds.clone();
-                let written = update_board(&clients.calls, &self.settings.namespace, |board| board.elect(&seeds));
+                let written =
+                    update_board(&clients.calls, &self.settings.namespace, |board| board.elect(&seeds));
                 if let Err(error) = written.await {
                     warn!(error = format!("{error:#}"), "cannot write the ConfigMap");
                 }

@@ -64,7 +64,8 @@ pub async fn join(args: &Args, config: &Config, host: &HostFacts) -> anyhow::Res
     args.peer.extend(others.iter().filter(|address| !here(address)).map(PeerAddress::to_string));
     let advertised = args.advertise.iter().any(|text| !text.trim().is_empty());
     if let (Some(node), false) = (cluster.own(), advertised) {
-        let own = node.endpoints.iter().filter(|e| here(&peers::address(e)) && e.0.port() == config.listen.port());
+        let own =
+            node.endpoints.iter().filter(|e| here(&peers::address(e)) && e.0.port() == config.listen.port());
         args.advertise = own.map(ToString::to_string).collect();
     }
     if cluster.settings.elects {
@@ -154,7 +155,8 @@ async fn call_nodes(handle: Handle, mesh: Mesh) -> anyhow::Result<()> {
     let (mut view, mut set, mut told) = (handle.view(), mesh.peers(), Vec::new());
     let (mut tick, mut round) = (time::interval(CALL_OTHERS), 0);
     loop {
-        let known: BTreeSet<PeerName> = set.borrow_and_update().others().map(|peer| peer.name.clone()).collect();
+        let known: BTreeSet<PeerName> =
+            set.borrow_and_update().others().map(|peer| peer.name.clone()).collect();
         let nodes = view.borrow_and_update().nodes.clone();
         let mut addresses = peers::to_call(&nodes, handle.node(), &known, round);
         addresses.extend(handle.peers().iter().cloned());
@@ -198,7 +200,10 @@ async fn announce(handle: Handle, readiness: Readiness) -> anyhow::Result<()> {
                 Ok(()) if first => info!("the Node's network is available"),
                 Ok(()) => {}
                 Err(error) => {
-                    warn!(error = format!("{error:#}"), "cannot tell the cluster that this node's network works");
+                    warn!(
+                        error = format!("{error:#}"),
+                        "cannot tell the cluster that this node's network works"
+                    );
                     time::sleep(TRY_AGAIN).await;
                     continue;
                 }

@@ -160,7 +160,8 @@ impl State {
             status.links.iter().filter_map(|link| Some(link.peer.as_ref()?.0.clone())).collect();
         let routes = Routes::new(set, &linked);
         let reachable = set.others().map(|record| record.name.clone());
-        let reachable: BTreeSet<PeerName> = reachable.filter(|name| routes.next_hop(name).is_some()).collect();
+        let reachable: BTreeSet<PeerName> =
+            reachable.filter(|name| routes.next_hop(name).is_some()).collect();
         let Forwarding { mut table, narrow, known, sealing } =
             Forwarding::new(self.node, set, &reachable, view);
         // The workers count by place in this list.

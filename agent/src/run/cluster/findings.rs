@@ -43,7 +43,10 @@ pub fn findings(snapshot: &Snapshot, ring: &View, was_ready: bool) -> BTreeSet<F
     }
     if !ring.conceded.is_empty() {
         let conceded: Vec<_> = ring.conceded.iter().copied().collect();
-        find(Reason::AddressDispute, format!("of this node's range, but in use elsewhere: {}", list(&conceded)));
+        find(
+            Reason::AddressDispute,
+            format!("of this node's range, but in use elsewhere: {}", list(&conceded)),
+        );
     }
     found
 }
@@ -70,7 +73,13 @@ mod tests {
 
     #[test]
     fn what_an_operator_should_see_is_found() {
-        let quiet = Snapshot { not_ready: vec![], waiting_for: None, addresses_free: 200, peers: vec![], ..example() };
+        let quiet = Snapshot {
+            not_ready: vec![],
+            waiting_for: None,
+            addresses_free: 200,
+            peers: vec![],
+            ..example()
+        };
         assert_eq!(reasons(&quiet, &View::default(), true), [Reason::NetworkReady]);
         let starting = Snapshot { not_ready: vec!["starting".into()], ..quiet.clone() };
         assert_eq!(reasons(&starting, &View::default(), false), []);

@@ -71,19 +71,28 @@ pub async fn run(
 
 /// Takeovers by us that are the last word about a node that is not there.
 fn ours(cluster: &View, me: &PeerName) -> Vec<Takeover> {
-    let is_last = |t: &Takeover| !cluster.board.takeovers.iter().any(|u| u.node == t.node && u.epoch > t.epoch);
+    let is_last =
+        |t: &Takeover| !cluster.board.takeovers.iter().any(|u| u.node == t.node && u.epoch > t.epoch);
     let is_ours = |t: &&Takeover| t.taker == *me && !cluster.nodes.contains_key(&t.node) && is_last(t);
     cluster.believed.iter().filter(is_ours).cloned().collect()
 }
 
-async fn take(handle: &Handle, ipam: &Addresses, node: &PeerName, uid: &Uid, epoch: u64) -> anyhow::Result<()> {
+async fn take(
+    handle: &Handle,
+    ipam: &Addresses,
+    node: &PeerName,
+    uid: &Uid,
+    epoch: u64,
+) -> anyhow::Result<()> {
     if !handle.is_gone(node, uid).await? {
         return Ok(());
     }
     let in_use = ipam.epochs().await?;
     // Once it is on the board, everybody here and elsewhere does the rest.
     match handle.take_over(node, uid, epoch + 1, |takeover| in_use.contains(&takeover.epoch)).await? {
-        Some(takeover) => info!(%node, epoch = takeover.epoch, "taking over the space of a node that is gone"),
+        Some(takeover) => {
+            info!(%node, epoch = takeover.epoch, "taking over the space of a node that is gone")
+        }
         None => info!(%node, "another takes over the space of a node that is gone"),
     }
     Ok(())
