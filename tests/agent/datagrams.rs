@@ -178,10 +178,8 @@ fn udp(source: Ipv4Addr, destination: Ipv4Addr) -> Vec<u8> {
 
 /// Drops of datagrams by reason, as `weft status` has them.
 fn drops(node: &Node) -> BTreeMap<String, u64> {
-    let status = node.status().unwrap();
-    let counters = status["counters"].as_object().unwrap().iter();
-    let drops = counters.filter_map(|(name, n)| Some((name.strip_prefix("drops/")?.to_owned(), n.as_u64()?)));
-    drops.filter(|(reason, _)| INWARD.contains(&reason.as_str())).collect()
+    let drops = seen::drops(node).unwrap();
+    drops.into_iter().filter(|(reason, _)| INWARD.contains(&reason.as_str())).collect()
 }
 
 fn v4(pod: &Pod) -> Ipv4Addr {

@@ -40,6 +40,20 @@ pub fn pods(node: &Node) -> anyhow::Result<BTreeMap<String, (IpAddr, String)>> {
     pods.iter().map(|entry| pod(entry).with_context(|| format!("not a pod: {entry}"))).collect()
 }
 
+/// What the agent has dropped so far, by reason.
+pub fn drops(node: &Node) -> anyhow::Result<BTreeMap<String, u64>> {
+    let status = node.status()?;
+    let counters = status["counters"].as_object().context("no counters")?.iter();
+    Ok(counters.filter_map(|(name, n)| Some((name.strip_prefix("drops/")?.into(), n.as_u64()?))).collect())
+}
+
+/// One number of `/metrics`; `name` comes with its labels, if it has any.
+pub fn metric(node: &Node, name: &str) -> anyhow::Result<f64> {
+    let (_, page) = node.http("/metrics")?;
+    let value = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    Ok(value.with_context(|| format!("there is no {name} in\n{page}"))?.parse()?)
+}
+
 /// What DELs without an agent have left for it to do.
 pub fn tombstones(node: &Node) -> Vec<String> {
     let files = fs::read_dir(node.run_dir().join("tombstones")).into_iter().flatten().flatten();

@@ -8,6 +8,7 @@ use std::{
 use anyhow::{Context, ensure};
 
 use crate::{
+    bench::ethtool,
     linux,
     namespace::Netns,
     node::Node,
@@ -27,6 +28,13 @@ pub fn cable(underlay: &Underlay, node: &Node, plugged: bool) -> anyhow::Result<
         true => links.up(node.name()).await,
         false => links.down(node.name()).await,
     })
+}
+
+/// Takes segmentation from a node's interface, or gives it back: without it nothing above the MTU leaves the node.
+pub fn segmentation(node: &Node, on: bool) -> anyhow::Result<()> {
+    let wanted = |name: &str| (name.starts_with("tx-") && name.ends_with("-segmentation")).then_some(on);
+    let set = || ethtool::set(UPLINK, wanted).context("switch segmentation");
+    node.netns().run(set).with_context(|| format!("of {UPLINK} on {}", node.name()))
 }
 
 /// Rules of the switch between the nodes; they hold until this is dropped.
@@ -55,6 +63,11 @@ impl<'a> Fault<'a> {
         let name = node.name();
         let lose = format!("numgen random mod 100 <= {} drop;", percent - 1);
         Self::apply(underlay, &format!("iifname \"{name}\" {lose} oifname \"{name}\" {lose}"))
+    }
+
+    /// Nothing that the node sends to others' data ports arrives; a tap on its cable hears it.
+    pub fn mute(underlay: &'a Underlay, node: &Node) -> anyhow::Result<Self> {
+        Self::apply(underlay, &format!("iifname \"{}\" ip protocol udp udp dport 6783 drop;", node.name()))
     }
 
     fn apply(underlay: &'a Underlay, rules: &str) -> anyhow::Result<Self> {

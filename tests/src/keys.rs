@@ -21,27 +21,30 @@ pub fn make_ca(dir: &Path) -> anyhow::Result<()> {
 
 /// A certificate of the directory's CA: `NAME.crt` and `NAME.key` in it.
 pub fn issue(dir: &Path, name: &str, lifetime: Duration) -> anyhow::Result<()> {
-    let Issued { cert, key } = issued(dir, name, lifetime)?;
+    let Issued { cert, key } = issued(dir, name, lifetime, SystemTime::now())?;
     write(&dir.join(format!("{name}.key")), &key)?;
     write(&dir.join(format!("{name}.crt")), &cert)
 }
 
 /// Somebody with a valid certificate, who is no agent.
 pub fn identity(dir: &Path, name: &str) -> anyhow::Result<Identity> {
-    let Issued { cert, key } = issued(dir, name, Duration::from_secs(3600))?;
-    let ca = read(&dir.join(CA_CERT))?;
-    Ok(Identity::new(
-        name.parse()?,
-        Trust::from_pem(&ca, None)?,
-        cert.as_bytes(),
-        key.as_bytes(),
-        SystemTime::now(),
-    )?)
+    identity_of(dir, name, Duration::from_secs(3600), SystemTime::now())
 }
 
-fn issued(dir: &Path, name: &str, lifetime: Duration) -> anyhow::Result<Issued> {
+/// Somebody whose certificate has expired.
+pub fn expired_identity(dir: &Path, name: &str) -> anyhow::Result<Identity> {
+    identity_of(dir, name, Duration::from_secs(1), SystemTime::now() - Duration::from_secs(60))
+}
+
+fn identity_of(dir: &Path, name: &str, lifetime: Duration, now: SystemTime) -> anyhow::Result<Identity> {
+    let Issued { cert, key } = issued(dir, name, lifetime, now)?;
+    let trust = Trust::from_pem(&read(&dir.join(CA_CERT))?, None)?;
+    Ok(Identity::new(name.parse()?, trust, cert.as_bytes(), key.as_bytes(), now)?)
+}
+
+fn issued(dir: &Path, name: &str, lifetime: Duration, now: SystemTime) -> anyhow::Result<Issued> {
     let ca = Ca::load(&read(&dir.join(CA_CERT))?, &read(&dir.join(CA_KEY))?)?;
-    Ok(ca.issue(&name.parse()?, lifetime, SystemTime::now())?)
+    Ok(ca.issue(&name.parse()?, lifetime, now)?)
 }
 
 fn read(path: &Path) -> anyhow::Result<Vec<u8>> {

@@ -12,11 +12,12 @@
 //! ```
 //!
 //! ```text
-//!                            main ─▶ demo, up, bench, suite
+//!                            main ─▶ demo, up, bench, soak, suite
 //!                                        │
 //!                                  Lab (lab.rs)
 //!      ┌──────────┬───────────┬──────────┼──────────┬──────────┬──────────┐
 //!     node ─▶ agent          pod ─▶ cni  underlay   traffic   fault     leaks
+//!                                                 adversary
 //!      └──────────┴───────────┴──────────┼──────────┴──────────┴──────────┘
 //!           namespace, links  ─▶  sandbox: private mounts, gone with the process
 //!           claim, process    ─▶  what has to be cleaned up after kill -9
@@ -24,6 +25,7 @@
 //!
 //! It needs root, Linux, and `nft`; nothing in the host's network namespace is touched.
 
+pub mod adversary;
 pub mod agent;
 pub mod apiserver;
 pub mod bench;
@@ -32,6 +34,7 @@ pub mod capacity;
 pub mod claim;
 pub mod cni;
 pub mod demo;
+pub mod disorder;
 pub mod fault;
 pub mod keys;
 pub mod lab;
@@ -45,6 +48,7 @@ pub mod progress;
 pub mod relay;
 pub mod report;
 pub mod sandbox;
+pub mod soak;
 pub mod suite;
 pub mod tools;
 pub mod traffic;

@@ -6,7 +6,7 @@ use std::{
     io, mem,
     net::UdpSocket,
     os::{
-        fd::AsRawFd,
+        fd::{AsRawFd, FromRawFd, OwnedFd},
         unix::{ffi::OsStrExt, process::CommandExt},
     },
     path::{Path, PathBuf},
@@ -150,6 +150,31 @@ pub fn ethtool(interface: &str, request: &mut [u32]) -> io::Result<()> {
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// A socket that hears every frame that passes an interface of the calling thread's network namespace, and sends frames
+/// there as they are.
+pub fn packet_socket(interface: &str) -> io::Result<OwnedFd> {
+    let name = CString::new(interface)?;
+    // SAFETY: the name ends with a zero byte.
+    let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
+    let (family, protocol) = (libc::AF_PACKET, (libc::ETH_P_ALL as u16).to_be());
+    if index == 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // Of no protocol: nothing is heard, of any interface, before it is bound to this one.
+    // SAFETY: takes three numbers and no pointer.
+    let socket = Errno::result(unsafe { libc::socket(family, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) })?;
+    // SAFETY: the descriptor was just opened, and nobody else has it.
+    let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+    // SAFETY: all zeroes are numbers without a meaning.
+    let mut address: libc::sockaddr_ll = unsafe { mem::zeroed() };
+    address.sll_family = family as libc::c_ushort;
+    (address.sll_protocol, address.sll_ifindex) = (protocol, index.cast_signed());
+    let size = mem::size_of_val(&address) as libc::socklen_t;
+    // SAFETY: the pointer is to a live address of that size.
+    Errno::result(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), size) })?;
+    Ok(socket)
+}
+
 /// Datagrams of one size that go through a socket in one call.
 pub struct Batch {
     headers: Vec<libc::mmsghdr>,
@@ -160,7 +185,12 @@ pub struct Batch {
 impl Batch {
     /// So many datagrams of so many bytes, all zero.
     pub fn new(count: usize, size: usize) -> Self {
-        let mut bytes = vec![0u8; count * size];
+        Self::of(count, &vec![0; size])
+    }
+
+    /// The same datagram so many times.
+    pub fn of(count: usize, datagram: &[u8]) -> Self {
+        let (size, mut bytes) = (datagram.len(), datagram.repeat(count));
         let vector = |part: &mut [u8]| libc::iovec { iov_base: part.as_mut_ptr().cast(), iov_len: size };
         let mut vectors: Vec<_> = bytes.chunks_exact_mut(size).map(vector).collect();
         let header = |vector: &mut libc::iovec| {

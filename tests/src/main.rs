@@ -2,7 +2,7 @@
 use std::{process::ExitCode, thread};
 
 use clap::{Parser, Subcommand};
-use weft_lab::{bench, claim, demo, suite, up};
+use weft_lab::{bench, claim, demo, soak, suite, up};
 
 /// A Weft network on one machine: nodes are network namespaces, and nothing is left behind
 #[derive(Parser)]
@@ -18,6 +18,8 @@ enum Verb {
     Demo(demo::Options),
     /// Measure Weft beside other ways from pod to pod: throughput, packet rates, latency, CPU, memory
     Bench(bench::Options),
+    /// Send gigabytes of checked traffic over a network that loses and reorders, while agents are killed
+    Soak(soak::Options),
     /// Install what the tests call, then run all tests of the workspace
     Test {
         /// Only name the programs that are missing, and fail
@@ -47,6 +49,7 @@ fn main() -> ExitCode {
     let outcome = match &verb {
         Verb::Demo(options) => clean_up_on_signals().and_then(|()| demo::run(options)),
         Verb::Bench(options) => clean_up_on_signals().and_then(|()| bench::run(options)),
+        Verb::Soak(options) => clean_up_on_signals().and_then(|()| soak::run(options)),
         Verb::Test { no_install, arguments } => suite::run(!no_install, arguments),
         Verb::Up(options) => up::up(options).map(|()| ExitCode::SUCCESS),
         Verb::Exec { place, command } => up::exec(place, command).map(|()| ExitCode::SUCCESS),

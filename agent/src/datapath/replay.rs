@@ -58,6 +58,11 @@ impl Window {
         self.blocks[block] |= bit;
         Ok(())
     }
+
+    /// Whether no higher counter has come.
+    pub fn is_highest(&self, counter: u64) -> bool {
+        counter + 1 == self.next
+    }
 }
 
 impl Default for Window {

@@ -39,13 +39,16 @@ use tokio::{
 pub struct Requests {
     signals: mpsc::Sender<Signal>,
     messages: mpsc::Sender<Message>,
-    /// Anybody can send packets of no session: they must not keep the queue full.
+    /// Anybody can send packets of no session, and a peer can send from anywhere: they must not keep the queue full.
     surprises: Bucket,
+    moves: Bucket,
 }
 
 enum Signal {
     Wanted(PeerName),
     Surprised(SocketAddr),
+    Shown { index: SessionIndex, from: SocketAddr },
+    Moved { index: SessionIndex, before: SocketAddr, from: SocketAddr },
     Confirmed(SessionIndex),
 }
 
@@ -76,7 +79,7 @@ pub struct Sealing {
 }
 
 /// Starts the task for so many workers, each of which may have several lanes. It sends from `socket`, which stays with
-/// its worker, and calls nobody until `peers` has some.
+/// its worker, and neither calls nor hears anybody until `peers` has some.
 ///
 /// # Errors
 /// The socket cannot be shared.
@@ -101,8 +104,8 @@ pub fn spawn(
         refusals: refusals.clone(),
     };
     let task = tokio::spawn(task.run(peers, signal_queue, message_queue));
-    let surprises = Bucket::new(SURPRISE, SURPRISE_BURST);
-    let requests = Requests { signals, messages, surprises };
+    let (surprises, moves) = (Bucket::new(SURPRISE, SURPRISE_BURST), Bucket::new(MOVE, MOVE_BURST));
+    let requests = Requests { signals, messages, surprises, moves };
     Ok(Handshakes { sealing: Sealing { sessions, requests, wakes }, refusals, task })
 }
 
@@ -120,6 +123,16 @@ impl Requests {
     /// A sealed packet from there names no session of ours.
     pub fn surprised(&mut self, from: SocketAddr, now: Instant) -> bool {
         self.surprises.take(now) && self.signals.try_send(Signal::Surprised(canonical(from))).is_ok()
+    }
+
+    /// An empty packet of that session came from there. If it is not taken, there are more.
+    pub fn shown(&mut self, index: SessionIndex, from: SocketAddr, now: Instant) -> bool {
+        self.moves.take(now) && self.signals.try_send(Signal::Shown { index, from }).is_ok()
+    }
+
+    /// [`super::sessions::Opener::moved`] said so. If it is not taken, the lane's next packet tells again.
+    pub fn moved(&mut self, index: SessionIndex, before: SocketAddr, from: SocketAddr, now: Instant) -> bool {
+        self.moves.take(now) && self.signals.try_send(Signal::Moved { index, before, from }).is_ok()
     }
 
     /// [`super::sessions::Receiving::confirm`] said so. If it is not taken, the task finds out by itself in a second.
@@ -179,6 +192,8 @@ impl Task {
         mut messages: mpsc::Receiver<Message>,
     ) {
         let mut batch = Vec::with_capacity(BATCH);
+        // Who calls right at the start, before anybody is known, is heard a moment later, not refused.
+        let mut acquainted = false;
         peers.mark_changed();
         loop {
             let wake = self.machine.next_wake().unwrap_or_else(|| Instant::now() + IDLE);
@@ -187,10 +202,11 @@ impl Task {
                 () = sleep_until(wake.into()) => {}
                 Ok(()) = peers.changed() => {
                     let peers = peers.borrow_and_update().clone();
+                    acquainted |= !peers.is_empty();
                     self.machine.set_peers(peers, Instant::now());
                 }
                 Some(signal) = signals.recv() => self.signal(signal),
-                received = messages.recv_many(&mut batch, BATCH) => {
+                received = messages.recv_many(&mut batch, BATCH), if acquainted => {
                     if received == 0 {
                         return;
                     }
@@ -206,6 +222,8 @@ impl Task {
         match signal {
             Signal::Wanted(peer) => self.machine.wanted(&peer, Instant::now()),
             Signal::Surprised(from) => self.machine.surprised(from, Instant::now()),
+            Signal::Shown { index, from } => self.machine.shown(index, from),
+            Signal::Moved { index, before, from } => self.machine.moved(index, before, from, Instant::now()),
             Signal::Confirmed(index) => self.machine.confirmed(index),
         }
     }
@@ -237,7 +255,7 @@ impl Task {
 }
 
 /// An IPv4 address as records have it, also where an IPv6 socket took the datagram.
-fn canonical(from: SocketAddr) -> SocketAddr {
+pub fn canonical(from: SocketAddr) -> SocketAddr {
     SocketAddr::new(from.ip().to_canonical(), from.port())
 }
 
@@ -250,6 +268,9 @@ const BATCH: usize = 32;
 /// Packets of no session that a worker tells of: a hundred a second.
 const SURPRISE: Duration = Duration::from_millis(10);
 const SURPRISE_BURST: u32 = 50;
+/// Lanes' moves that a worker tells of: a hundred a second.
+const MOVE: Duration = Duration::from_millis(10);
+const MOVE_BURST: u32 = 50;
 const IDLE: Duration = Duration::from_secs(3600);
 
 #[cfg(test)]
@@ -364,8 +385,9 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_of_no_use_is_counted_and_what_is_too_long_not_taken() {
-        let (_peers, of_a) = watch::channel(Vec::new());
+        let (peers, of_a) = watch::channel(Vec::new());
         let a = end(1, of_a);
+        peers.send_replace(vec![a.peer(2)]);
         let requests = &a.handshakes.sealing().requests;
         assert!(!requests.message(a.address, &[0x13; INITIATION_LEN + 1]));
         assert!(requests.message(a.address, &[0x13; INITIATION_LEN]));

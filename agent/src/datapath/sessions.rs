@@ -1,12 +1,14 @@
 //! The keys in force: a snapshot that the workers read once per batch and the handshakes replace.
 //!
 //! ```text
-//!   out   peer ───────▶ Sending    the receiver's index, a key, one counter per lane
+//!   out   peer ───────▶ Way        where it is ─▶ Sending: the receiver's index, a key, one counter per lane
 //!   in    index ──────▶ Receiving  the peer, a key, one replay window per lane ─▶ the inner packet, in place
 //! ```
 //!
 //! Each peer has one key to send with and up to three to receive with: the one before, the current and the next.
 //! What is shared between snapshots is the session itself, so that its counters and windows go on.
+//!
+//! A peer may change its address: each of its lanes is where the latest packet came from that was opened.
 
 use super::{
     replay::{Stale, Window},
@@ -17,6 +19,7 @@ pub use crate::types::SessionIndex;
 use crate::types::PeerName;
 use std::{
     collections::BTreeMap,
+    net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -29,15 +32,20 @@ use std::{
 pub struct Sessions {
     /// Open addressing with linear probing, at most half full; the indices are random as they are.
     receiving: Box<[Option<Arc<Receiving>>]>,
-    sending: BTreeMap<PeerName, Arc<Sending>>,
+    ways: BTreeMap<PeerName, Way>,
     unanswered: BTreeMap<PeerName, Instant>,
 }
 
+/// How packets get to a peer.
+#[derive(Clone)]
+pub struct Way {
+    pub sending: Arc<Sending>,
+    /// Where it listens, as its packets show; none where that is not known better than from its record.
+    pub to: Option<SocketAddr>,
+}
+
 impl Sessions {
-    pub fn new(
-        sending: BTreeMap<PeerName, Arc<Sending>>,
-        receiving: impl IntoIterator<Item = Arc<Receiving>>,
-    ) -> Self {
+    pub fn new(ways: BTreeMap<PeerName, Way>, receiving: impl IntoIterator<Item = Arc<Receiving>>) -> Self {
         let receiving: Vec<_> = receiving.into_iter().collect();
         let mut slots = vec![None; (receiving.len() * 2).next_power_of_two()].into_boxed_slice();
         for session in receiving {
@@ -47,7 +55,7 @@ impl Sessions {
             }
             slots[at] = Some(session);
         }
-        Self { receiving: slots, sending, unanswered: BTreeMap::new() }
+        Self { receiving: slots, ways, unanswered: BTreeMap::new() }
     }
 
     pub fn with_unanswered(self, unanswered: BTreeMap<PeerName, Instant>) -> Self {
@@ -76,10 +84,15 @@ impl Sessions {
         self.receiving.iter().flatten().count()
     }
 
-    /// What packets to the peer are sealed with; none before the first handshake. Searches by name: a worker does it
-    /// once for each peer of its table when the table or the snapshot has changed, not for each packet.
+    /// How packets get to the peer; none before the first handshake. Searches by name: a worker does it once for each
+    /// peer of its table when the table or the snapshot has changed, not for each packet.
+    pub fn way(&self, peer: &PeerName) -> Option<&Way> {
+        self.ways.get(peer)
+    }
+
+    /// What packets to the peer are sealed with.
     pub fn sending(&self, peer: &PeerName) -> Option<&Arc<Sending>> {
-        self.sending.get(peer)
+        self.way(peer).map(|way| &way.sending)
     }
 }
 
@@ -112,9 +125,9 @@ impl Sending {
         Ok(Counter { lane, number })
     }
 
-    /// Whether a worker has sent anything.
-    pub fn has_carried(&self) -> bool {
-        self.lanes.iter().rev().skip(1).any(|lane| lane.taken() > 0)
+    /// How many packets the workers have sent.
+    pub fn carried(&self) -> u64 {
+        self.lanes.iter().rev().skip(1).map(Numbers::taken).sum()
     }
 
     /// How many counters of the busiest lane have been taken.
@@ -128,15 +141,15 @@ pub struct Receiving {
     index: SessionIndex,
     peer: PeerName,
     key: OpenKey,
-    /// Made for a lane when its first packet has been opened: an idle session has none.
-    windows: [OnceLock<Box<Shelf>>; SHELVES],
+    /// Each is made when its first packet has been opened: an idle session has none.
+    lanes: [OnceLock<Box<Shelf>>; SHELVES],
     confirmed: AtomicBool,
 }
 
 impl Receiving {
     /// `index` is what we call the session.
     pub fn new(index: SessionIndex, peer: PeerName, key: OpenKey) -> Self {
-        Self { index, peer, key, windows: Default::default(), confirmed: AtomicBool::new(false) }
+        Self { index, peer, key, lanes: Default::default(), confirmed: AtomicBool::new(false) }
     }
 
     pub fn index(&self) -> SessionIndex {
@@ -150,7 +163,7 @@ impl Receiving {
     /// Opens packets of this session. Keep it for as long as packets of one lane come in a row, such as one receive
     /// call gives: the lane's window is locked meanwhile.
     pub fn opener(&self) -> Opener<'_> {
-        Opener { session: self, window: None }
+        Opener { session: self, lane: None, latest: false }
     }
 
     /// To be called when a packet has been opened: whether it is the first, by which the peer shows that it has the
@@ -163,20 +176,30 @@ impl Receiving {
         self.confirmed.load(Relaxed)
     }
 
-    fn window(&self, lane: u8) -> Option<&Mutex<Window>> {
-        self.windows[usize::from(lane) / SHELF].get()?[usize::from(lane) % SHELF].get().map(Box::as_ref)
+    fn lane(&self, lane: u8) -> Option<&Mutex<Lane>> {
+        self.lanes[usize::from(lane) / SHELF].get()?[usize::from(lane) % SHELF].get().map(Box::as_ref)
     }
 
-    fn new_window(&self, lane: u8) -> &Mutex<Window> {
-        let shelf = self.windows[usize::from(lane) / SHELF].get_or_init(Default::default);
+    fn new_lane(&self, lane: u8) -> &Mutex<Lane> {
+        let shelf = self.lanes[usize::from(lane) / SHELF].get_or_init(Default::default);
         shelf[usize::from(lane) % SHELF].get_or_init(Default::default)
     }
 }
 
-/// Opens packets of one session, with the window of the lane that it is at.
+/// One of the peer's sending queues.
+#[derive(Default)]
+struct Lane {
+    window: Window,
+    /// Where its latest packet came from.
+    source: Option<SocketAddr>,
+}
+
+/// Opens packets of one session, with the lane that it is at.
 pub struct Opener<'a> {
     session: &'a Receiving,
-    window: Option<(u8, MutexGuard<'a, Window>)>,
+    lane: Option<(u8, MutexGuard<'a, Lane>)>,
+    /// The packet that was opened last is its lane's latest.
+    latest: bool,
 }
 
 /// Why a sealed packet is not delivered.
@@ -199,19 +222,41 @@ impl<'a> Opener<'a> {
     /// Opens in place what lies behind the header, once; gives the inner packet's length.
     pub fn open(&mut self, header: &[u8; SEALED_HEADER_LEN], sealed: &mut [u8]) -> Result<usize, OpenError> {
         let Counter { lane, number } = Counter::of(header);
-        if self.window.as_ref().is_none_or(|(at, _)| *at != lane) {
+        self.latest = false;
+        if self.lane.as_ref().is_none_or(|(at, _)| *at != lane) {
             // Given back first: two openers that each wait for the other's lane would wait forever.
-            self.window = None;
-            self.window = self.session.window(lane).map(|window| (lane, lock(window)));
+            self.lane = None;
+            self.lane = self.session.lane(lane).map(|known| (lane, lock(known)));
         }
-        if let Some((_, window)) = &self.window {
-            window.check(number)?;
+        if let Some((_, known)) = &self.lane {
+            known.window.check(number)?;
         }
         let len = self.session.key.open(header, sealed)?;
-        // Only an authentic packet makes a window. Another worker may have made it meanwhile: commit checks again.
-        let (_, window) = self.window.get_or_insert_with(|| (lane, lock(self.session.new_window(lane))));
-        window.commit(number)?;
+        // Only an authentic packet makes a lane. Another worker may have made it meanwhile: commit checks again.
+        let (_, known) = self.lane.get_or_insert_with(|| (lane, lock(self.session.new_lane(lane))));
+        known.window.commit(number)?;
+        self.latest = known.window.is_highest(number);
         Ok(len)
+    }
+
+    /// Whether the packet that was opened last is its lane's latest: an older one, long on its way, does not show where
+    /// its sender is.
+    pub fn is_latest(&self) -> bool {
+        self.latest
+    }
+
+    /// Where the lane was before, if the packet that was opened last shows that it has moved to `from`. It is told again
+    /// until [`Opener::settle`] is called.
+    pub fn moved(&mut self, from: SocketAddr) -> Option<SocketAddr> {
+        let (_, lane) = self.lane.as_mut().filter(|_| self.latest)?;
+        Some(*lane.source.get_or_insert(from)).filter(|source| *source != from)
+    }
+
+    /// Notes that the lane has moved.
+    pub fn settle(&mut self, from: SocketAddr) {
+        if let Some((_, lane)) = &mut self.lane {
+            lane.source = Some(from);
+        }
     }
 }
 
@@ -224,16 +269,16 @@ impl From<Stale> for OpenError {
     }
 }
 
-fn lock(window: &Mutex<Window>) -> MutexGuard<'_, Window> {
-    // A window is whole at every step: who panicked with it in hand has not harmed it.
-    window.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(lane: &Mutex<Lane>) -> MutexGuard<'_, Lane> {
+    // A lane is whole at every step: who panicked with it in hand has not harmed it.
+    lane.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-type Shelf = [OnceLock<Box<Mutex<Window>>>; SHELF];
+type Shelf = [OnceLock<Box<Mutex<Lane>>>; SHELF];
 
 /// The counter's top byte names the lane.
 pub const LANES: usize = 256;
-/// Windows' places are made so many at once: few peers have more queues.
+/// Lanes' places are made so many at once: few peers have more queues.
 const SHELF: usize = 16;
 const SHELVES: usize = LANES / SHELF;
 const _: () = assert!(size_of::<Receiving>() <= 512, "a thousand idle sessions take half a megabyte");
@@ -307,17 +352,47 @@ mod tests {
     }
 
     #[test]
-    fn a_forged_packet_makes_no_window_and_moves_none() {
+    fn a_forged_packet_makes_no_lane_and_moves_none() {
         let (sending, receiving) = pair();
         let mut forged = packet(&sending, 200);
         forged.0[15] = 99;
         assert_eq!(open(&mut receiving.opener(), &forged), Err(OpenError::Forged(Forged)));
-        assert!(receiving.windows.iter().all(|shelf| shelf.get().is_none()));
+        assert!(receiving.lanes.iter().all(|shelf| shelf.get().is_none()));
         assert!(open(&mut receiving.opener(), &packet(&sending, 200)).is_ok());
         forged.0[9] = 0x7f;
         assert_eq!(open(&mut receiving.opener(), &forged), Err(OpenError::Forged(Forged)));
         assert!(open(&mut receiving.opener(), &packet(&sending, 200)).is_ok());
-        assert_eq!(receiving.windows.iter().filter(|shelf| shelf.get().is_some()).count(), 1);
+        assert_eq!(receiving.lanes.iter().filter(|shelf| shelf.get().is_some()).count(), 1);
+    }
+
+    #[test]
+    fn a_lane_is_where_its_latest_packet_came_from() {
+        let (sending, receiving) = pair();
+        let [here, there] = [1, 2].map(|port| SocketAddr::from(([192, 0, 2, 1], port)));
+        let [first, late, second, third] = [(); 4].map(|()| packet(&sending, 0));
+        let mut opener = receiving.opener();
+        assert_eq!(opener.moved(here), None, "nothing was opened");
+        assert!(open(&mut opener, &first).is_ok());
+        assert_eq!(opener.moved(here), None, "it is the first");
+        assert!(open(&mut opener, &packet(&sending, 1)).is_ok());
+        assert_eq!(opener.moved(there), None, "the first of another lane");
+        assert!(open(&mut opener, &second).is_ok());
+        assert_eq!(
+            [opener.moved(here), opener.moved(there), opener.moved(there)],
+            [None, Some(here), Some(here)]
+        );
+        opener.settle(there);
+        assert_eq!(opener.moved(there), None);
+        for (stale, why) in [(&first, "replayed"), (&late, "older than another")] {
+            let _ = open(&mut opener, stale);
+            assert_eq!(opener.moved(here), None, "{why}");
+        }
+        let mut forged = packet(&sending, 0);
+        forged.1[0] ^= 1;
+        assert!(open(&mut opener, &forged).is_err());
+        assert_eq!(opener.moved(here), None, "forged");
+        assert!(open(&mut opener, &third).is_ok());
+        assert_eq!(opener.moved(here), Some(there));
     }
 
     #[test]

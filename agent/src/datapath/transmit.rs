@@ -10,6 +10,7 @@ use super::{
         split::{Shape, Split, complete},
         virtio::{Gso, VIRTIO_LEN, Virtio},
     },
+    pace::Load,
     packet::Packet,
     pending::Pending,
     seal::TAG_LEN,
@@ -20,7 +21,10 @@ use super::{
     worker::Shift,
 };
 use crate::{
-    linux::udp::{MAX_MESSAGE, MAX_SEGMENTS, Outgoing, ROOM, Report, Target},
+    linux::{
+        tun::Queue,
+        udp::{MAX_MESSAGE, MAX_SEGMENTS, Outgoing, ROOM, Report, Target},
+    },
     types::{CLEAR_OVERHEAD, DataId, IPV6_EXTRA, PeerName, SEALED_OVERHEAD},
 };
 use arrayvec::ArrayVec;
@@ -91,28 +95,34 @@ impl Transmitter {
         self.narrow.clear();
     }
 
-    /// Takes packets from the TUN until none waits or a batch is full, and sends what has a way.
+    /// Takes packets from a TUN queue until none waits or a batch is full, and sends what has a way.
     ///
     /// # Errors
     /// What the TUN says, but for `EAGAIN`.
-    pub(super) fn batch(&mut self, shift: &Shift<'_>) -> Result<(), Errno> {
+    pub(super) fn batch(&mut self, shift: &Shift<'_>, queue: usize) -> Result<Load, Errno> {
         if !self.narrow.is_empty() {
             let now = Instant::now();
             self.narrow.retain(|narrow| narrow.until > now);
         }
         self.wanted = None;
+        if self.waits() {
+            // What waits for a key that there is now goes before what comes: it may be of one flow.
+            self.resume(shift);
+        }
         let mut result = Ok(());
-        let mut bytes = 0;
+        let mut load = Load::default();
         for _ in 0..PACKETS {
-            if bytes >= BYTES {
+            if load.bytes >= BYTES {
                 break;
             }
             if !self.outgoing.has_room() {
                 self.flush(shift);
             }
-            match self.read(shift) {
+            match self.read(&shift.queues[queue]) {
                 Ok((virtio, len)) => {
-                    bytes += len;
+                    let gso = virtio.and_then(|virtio| virtio.gso);
+                    let datagrams = gso.map_or(1, |gso| len / usize::from(gso.size).max(1));
+                    load += Load { datagrams, bytes: len };
                     self.take(shift, virtio, len);
                 }
                 Err(Errno::EAGAIN) => break,
@@ -124,7 +134,7 @@ impl Transmitter {
             }
         }
         self.flush(shift);
-        result
+        result.map(|()| load)
     }
 
     /// Whether packets wait for a key.
@@ -165,12 +175,12 @@ impl Transmitter {
     }
 
     /// Reads a packet into the room, as it is foreseen to lie.
-    fn read(&mut self, shift: &Shift<'_>) -> Result<(Option<Virtio>, usize), Errno> {
+    fn read(&mut self, queue: &Queue) -> Result<(Option<Virtio>, usize), Errno> {
         let mut virtio = [0; VIRTIO_LEN];
         let mut parts = ArrayVec::<_, PLACES>::new();
         parts.push(IoSliceMut::new(&mut virtio));
         parts.extend(self.foreseen.places(self.outgoing.room(), MAX_PACKET).map(IoSliceMut::new));
-        let len = shift.queue.read(&mut parts)?;
+        let len = queue.read(&mut parts)?;
         drop(parts);
         Ok((Virtio::decode(&virtio), len.saturating_sub(VIRTIO_LEN)))
     }
@@ -304,7 +314,7 @@ impl<'a> Wrap<'a> {
         if shift.sessions.is_none() {
             return Some(Self::Clear(shift.table.me()));
         }
-        let sending = shift.sending(target.peer)?;
+        let sending = &*shift.way(target.peer)?.sending;
         let counter = sending.take(shift.first_lane + target.lane, datagrams as u64).ok()?;
         Some(Self::Sealed(u64::from_be_bytes(counter.encode()), sending))
     }
@@ -330,7 +340,9 @@ impl<'a> Wrap<'a> {
 fn target(shift: &Shift<'_>, route: Route, flow: u16) -> Target {
     // The receiver picks its worker by the number as a whole.
     let lane = usize::from(flow >> 8) % shift.lanes.len();
-    Target { peer: route.peer, to: route.endpoint, lane: lane as u8 }
+    // Where it is is known better than where its record says that it is.
+    let to = shift.way(route.peer).and_then(|way| way.to).unwrap_or(route.endpoint);
+    Target { peer: route.peer, to, lane: lane as u8 }
 }
 
 fn narrow(known: &[Narrow]) -> impl Fn(u32) -> Option<u16> {
@@ -372,7 +384,7 @@ impl Answers {
             return;
         }
         let plain = Virtio::default().encode();
-        match shift.queue.write(&[IoSlice::new(&plain), IoSlice::new(&self.buffer)]) {
+        match shift.queues[0].write(&[IoSlice::new(&plain), IoSlice::new(&self.buffer)]) {
             Ok(()) => shift.answered(),
             Err(_) => shift.dropped(Drop::TunWrite, 1),
         }

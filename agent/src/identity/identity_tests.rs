@@ -71,6 +71,17 @@ fn a_bundle_believes_each_of_its_cas_and_signs_with_the_one_of_the_key() {
 }
 
 #[test]
+fn a_chain_that_peers_would_not_take_is_refused() {
+    let (made, ca) = ca();
+    let mut leaf = leaf(&ca, "a");
+    leaf.cert.push_str(&made.cert);
+    assert!(identity("a", &made.cert, &leaf, &leaf.key).is_ok());
+    leaf.cert.push_str(&made.cert.repeat(3));
+    let refused = identity("a", &made.cert, &leaf, &leaf.key).err().unwrap().to_string();
+    assert!(refused.contains("too long for signatures: 4 certificates of 3584 bytes"), "{refused}");
+}
+
+#[test]
 fn keys_are_never_shown() {
     let (made, ca) = ca();
     let leaf = leaf(&ca, "a");

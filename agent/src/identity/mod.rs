@@ -36,6 +36,7 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject},
     sign::{CertifiedKey, SigningKey},
 };
+use seal::{MAX_CHAIN, MAX_CHAIN_BYTES, may_seal};
 use std::{
     fmt,
     path::PathBuf,
@@ -79,6 +80,11 @@ pub enum IdentityError {
         shown(names)
     )]
     AnotherName { name: PeerName, names: Vec<PeerName> },
+    #[error(
+        "the certificate, with those between it and the CA, is too long for signatures: {MAX_CHAIN} certificates of \
+         {MAX_CHAIN_BYTES} bytes in all at most; leave the CA's own out"
+    )]
+    TooLong,
     #[error("{0}")]
     NotTrusted(String),
     #[error("ca.key belongs to none of the certificates in ca.crt")]
@@ -103,6 +109,9 @@ impl Identity {
         let chain = certificates(cert)?;
         let key = signing_key(key)?;
         let Certificate { names, validity, .. } = Certificate::parse(&chain[0])?;
+        if !may_seal(&chain) {
+            return Err(IdentityError::TooLong);
+        }
         if !names.contains(&name) {
             return Err(IdentityError::AnotherName { name, names });
         }

@@ -99,7 +99,7 @@ impl Checker {
     }
 
     fn certified(&mut self, chain: &[Vec<u8>]) -> Result<Arc<Signer>, BadSeal> {
-        if chain.is_empty() || chain.len() > MAX_CHAIN {
+        if chain.is_empty() || !may_seal(chain) {
             return Err(BadSeal::Unreadable);
         }
         let hash = hash(&chain.iter().map(Vec::as_slice).collect::<Vec<_>>());
@@ -125,6 +125,12 @@ impl Signer {
     }
 }
 
+/// Whether others take seals with that chain. It is not part of what is sealed: whoever passes a seal on could add to it.
+pub(super) fn may_seal(chain: &[impl AsRef<[u8]>]) -> bool {
+    let bytes: usize = chain.iter().map(|certificate| certificate.as_ref().len()).sum();
+    chain.len() <= MAX_CHAIN && bytes <= MAX_CHAIN_BYTES
+}
+
 /// What is signed: nothing that is signed for one purpose serves another.
 fn statement(kind: &str, body: &[u8]) -> Vec<u8> {
     [b"weft ", kind.as_bytes(), b"\0", body].concat()
@@ -148,7 +154,9 @@ fn remember(checked: &mut BTreeSet<Hash>, hash: Hash) {
 }
 
 /// Certificates of one signer: its own, and what is between that and the CA.
-const MAX_CHAIN: usize = 4;
+pub(super) const MAX_CHAIN: usize = 4;
+/// Their bytes: one has about 500, and up to 2,000 if it is signed by RSA.
+pub(super) const MAX_CHAIN_BYTES: usize = 3584;
 /// Things that are remembered: several times what a network of a thousand nodes has.
 const MOST: usize = 1 << 16;
 /// Bytes of an Ed25519 key (RFC 8032, §5.1.5); an uncompressed one of P-256 has 65.
@@ -190,6 +198,13 @@ mod tests {
         let other = Sealer::new(current(&ca, "c", now)).seal("record", b"body");
         let mixed = Seal { certificates: other.certificates, signature: seal.signature.clone() };
         assert_eq!(checker.signer("record", b"body", &mixed).unwrap_err(), BadSeal::Forged);
+        let longer = |bytes| {
+            let certificates = [seal.certificates[0].clone(), vec![0; bytes]].into();
+            Seal { certificates, ..seal.clone() }
+        };
+        assert!(checker.signer("record", b"body", &longer(1000)).is_ok(), "one that is not needed");
+        let bloated = checker.signer("record", b"body", &longer(MAX_CHAIN_BYTES)).unwrap_err();
+        assert_eq!(bloated, BadSeal::Unreadable);
         let none = Seal { certificates: Vec::new(), ..seal };
         assert_eq!(checker.signer("record", b"body", &none).unwrap_err(), BadSeal::Unreadable);
         let foreign = Ca::create(now).unwrap();

@@ -70,9 +70,9 @@ impl Registrar {
             return Err(Rejected::Forged("the seeds are not known yet"));
         }
         if (token.hands, token.version) == (0, 0) {
-            let is_share =
-                self.shares.iter().any(|share| Token { signature: Vec::new(), ..token.clone() } == *share);
-            return if is_share { Ok(()) } else { Err(Rejected::Forged("it is none of the seeds' shares")) };
+            // Nobody has sealed it: whatever were there instead of a deed would only make it larger.
+            let is_share = self.shares.contains(token);
+            return is_share.then_some(()).ok_or(Rejected::Forged("it is none of the seeds' shares"));
         }
         let deed = read(&token.signature).ok_or(Rejected::Forged("its deed cannot be read"))?;
         let share =
@@ -320,6 +320,16 @@ mod tests {
         let again = scene.ring_of("c").take_over(&taker, 5, &"c".parse().unwrap());
         assert!(!again.is_empty());
         again.iter().for_each(|token| check(&mut scene, token).unwrap());
+    }
+
+    #[test]
+    fn a_share_has_no_deed() {
+        let mut scene = Scene::new();
+        let share = scene.tokens[0].clone();
+        assert_eq!(scene.registrar.check(&share), Ok(()));
+        let larger = Token { signature: vec![0; 9], ..share };
+        let refused = scene.registrar.check(&larger).unwrap_err();
+        assert_eq!(refused.to_string(), "it is none of the seeds' shares");
     }
 
     #[test]

@@ -28,23 +28,41 @@ pub fn seeds(store: &Store) -> Result<Option<SeedPlan>, RecordError> {
 
 /// Reads all that was stored.
 pub fn load(store: &Store, layout: &Layout) -> Result<Stored, RecordError> {
-    let in_force = store.read(Table::Meta)?.iter().any(|(key, _)| key == IN_FORCE);
-    let mut stored = Stored { in_force, ..Stored::default() };
-    for (_, value) in store.read(Table::Ring)? {
-        let item = mesh::Item::decode(value.as_slice()).ok();
-        let token = item.and_then(|mesh::Item { body, signature, .. }| {
-            Some(Token { signature, ..Token::from_body(&body, layout).ok()? })
-        });
-        stored.tokens.push(token.ok_or(RecordError::Unreadable("a token"))?);
-    }
-    for (_, json) in store.read(Table::Allocations)? {
-        stored.allocations.push(decode(&json).ok_or(RecordError::Unreadable("an allocation"))?);
-    }
-    for (key, _) in store.read(Table::Resting)? {
-        let offset = layout.from_bytes(&key).ok_or(RecordError::Unreadable("a resting address"))?;
-        stored.resting.push(layout.address(offset));
+    let mut stored = Stored::default();
+    for table in [Table::Meta, Table::Ring, Table::Allocations, Table::Resting] {
+        for entry in store.read(table)? {
+            read(&mut stored, table, &entry, layout)?;
+        }
     }
     Ok(stored)
+}
+
+/// Takes one entry in.
+pub fn read(
+    stored: &mut Stored,
+    table: Table,
+    (key, value): &Entry,
+    layout: &Layout,
+) -> Result<(), RecordError> {
+    match table {
+        Table::Meta => stored.in_force |= key == IN_FORCE,
+        Table::Ring => {
+            let item = mesh::Item::decode(value.as_slice()).ok();
+            let token = item.and_then(|mesh::Item { body, signature, .. }| {
+                Some(Token { signature, ..Token::from_body(&body, layout).ok()? })
+            });
+            stored.tokens.push(token.ok_or(RecordError::Unreadable("a token"))?);
+        }
+        Table::Allocations => {
+            stored.allocations.push(decode(value).ok_or(RecordError::Unreadable("an allocation"))?);
+        }
+        Table::Resting => {
+            let offset = layout.from_bytes(key).ok_or(RecordError::Unreadable("a resting address"))?;
+            stored.resting.push(layout.address(offset));
+        }
+        Table::Items => {}
+    }
+    Ok(())
 }
 
 pub fn write(change: &Change, layout: &Layout) -> Write {

@@ -1,7 +1,7 @@
 //! What the allocators of a few nodes do together, case by case.
 
 use super::{
-    Allocator, Config, Found, IpamError, KnownPeer, Now, Owner, Request, Stored, WaitingFor,
+    Allocation, Allocator, Config, Found, IpamError, KnownPeer, Now, Owner, Request, Stored, WaitingFor,
     ring::Ring,
     seed::seeds,
     sim::{Op, Sim, key, request},
@@ -38,6 +38,30 @@ fn a_seed_without_state_waits_for_a_peer() {
     assert!(sim.reserve(0, 1).is_ok());
     sim.crash(0, false);
     assert!(sim.reserve(0, 2).is_ok(), "a stored ring needs no contact");
+}
+
+#[test]
+fn of_what_was_stored_twice_the_first_counts() {
+    let sim = Sim::new("10.32.0.0/16", "n0", 1);
+    let allocation = |address: &str, pod| Allocation {
+        owner: Owner::Pod(key(0, pod)),
+        address: address.parse().unwrap(),
+        pod: PodRef::default(),
+        mac: Mac([2, 0, 0, 0, 0, 1]),
+        reserved_at: 0,
+    };
+    let allocations =
+        vec![allocation("10.32.0.2", 1), allocation("10.32.0.2", 2), allocation("10.32.0.3", 1)];
+    let stored = Stored { allocations: allocations.clone(), ..sim.nodes[0].disk.clone() };
+    let mut allocator = sim.boot(&sim.nodes[0].name, stored);
+    let pods = |allocator: &mut Allocator| {
+        let all = allocator.view().allocations.into_values();
+        all.filter(|one| one.owner != Owner::Bridge).map(|one| (*one).clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(pods(&mut allocator), allocations[..1]);
+    assert!(allocator.release(&key(0, 2), sim.now).is_none());
+    assert!(allocator.release(&key(0, 1), sim.now).is_some());
+    assert_eq!(pods(&mut allocator), []);
 }
 
 #[test]

@@ -105,6 +105,10 @@ impl Token {
 
     pub fn from_item(item: &Item, layout: &Layout) -> Result<Self, Rejected> {
         let token = Self::from_body(&item.body, layout)?;
+        // The deed's seals are over the token, not over the bytes that came: more bytes would win over fewer.
+        if item.body != token.to_body(layout) {
+            return Err(Rejected::Invalid("token's body is not as its owner writes it"));
+        }
         if item.key != layout.to_bytes(token.start) {
             return Err(Rejected::Invalid("token's key is not its start"));
         }
@@ -227,6 +231,9 @@ mod tests {
         let item = good.to_item(&layout());
         assert_eq!(check(Item { key: vec![10, 32, 0, 0], ..item.clone() }), "token's key is not its start");
         assert_eq!(check(Item { rank: vec![0; 17], ..item.clone() }), "token's rank is not its own");
+        // A field that is not known: number 15, of one byte.
+        let longer = Item { body: [&item.body[..], &[0x7a, 1, 0]].concat(), ..item.clone() };
+        assert_eq!(check(longer), "token's body is not as its owner writes it");
         assert_eq!(check(Item { body: vec![255; 9], ..item }), "token does not decode");
         let misaligned = Token { start: 257, ..good.clone() };
         assert_eq!(check(misaligned.to_item(&layout())), "token does not cover whole blocks");

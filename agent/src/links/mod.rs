@@ -32,6 +32,7 @@ mod model;
 mod netns;
 
 pub use desired::{Bridge, Desired, PodPort, Tun};
+pub use firewall::Firewall;
 pub use found::FOUND;
 pub use observed::{Observed, Veth};
 pub use plan::{Change, plan, teardown};

@@ -4,7 +4,7 @@ use super::steering::Steered;
 use crate::{
     admin::{Counters, Encryption, Observe, PeerView, PodView, RangeView, Readiness, Snapshot, Traffic},
     config::Config,
-    datapath::{self, sessions::Sessions, task::Reader},
+    datapath::{self, session_task::Refusals, sessions::Sessions, task::Reader},
     identity,
     ipam::{Owner, View},
     links,
@@ -36,6 +36,8 @@ pub struct Sources {
     pub packets: Reader,
     /// None: packets go in clear.
     pub sessions: Option<Arc<ArcSwap<Sessions>>>,
+    /// Handshake messages of no use; none where packets go in clear.
+    pub refusals: Option<Refusals>,
     pub readiness: Readiness,
     pub links: watch::Receiver<links::Status>,
     pub cni_warnings: watch::Receiver<Vec<String>>,
@@ -75,11 +77,7 @@ impl Observe for Sources {
             waiting_for: view.waiting_for.as_ref().map(ToString::to_string),
             pods: pod_views(&view),
             traffic: traffic(packets.sent, packets.received),
-            drops: packets
-                .drops
-                .iter()
-                .map(|(reason, count)| (reason.as_str().to_string(), *count))
-                .collect(),
+            drops: self.drops(&packets),
             gossip: mesh.map(|mesh| gossip(&mesh.counters)).unwrap_or_default(),
             repairs: self.links.borrow().repairs,
         }
@@ -115,6 +113,14 @@ impl Sources {
 }
 
 impl Sources {
+    /// Packets and handshake messages, by reason.
+    fn drops(&self, packets: &datapath::Snapshot) -> Counters {
+        let packets = packets.drops.iter().map(|(drop, count)| (drop.as_str(), *count));
+        let refusals = self.refusals.iter().flat_map(Refusals::read);
+        let refusals = refusals.map(|(refusal, count)| (refusal.as_str(), count));
+        packets.chain(refusals).map(|(reason, count)| (reason.to_string(), count)).collect()
+    }
+
     /// Peers with which no packets are exchanged, for want of keys.
     fn unsealed(&self, peers: &PeerSet) -> Vec<String> {
         let Some(sessions) = &self.sessions else {

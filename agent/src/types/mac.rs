@@ -23,7 +23,8 @@ impl FromStr for Mac {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let mut parts = text.split(':').map(|part| match part.len() {
-            2 => u8::from_str_radix(part, 16).ok(),
+            // A sign would be read as well.
+            2 if part.bytes().all(|byte| byte.is_ascii_hexdigit()) => u8::from_str_radix(part, 16).ok(),
             _ => None,
         });
         let mut mac = [0; 6];
@@ -51,9 +52,15 @@ mod tests {
         let mac = Mac::derived(b"node-1");
         assert_eq!(mac.to_string().parse(), Ok(mac));
         assert_eq!(mac.0[0] & 3, 2, "locally administered, unicast");
-        for bad in
-            ["", "02:42", "02:42:ac:11:00:02:03", "01:00:5e:00:00:01", "2:4:a:1:0:2", "00:00:00:00:00:00"]
-        {
+        for bad in [
+            "",
+            "02:42",
+            "02:42:ac:11:00:02:03",
+            "01:00:5e:00:00:01",
+            "2:4:a:1:0:2",
+            "00:00:00:00:00:00",
+            "02:+1:ac:11:00:02",
+        ] {
             assert!(bad.parse::<Mac>().is_err(), "{bad}");
         }
     }

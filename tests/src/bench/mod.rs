@@ -6,7 +6,7 @@
 //! ```
 mod chart;
 mod check;
-mod ethtool;
+pub(crate) mod ethtool;
 mod generator;
 mod iperf3;
 mod measures;
@@ -15,6 +15,8 @@ mod plan;
 mod report;
 mod search;
 mod wires;
+
+pub(crate) use wires::plain;
 
 use std::{collections::BTreeMap, fs, path::PathBuf, process::ExitCode, time::Duration};
 

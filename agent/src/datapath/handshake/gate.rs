@@ -35,16 +35,16 @@ use std::{
 };
 
 /// Proves that its owner gets what is sent to its address.
-pub(super) type Cookie = [u8; MAC_LEN];
+pub type Cookie = [u8; MAC_LEN];
 
 /// The keys that follow from a public key: whoever knows whom it calls has them.
-pub(super) struct Door {
+pub struct Door {
     mac1: hmac::Key,
     cookie: hmac::Key,
 }
 
 impl Door {
-    pub(super) fn of(key: &DataKey) -> Self {
+    pub fn of(key: &DataKey) -> Self {
         let labelled = |label: &[u8]| {
             let hash = digest::digest(&SHA256, &[label, &key.0].concat());
             hmac::Key::new(HMAC_SHA256, hash.as_ref())
@@ -53,7 +53,7 @@ impl Door {
     }
 
     /// Writes `mac1`, and `mac2` if there is a cookie.
-    pub(super) fn write_macs(&self, initiation: &mut [u8; INITIATION_LEN], cookie: Option<&Cookie>) {
+    pub fn write_macs(&self, initiation: &mut [u8; INITIATION_LEN], cookie: Option<&Cookie>) {
         write_mac(&self.mac1, initiation, MAC1);
         match cookie {
             Some(cookie) => write_mac(&hmac::Key::new(HMAC_SHA256, cookie), initiation, MAC2),
@@ -61,7 +61,7 @@ impl Door {
         }
     }
 
-    pub(super) fn write_mac(&self, response: &mut [u8; RESPONSE_LEN]) {
+    pub fn write_mac(&self, response: &mut [u8; RESPONSE_LEN]) {
         write_mac(&self.mac1, response, RESPONSE_MAC);
     }
 

@@ -18,7 +18,7 @@ use crate::{
     datapath::{
         icmp::Bucket,
         seal::{Algorithm, SEALED_HEADER_LEN, TAG_LEN},
-        sessions::{Receiving, Sending, SessionIndex, Sessions},
+        sessions::{Receiving, Sending, SessionIndex, Sessions, Way},
     },
     types::{Incarnation, PeerName},
 };
@@ -73,7 +73,9 @@ impl Machine {
         for peer in peers {
             let known = before.remove(&peer.name).filter(|state| state.key == peer.key);
             let mut state = known.unwrap_or_else(|| State::new(peer.key));
+            let before = state.endpoint;
             let forgotten = state.update(peer.incarnation, peer.endpoint);
+            self.changed |= state.endpoint != before;
             self.names.insert(NameTag::of(&peer.name), peer.name.clone());
             self.peers.insert(peer.name.clone(), state);
             if forgotten {
@@ -90,11 +92,36 @@ impl Machine {
         }
     }
 
-    /// A sealed packet of no session of ours came from there: after a restart, the peer does not know of that yet.
+    /// A sealed packet of no session of ours came from there: after a restart, the peer does not know of that yet. It
+    /// sends from ports that we have never heard of, too.
     pub fn surprised(&mut self, from: SocketAddr, now: Instant) {
-        let there = self.peers.iter_mut().find(|(_, state)| state.endpoint == Some(from));
-        let Some((name, state)) = there else { return };
-        if state.is_to_be_called_for_surprise(now) {
+        let there = |state: &State| state.endpoint.is_some_and(|endpoint| endpoint.ip() == from.ip());
+        let perhaps = self.peers.iter_mut().filter(|(_, state)| there(state));
+        let due = perhaps.filter_map(|(name, state)| state.is_to_be_called_unasked(now).then_some(name));
+        let due: Vec<_> = due.take(NEIGHBOURS).cloned().collect();
+        due.iter().for_each(|name| self.call(name, now));
+    }
+
+    /// The latest empty packet of that session came from there, where its sender listens.
+    pub fn shown(&mut self, index: SessionIndex, from: SocketAddr) {
+        let Some(name) = self.indices.get(&index) else { return };
+        let Some(state) = self.peers.get_mut(name) else { return };
+        self.changed |= state.endpoint != Some(from);
+        state.endpoint = Some(from);
+    }
+
+    /// A lane of the peer, under that session, was there before and is here now.
+    pub fn moved(&mut self, index: SessionIndex, before: SocketAddr, from: SocketAddr, now: Instant) {
+        let Some(name) = self.indices.get(&index) else { return };
+        let Some(state) = self.peers.get_mut(name) else { return };
+        let listens = state.endpoint == Some(before);
+        if !listens && state.endpoint.is_some_and(|endpoint| endpoint.ip() == from.ip()) {
+            return;
+        }
+        state.endpoint = Some(from);
+        self.changed = true;
+        // Of another lane only the address is known until a handshake shows the port.
+        if !listens && state.is_to_be_called_unasked(now) {
             let name = name.clone();
             self.call(&name, now);
         }
@@ -128,6 +155,10 @@ impl Machine {
             if state.attempt.as_mut().is_some_and(|attempt| attempt.retry.is_due(now)) {
                 state.sign(now);
                 send_initiation(state, &mut self.datagrams);
+                // It may be where its record says again.
+                if state.published != state.endpoint {
+                    send_initiation_to(state.published, state, &mut self.datagrams);
+                }
             }
             if let Some(next) = &mut state.next
                 && next.is_due(now)
@@ -153,12 +184,13 @@ impl Machine {
         if !std::mem::take(&mut self.changed) {
             return None;
         }
-        let sending = |(name, state): (&PeerName, &State)| {
-            state.current.as_ref().map(|session| (name.clone(), session.sending.clone()))
+        let way = |(name, state): (&PeerName, &State)| {
+            let sending = state.current.as_ref()?.sending.clone();
+            Some((name.clone(), Way { sending, to: state.endpoint }))
         };
         let receiving =
             self.peers.values().flat_map(State::sessions).map(|session| session.receiving.clone());
-        let sessions = Sessions::new(self.peers.iter().filter_map(sending).collect(), receiving);
+        let sessions = Sessions::new(self.peers.iter().filter_map(way).collect(), receiving);
         let silent = |(name, state): (&PeerName, &State)| Some((name.clone(), state.unanswered?));
         Some(sessions.with_unanswered(self.peers.iter().filter_map(silent).collect()))
     }
@@ -217,6 +249,7 @@ impl Machine {
             return Err(Refusal::Replayed);
         }
         state.stamp = stamp;
+        self.changed |= state.endpoint != Some(from);
         state.endpoint = Some(from);
         if self.config.key < state.key
             && let Some(attempt) = &mut state.attempt
@@ -327,6 +360,11 @@ impl Machine {
             if state.is_to_be_rekeyed(now) {
                 due.push(name.clone());
             }
+            if let (Some(session), Some(endpoint)) = (&mut state.current, state.endpoint)
+                && session.is_to_be_shown(now)
+            {
+                confirm(session, endpoint, self.config.lanes, &mut self.datagrams);
+            }
         }
         due.iter().for_each(|name| self.call(name, now));
         let Self { peers, indices, .. } = self;
@@ -371,11 +409,12 @@ impl Agreed {
             born: now,
             called: self.called,
             incarnation: self.incarnation,
+            shown: (now, 0),
         }
     }
 }
 
-/// Shows the peer that we have the key, by a packet with nothing in it.
+/// Shows the peer that we have the key and where we listen, by a packet with nothing in it.
 fn confirm(session: &Session, to: SocketAddr, lane: u8, datagrams: &mut VecDeque<Datagram>) {
     let Ok(counter) = session.sending.take(lane, 1) else { return };
     let mut header = [0; SEALED_HEADER_LEN];
@@ -387,7 +426,11 @@ fn confirm(session: &Session, to: SocketAddr, lane: u8, datagrams: &mut VecDeque
 }
 
 fn send_initiation(state: &State, datagrams: &mut VecDeque<Datagram>) {
-    if let (Some(to), Some(attempt)) = (state.endpoint, &state.attempt) {
+    send_initiation_to(state.endpoint, state, datagrams);
+}
+
+fn send_initiation_to(to: Option<SocketAddr>, state: &State, datagrams: &mut VecDeque<Datagram>) {
+    if let (Some(to), Some(attempt)) = (to, &state.attempt) {
         datagrams.push_back(Datagram { to, bytes: attempt.initiation.to_vec() });
     }
 }
@@ -398,6 +441,8 @@ fn parts<const NOISE: usize>(message: &[u8]) -> (&[u8; PREFIX_LEN], &[u8; NOISE]
     (prefix, rest.first_chunk().expect("its length was checked"))
 }
 
+/// Peers behind one address that are called for one packet of nobody's.
+const NEIGHBOURS: usize = 4;
 /// How often sessions are looked at for their age.
 const SWEEP: Duration = Duration::from_secs(1);
 /// Responses that were taken already are confirmed again so often.

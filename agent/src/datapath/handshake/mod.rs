@@ -18,6 +18,7 @@ mod sim;
 #[cfg(test)]
 mod tests;
 
+pub use gate::Door;
 pub use machine::Machine;
 pub use peer::PATIENCE;
 

@@ -33,8 +33,8 @@ pub(super) struct State {
     /// The latest that we know of.
     pub incarnation: Incarnation,
     /// Where its record says that it is.
-    published: Option<SocketAddr>,
-    /// Where it is: the record's, until a handshake came from elsewhere.
+    pub published: Option<SocketAddr>,
+    /// Where it is: the record's, until a handshake or a packet that was opened came from elsewhere.
     pub endpoint: Option<SocketAddr>,
     /// Of its latest initiation that was taken.
     pub stamp: Stamp,
@@ -45,8 +45,8 @@ pub(super) struct State {
     pub previous: Option<Session>,
     pub current: Option<Session>,
     pub next: Option<Next>,
-    /// When it last sent us what we have no key for and we called it for that.
-    surprised: Option<Instant>,
+    /// When we last called it though no packet waited.
+    unasked: Option<Instant>,
 }
 
 /// A session with both directions' keys.
@@ -57,6 +57,8 @@ pub(super) struct Session {
     pub called: Called,
     /// The peer's.
     pub incarnation: Incarnation,
+    /// When the peer was last shown where we listen, and how many packets had been carried by then.
+    pub shown: (Instant, u64),
 }
 
 /// Who began.
@@ -104,7 +106,7 @@ impl State {
             previous: None,
             current: None,
             next: None,
-            surprised: None,
+            unasked: None,
         }
     }
 
@@ -131,13 +133,13 @@ impl State {
         !usable && !self.is_busy(now)
     }
 
-    /// Whether a packet from it under no key of ours is: it may know of a session that we do not, or the other way
-    /// round, but anybody may have sent it.
-    pub fn is_to_be_called_for_surprise(&mut self, now: Instant) -> bool {
-        let rested = self.surprised.is_none_or(|last| now.duration_since(last) >= PATIENCE);
+    /// Whether a packet from it under no key of ours is, or one from a new address: it may know of a session that we do
+    /// not, or the other way round, but anybody may have sent it.
+    pub fn is_to_be_called_unasked(&mut self, now: Instant) -> bool {
+        let rested = self.unasked.is_none_or(|last| now.duration_since(last) >= PATIENCE);
         let call = !self.is_busy(now) && (self.current.is_none() || rested);
         if call {
-            self.surprised = Some(now);
+            self.unasked = Some(now);
         }
         call
     }
@@ -150,7 +152,7 @@ impl State {
             Called::ByUs => REKEY,
             Called::ByPeer => REKEY + TURN,
         };
-        let old = session.is_older(age, now) && session.sending.has_carried();
+        let old = session.is_older(age, now) && session.sending.carried() > 0;
         (old || session.sending.taken() >= REKEY_AFTER) && !self.is_busy(now)
     }
 
@@ -223,6 +225,17 @@ impl Session {
     pub fn is_older(&self, age: Duration, now: Instant) -> bool {
         now.duration_since(self.born) >= age
     }
+
+    /// Whether it is time to show the peer again where we listen: most packets come from other ports, and what
+    /// translates addresses forgets those that nothing uses.
+    pub fn is_to_be_shown(&mut self, now: Instant) -> bool {
+        let ((last, carried), carries) = (self.shown, self.sending.carried());
+        let due = now.duration_since(last) >= SHOW && carries > carried;
+        if due {
+            self.shown = (now, carries);
+        }
+        due
+    }
 }
 
 impl Next {
@@ -263,6 +276,9 @@ const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const HASTE: Duration = Duration::from_millis(50);
 /// How long a handshake is tried before it waits for another reason.
 pub const PATIENCE: Duration = Duration::from_secs(5);
+/// How often a peer that we send to is shown where we listen: a third of the time after which Linux forgets a
+/// translated address.
+pub(super) const SHOW: Duration = Duration::from_secs(10);
 /// Keys in use are replaced at that age.
 pub(super) const REKEY: Duration = Duration::from_secs(120);
 /// How much longer the called one waits for the caller to do so.

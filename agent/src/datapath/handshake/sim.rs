@@ -4,7 +4,7 @@ use super::{message::*, noise::tests::public, *};
 use crate::{
     datapath::{
         seal::{Algorithm, SEALED_HEADER_LEN, TAG_LEN},
-        sessions::{SessionIndex, Sessions},
+        sessions::{SessionIndex, Sessions, Way},
     },
     types::{DataSecret, Incarnation, PeerName},
 };
@@ -53,6 +53,8 @@ pub(super) struct Net {
     pub deaf: bool,
     /// Every handshake message that was sent.
     pub tape: Vec<(SocketAddr, Datagram)>,
+    /// The sealed packet that arrived last.
+    pub sealed: Option<(SocketAddr, Datagram)>,
 }
 
 pub(super) const WORKERS: u8 = 2;
@@ -73,6 +75,7 @@ impl Net {
             delay: (1, 1),
             deaf: false,
             tape: Vec::new(),
+            sealed: None,
         };
         for number in 0..nodes {
             let node = net.node(number, 1);
@@ -134,7 +137,8 @@ impl Net {
                 let (mut body, mut tag) = (number.to_be_bytes(), [0; TAG_LEN]);
                 sending.key().seal(&header, &mut body, &mut tag);
                 let bytes = [&header[..], &body, &tag].concat();
-                let (from, to) = (node.address, self.nodes[to].address);
+                let Way { to: known, .. } = node.sessions.way(&name(to)).unwrap();
+                let (from, to) = (port(node.address, lane), known.unwrap_or(self.nodes[to].address));
                 self.transmit(from, Datagram { to, bytes });
             }
             None => {
@@ -180,17 +184,26 @@ impl Net {
     }
 
     pub fn deliver(&mut self, from: SocketAddr, datagram: Datagram) {
-        let Some(number) = self.nodes.iter().position(|node| node.address == datagram.to) else { return };
+        let hears = |node: &Node| (0..WORKERS).any(|lane| port(node.address, lane) == datagram.to);
+        let Some(number) = self.nodes.iter().position(hears) else { return };
         let (now, node) = (self.now, &mut self.nodes[number]);
         let mut bytes = datagram.bytes;
         if bytes[0] == SEALED {
+            self.sealed = Some((from, Datagram { to: datagram.to, bytes: bytes.clone() }));
             let (header, sealed) = bytes.split_first_chunk_mut().unwrap();
             let index = SessionIndex(u32::from_be_bytes(header[4..8].try_into().unwrap()));
             match node.sessions.receiving(index) {
                 Some(session) => {
-                    let Ok(len) = session.opener().open(header, sealed) else { return };
+                    let mut opener = session.opener();
+                    let Ok(len) = opener.open(header, sealed) else { return };
                     if session.confirm() && !self.deaf {
                         node.machine.confirmed(index);
+                    }
+                    if len == 0 && opener.is_latest() {
+                        node.machine.shown(index, from);
+                    } else if let Some(before) = opener.moved(from) {
+                        node.machine.moved(index, before, from, now);
+                        opener.settle(from);
                     }
                     if let Ok(packet) = sealed[..len].try_into() {
                         node.got.push(u32::from_be_bytes(packet));
@@ -229,6 +242,11 @@ impl Net {
         self.nodes[from].sessions.sending(&name(to)).map(|sending| sending.index())
     }
 
+    /// Where a node believes that another listens.
+    pub fn finds(&self, node: usize, other: usize) -> Option<SocketAddr> {
+        self.nodes[node].sessions.way(&name(other))?.to
+    }
+
     /// Whether both seal for each other now, in one and the same session.
     pub fn agree(&self, a: usize, b: usize) -> bool {
         let knows = |node: usize, index| self.nodes[node].sessions.receiving(index).is_some();
@@ -251,6 +269,11 @@ pub(super) fn name(number: usize) -> PeerName {
 
 pub(super) fn address(number: usize) -> SocketAddr {
     SocketAddr::from(([192, 0, 2, number as u8 + 1], 6783))
+}
+
+/// Where a lane sends from; the first is where its node listens.
+pub(super) fn port(listens: SocketAddr, lane: u8) -> SocketAddr {
+    SocketAddr::new(listens.ip(), listens.port() + u16::from(lane))
 }
 
 pub(super) fn refused(net: &Net, node: usize, refusal: Refusal) -> usize {

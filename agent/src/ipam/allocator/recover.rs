@@ -16,6 +16,10 @@ impl Allocator {
     pub(super) fn restore(&mut self, allocations: Vec<Allocation>, resting: Vec<IpAddr>, now: Now) {
         for allocation in allocations {
             let Some(offset) = self.layout.offset(allocation.address) else { continue };
+            if self.space.at(offset).is_some() || self.space.find(&allocation.owner).is_some() {
+                warn!(address = %allocation.address, owner = ?allocation.owner, "stored twice: the first counts");
+                continue;
+            }
             if let Owner::Pod(key) = &allocation.owner {
                 self.unactivated.insert(key.clone(), now.at + UNACTIVATED_FOR);
             }

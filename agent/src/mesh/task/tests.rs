@@ -318,8 +318,11 @@ async fn the_later_of_two_with_one_name_is_told_who_was_first() {
 
 #[tokio::test]
 async fn who_cannot_be_reached_is_shown_with_the_reason() {
-    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let mut alone = agent("alone", 1, &[free]);
+    // A port that is taken, but on which nobody listens.
+    let taken = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    taken.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    let taken_at = taken.local_addr().unwrap().as_socket().unwrap();
+    let mut alone = agent("alone", 1, &[taken_at]);
     assert_eq!(alone.next().await, Incoming::Joined);
     let troubles = alone.handle.status().await.unwrap().troubles;
     assert!(troubles[0].reason.contains("refused"), "{troubles:?}");
