@@ -7,8 +7,10 @@
 //! A hand-over raises `hands` by one and begins with version 0; the new owner's own changes keep `hands` and raise the
 //! version. `hands` comes before the version in the order of tokens: who has given a range away can seal nothing any more
 //! that wins over what its heir says. A takeover from a node that is gone is a hand-over that the taker seals itself; it
-//! raises the epoch, and counts where the death has been agreed on ([`Takeover`]). Nothing in a deed can be left out, also where a range comes back to who had it before:
-//! without the seals in between, anybody could give it back. So a range can change hands about a hundred times.
+//! raises the epoch, which comes before all else, and counts where the death has been agreed on ([`Takeover`]).
+//!
+//! Nothing in a deed can be left out, also where a range comes back to who had it before: without the seals in between,
+//! anybody could give it back. So a range can change hands about a hundred times.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use super::{
