@@ -35,6 +35,8 @@ pub mod identity;
 #[cfg(feature = "agent")]
 pub mod ipam;
 #[cfg(feature = "agent")]
+pub mod kube;
+#[cfg(feature = "agent")]
 pub mod links;
 #[cfg(feature = "agent")]
 pub mod mesh;

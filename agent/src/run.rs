@@ -6,11 +6,12 @@
 //!     └───────────── PeerSet ──────────────────┘      │  └─ gateways, ranges ──▶ links
 //!                                                     └─ readiness ──▶ admin, cni
 //!   shim ──▶ cni ── Addresses ──▶ ipam                Snapshot ◀── observe ◀── everybody
-//!             └──── Ports ──────▶ links
+//!             └──── Ports ──────▶ links             cluster ◀─▶ kube, in a cluster
 //! ```
 //! Ports, sockets and the name are taken before anything of the kernel's is touched, so that a refusal leaves no trace.
 
 mod attach;
+mod cluster;
 mod forwarding;
 mod host;
 mod observe;
@@ -18,6 +19,7 @@ mod reset;
 mod steering;
 mod switchboard;
 
+pub use cluster::Cluster;
 pub use host::facts;
 pub use reset::{ResetArgs, reset};
 
@@ -27,7 +29,7 @@ use crate::{
         STARTING,
     },
     cni,
-    config::{Args, Config, Encryption, LogFormat},
+    config::{Args, Config, Encryption, Ipam, LogFormat},
     datapath::{
         self, handshake,
         seal::Algorithm,
@@ -69,11 +71,18 @@ use weft_proto::local::cni_server::CniServer;
 
 /// What `weft agent` does, until SIGTERM, SIGINT, or something that it cannot go on without fails.
 pub async fn agent(args: &Args) -> anyhow::Result<()> {
-    let config = Config::check(args, &host::facts().await.context("look at the host")?)?;
+    let host = host::facts().await.context("look at the host")?;
+    let config = Config::check(args, &host)?;
     start_logging(&config)?;
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let started = async {
+        match cluster::join(args, &config, &host).await? {
+            None => build(config, None).await,
+            Some((args, cluster)) => build(Config::check(&args, &host)?, Some(cluster)).await,
+        }
+    };
     let mut running = tokio::select! {
-        running = build(config) => running?,
+        running = started => running?,
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
@@ -99,11 +108,12 @@ pub struct Running {
     stopping: watch::Sender<bool>,
 }
 
-/// Starts an agent in the network namespace of the calling thread.
+/// Starts an agent in the network namespace of the calling thread; in a cluster, with what it says already in the
+/// configuration.
 ///
 /// # Errors
 /// What was refused or failed, and which flag is concerned.
-pub async fn build(config: Config) -> anyhow::Result<Running> {
+pub async fn build(config: Config, cluster: Option<Cluster>) -> anyhow::Result<Running> {
     let started = Instant::now();
     host::check_means()?;
     let keys = config.identity.clone().map(|source| Keeper::new(config.name.clone(), source, OWN_LIFETIME));
@@ -124,6 +134,7 @@ pub async fn build(config: Config) -> anyhow::Result<Running> {
     let seeds = seeds(&config, &store)?;
 
     let layout = Layout::new(config.universe);
+    let (believe, believed) = watch::channel(Arc::new(cluster::takeovers(cluster.as_ref())));
     let incarnation = store.next_incarnation(unix_time().as_micros() as u64)?;
     let secret = store.data_secret(DataSecret::new(rand::random()))?;
     let (sealed, data_key) = (config.encryption == Encryption::Required, identity::data_key(&secret));
@@ -143,7 +154,10 @@ pub async fn build(config: Config) -> anyhow::Result<Running> {
         bootstrap: config.peers.clone(),
         max_links: config.max_links.get(),
         items: Vec::new(),
-        gossipers: vec![Box::new(RingGossiper::new(layout, identity.clone().map(Checker::new)))],
+        gossipers: vec![Box::new(RingGossiper::new(
+            layout,
+            identity.clone().map(|current| (Checker::new(current), believed)),
+        ))],
         seed: rand::random(),
     };
     let (mesh, mut incoming) = mesh::task::spawn(mesh_config, vec![control]).context("start the mesh")?;
@@ -170,8 +184,14 @@ pub async fn build(config: Config) -> anyhow::Result<Running> {
         universe: config.universe,
         seeds,
         sealer: identity.clone().map(Sealer::new),
-        has_bootstrap: !config.peers.is_empty(),
+        // Who has just been elected by the whole cluster knows that nobody owns anything yet.
+        has_bootstrap: !(config.peers.is_empty() || cluster.as_ref().is_some_and(|cluster| cluster.elected)),
+        assigned: cluster
+            .as_ref()
+            .filter(|_| config.ipam == Ipam::Podcidr)
+            .map(|cluster| cluster::assigned(&cluster.cache.nodes)),
     };
+    let member = cluster.map(|cluster| cluster::Member::new(cluster, incarnation.0)).transpose()?;
     let (outgoing_sender, outgoing) = mpsc::channel(QUEUE);
     let (ipam, ipam_task) = ipam::task::start(ipam_config, store, found, outgoing_sender).await?;
     let (queues, offloads) = datapath::task::open(TUN, threads)?;
@@ -247,14 +267,22 @@ pub async fn build(config: Config) -> anyhow::Result<Running> {
         identity,
         view: ipam.view(),
         peers: mesh.peers(),
-        steered,
+        steered: steered.clone(),
         packets: datapath.reader(),
         sessions,
         refusals,
         readiness: readiness.clone(),
         links: links.watch(),
         cni_warnings: cni.warnings(),
+        cluster: member.as_ref().map(cluster::Member::trouble),
     });
+    if let Some(member) = member {
+        let (mesh, ipam, cni) = (mesh.clone(), ipam.clone(), cni.clone());
+        let readiness = readiness.clone();
+        let (observer, steered) = (observer.clone(), steered.clone());
+        let subjects = cluster::Subjects { mesh, ipam, cni, readiness, observer, steered, believe };
+        member.spawn(&config, subjects, &mut tasks);
+    }
     let mut metrics = Metrics::new(observer.clone());
     cni.metrics().register(metrics.registry());
     let pages = Pages { readiness, heartbeats, metrics: Arc::new(metrics), observer: observer.clone() };

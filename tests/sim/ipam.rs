@@ -23,8 +23,8 @@ use std::{
 use weft::{
     identity::{Checker, Sealer, task::Current},
     ipam::{
-        Allocator, Change, Config, Found, IpamError, KnownPeer, Now, Owner, Request, Stored, seed::SeedPlan,
-        span::Layout, token,
+        Allocator, Change, Config, Found, IpamError, KnownPeer, Now, Owner, Request, Stored, deed,
+        seed::SeedPlan, span::Layout, token,
     },
     mesh::{
         gossip::{Gossiper, Item},
@@ -132,9 +132,13 @@ impl Node {
     }
 }
 
+fn nobody_died() -> deed::Takeovers {
+    tokio::sync::watch::channel(Default::default()).1
+}
+
 impl App for Node {
     fn gossipers(&self) -> Vec<Box<dyn Gossiper>> {
-        let checker = self.identity.clone().map(Checker::new);
+        let checker = self.identity.clone().map(|current| (Checker::new(current), nobody_died()));
         vec![Box::new(token::RingGossiper::new(Layout::new(universe()), checker))]
     }
 
@@ -197,6 +201,7 @@ fn boot(name: &PeerName, seeds: &SeedPlan, identity: Option<Current>, stored: St
         seeds: seeds.clone(),
         sealer: identity.map(Sealer::new),
         has_bootstrap: seeds.names().first() != Some(name),
+        assigned: None,
     };
     Allocator::new(config, stored, Found::default(), now).expect("there are fewer seeds than blocks")
 }

@@ -27,6 +27,7 @@
 
 pub mod adversary;
 pub mod agent;
+pub mod apiserver;
 pub mod bench;
 pub mod binaries;
 pub mod capacity;
@@ -44,6 +45,7 @@ pub mod node;
 pub mod pod;
 pub mod process;
 pub mod progress;
+pub mod relay;
 pub mod report;
 pub mod sandbox;
 pub mod soak;
@@ -54,6 +56,7 @@ pub mod underlay;
 pub mod up;
 pub mod wait;
 
+mod background;
 mod linux;
 
 pub use lab::{Builder, Lab};

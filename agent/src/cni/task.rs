@@ -130,6 +130,25 @@ impl<A: Addresses, P: Ports> Service<A, P> {
     }
 }
 
+impl<A: Addresses, P: Ports> Service<A, P> {
+    /// Takes attachments away whose pods do not exist (any more), as somebody found who began to look at `since`.
+    pub async fn abandon(&self, keys: impl IntoIterator<Item = AttachmentKey>, since: Instant) {
+        for key in keys {
+            let _turn = self.shared.turn(&key).await;
+            if self.shared.reaper().is_added(&key, since, Instant::now()) {
+                continue;
+            }
+            match self.shared.take_away(&key).await {
+                Ok(()) => {
+                    warn!(attachment = %key, "taken away: its pod does not exist any more");
+                    self.shared.metrics.reaped();
+                }
+                Err(failure) => warn!(attachment = %key, %failure, "can't take a dead pod's attachment away"),
+            }
+        }
+    }
+}
+
 #[tonic::async_trait]
 impl<A: Addresses, P: Ports> Cni for Service<A, P> {
     async fn reserve(

@@ -67,6 +67,33 @@ pub struct Args {
     #[arg(long, env = "WEFT_IPAM_SEED", hide_env_values = true, value_name = "NAME,...", value_delimiter = ',', help_heading = ADDRESSES)]
     pub ipam_seed: Vec<String>,
 
+    /// Whence this node's addresses come: the ring that agents share, or the Node's spec.podCIDRs
+    ///
+    /// The same on all nodes. With `podcidr` the universe is the cluster's CIDR.
+    #[arg(long, env = "WEFT_IPAM", hide_env_values = true, value_name = "MODE", default_value = "ring", help_heading = ADDRESSES)]
+    pub ipam: Ipam,
+
+    /// Run as a part of a Kubernetes cluster: peers are its Nodes, the first agent has the universe and makes the CA
+    ///
+    /// ConfigMap weft-seed and Secret weft-ca must be there, empty, as the manifests ship them. Neither --peer, --ipam-seed
+    /// nor keys are needed then; what is given counts all the same.
+    #[arg(long, env = "WEFT_KUBERNETES", hide_env_values = true, value_parser = clap::builder::FalseyValueParser::new(), help_heading = KUBERNETES)]
+    pub kubernetes: bool,
+
+    /// Name of the Node that this agent runs on: spec.nodeName, by the downward API
+    #[arg(long, env = "WEFT_NODE_NAME", hide_env_values = true, value_name = "NAME", help_heading = KUBERNETES)]
+    pub node_name: Option<String>,
+
+    /// Namespace of ConfigMap and Secret: metadata.namespace, by the downward API
+    #[arg(long, env = "WEFT_POD_NAMESPACE", hide_env_values = true, value_name = "NAME", default_value = "kube-system", help_heading = KUBERNETES)]
+    pub pod_namespace: String,
+
+    /// File that says where the API server is and who we are, for an agent that is no pod
+    ///
+    /// Default: the pod's service account.
+    #[arg(long, env = "WEFT_KUBECONFIG", hide_env_values = true, value_name = "FILE", help_heading = KUBERNETES)]
+    pub kubeconfig: Option<String>,
+
     /// Directory of the network's CA, ca.crt and ca.key, of which this node issues its own certificate
     ///
     /// Made once by `weft ca init` and copied to all nodes. Who can read ca.key can be any node: where that is too much, use
@@ -180,6 +207,14 @@ pub enum Switch {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Ipam {
+    /// Agents share the universe out among themselves
+    Ring,
+    /// Each node has the ranges that the cluster allocated to it
+    Podcidr,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Encryption {
     /// Sealed, or not at all
     Required,
@@ -210,10 +245,13 @@ Examples:
   A node that joins them; one peer is enough:
     weft agent --ca-dir /etc/weft/ca --peer node-2
   A host with two interfaces, whose pods are to use the second:
-    weft agent --ca-dir /etc/weft/ca --peer node-2 --advertise 198.51.100.1";
+    weft agent --ca-dir /etc/weft/ca --peer node-2 --advertise 198.51.100.1
+  In a DaemonSet, with WEFT_NODE_NAME in its environment:
+    weft agent --kubernetes";
 
 const NODE: &str = "Node and peers";
 const ADDRESSES: &str = "Addresses";
+const KUBERNETES: &str = "Kubernetes";
 const SECURITY: &str = "Keys";
 const NETWORK: &str = "Network";
 const FILES: &str = "Files";
@@ -235,7 +273,7 @@ mod tests {
         Agent::command().debug_assert();
         let command = Agent::command();
         let flags: Vec<_> = command.get_arguments().filter(|arg| arg.get_help_heading().is_some()).collect();
-        assert_eq!(flags.len(), 25);
+        assert_eq!(flags.len(), 30);
         for flag in flags {
             let long = flag.get_long().expect("long");
             let twin = format!("WEFT_{}", long.to_uppercase().replace('-', "_"));
@@ -246,7 +284,7 @@ mod tests {
     #[test]
     fn short_help_has_a_line_for_each_flag() {
         let help = Agent::command().term_width(160).render_help().to_string();
-        for heading in [NODE, ADDRESSES, SECURITY, NETWORK, FILES, DIAGNOSTICS] {
+        for heading in [NODE, ADDRESSES, KUBERNETES, SECURITY, NETWORK, FILES, DIAGNOSTICS] {
             assert!(help.contains(heading), "{heading}\n{help}");
         }
         assert!(help.contains("[default: 10.32.0.0/12]"), "{help}");

@@ -2,7 +2,8 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use super::{
-    Args, Config, ConfigError, ConfigErrors, Encryption, HostFacts, Switch, host::is_global, socket_in,
+    Args, Config, ConfigError, ConfigErrors, Encryption, HostFacts, Ipam, Kubernetes, Switch,
+    cluster_keys_in, host::is_global, socket_in,
 };
 use crate::{
     identity::Source,
@@ -31,6 +32,7 @@ pub(super) fn check(args: &Args, host: &HostFacts) -> Result<Config, ConfigError
     let endpoints = check.endpoints(listen, universe);
     let peers = check.peers(name.as_ref(), listen, universe);
     let ipam_seed = check.ipam_seed();
+    let kubernetes = check.kubernetes();
     let max_links = check.count("--max-links", &args.max_links, 4..=64);
     let identity = check.identity();
     let mtu = check.mtu(&endpoints, universe);
@@ -63,6 +65,8 @@ pub(super) fn check(args: &Args, host: &HostFacts) -> Result<Config, ConfigError
             max_links,
             universe,
             ipam_seed,
+            ipam: args.ipam,
+            kubernetes,
             identity,
             mtu,
             data_threads,
@@ -89,6 +93,9 @@ struct Check<'a> {
 
 impl Check<'_> {
     fn name(&mut self) -> Option<PeerName> {
+        if self.args.kubernetes {
+            return self.node_name();
+        }
         match given(&self.args.name) {
             Some(name) => self.parse("--name", name),
             None => match self.host.host_name.parse() {
@@ -99,6 +106,22 @@ impl Check<'_> {
                 }
             },
         }
+    }
+
+    /// Peers know each other by their Nodes.
+    fn node_name(&mut self) -> Option<PeerName> {
+        let Some(node) = given(&self.args.node_name) else {
+            let conflict = "not given; --kubernetes needs the name of the Node (fieldRef spec.nodeName)";
+            self.refuse("--node-name", "", conflict);
+            return None;
+        };
+        let node: PeerName = self.parse("--node-name", node)?;
+        if let Some(name) = given(&self.args.name)
+            && !name.eq_ignore_ascii_case(node.as_str())
+        {
+            self.refuse("--name", name, format!("not the name of the Node, {node}; leave it out"));
+        }
+        Some(node)
     }
 
     fn listen(&mut self) -> Option<SocketAddr> {
@@ -164,7 +187,11 @@ impl Check<'_> {
         if texts.is_empty() {
             // An address to listen on that is not all of them is the one to be reached at.
             let single = listen.map(|l| l.ip()).filter(|ip| is_global(*ip));
-            let Some(ip) = single.or_else(|| self.host.default_address()) else {
+            let default = single.or_else(|| self.host.default_address());
+            // In a cluster the Node says it, as soon as it has been asked.
+            let any =
+                self.host.addresses.iter().filter(|a| self.args.kubernetes && !a.is_ours()).map(|a| a.ip());
+            let Some(ip) = default.or_else(|| any.clone().find(|ip| is_global(*ip))) else {
                 let conflict = format!(
                     "not given, and there is no default route to tell it by; this host has {}",
                     self.own_addresses()
@@ -285,6 +312,29 @@ impl Check<'_> {
         seed
     }
 
+    fn kubernetes(&mut self) -> Option<Kubernetes> {
+        let args = self.args;
+        if args.ipam == Ipam::Podcidr && !args.kubernetes {
+            self.refuse("--ipam", "podcidr", "only with --kubernetes: Nodes have such ranges");
+        }
+        if args.ipam == Ipam::Podcidr && items(&args.ipam_seed).next().is_some() {
+            self.refuse("--ipam-seed", "", "with --ipam podcidr the cluster shares the universe out");
+        }
+        if !args.kubernetes {
+            return None;
+        }
+        let namespace = args.pod_namespace.trim();
+        let is_label = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        if namespace.is_empty() || namespace.len() > 63 || !namespace.chars().all(is_label) {
+            self.refuse("--pod-namespace", namespace, "not the name of a namespace");
+        }
+        let kubeconfig = match given(&args.kubeconfig) {
+            Some(text) => Some(self.absolute("--kubeconfig", text)?),
+            None => None,
+        };
+        Some(Kubernetes { namespace: namespace.into(), kubeconfig })
+    }
+
     /// None with `--insecure`, and where it is refused.
     fn identity(&mut self) -> Option<Source> {
         let args = self.args;
@@ -309,6 +359,9 @@ impl Check<'_> {
                 let retired = given(&args.tls_retired_ca);
                 let retired = retired.and_then(|file| self.absolute("--tls-retired-ca", file));
                 Some(Source::Files { ca: ca?, cert: cert?, key: key?, retired })
+            }
+            (None, false, false) if args.kubernetes => {
+                Some(Source::CaDir(cluster_keys_in(&PathBuf::from(&args.run_dir))))
             }
             (None, false, false) => {
                 self.refuse("--ca-dir", "", NO_KEYS);

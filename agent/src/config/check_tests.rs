@@ -266,3 +266,30 @@ this configuration cannot be used; nothing was changed
   --state-dir x: not an absolute path
 ");
 }
+
+#[test]
+fn in_a_cluster_the_nodes_name_counts_and_keys_come_from_the_secret() {
+    let cluster = |flags: &[&str]| {
+        let argv = ["agent", "--kubernetes"].iter().chain(flags);
+        Config::check(&Agent::try_parse_from(argv).unwrap_or_else(|e| panic!("{e}")).args, &host())
+    };
+    let config = cluster(&["--node-name=worker-1", "--run-dir=/r"]).unwrap();
+    assert_eq!((config.name.as_str(), config.ipam), ("worker-1", Ipam::Ring));
+    assert_eq!(config.identity, Some(Source::CaDir("/r/ca".into())));
+    assert_eq!(config.cluster_keys(), Some("/r/ca".into()));
+    let kubernetes = Kubernetes { namespace: "kube-system".into(), kubeconfig: None };
+    assert_eq!(config.kubernetes, Some(kubernetes));
+    let own_keys = cluster(&["--node-name=worker-1", "--ca-dir=/ca"]).unwrap();
+    assert_eq!(own_keys.cluster_keys(), None);
+    assert_eq!(cluster(&["--node-name=worker-1", "--insecure"]).unwrap().identity, None);
+
+    let refused = |flags: &[&str]| cluster(flags).expect_err("accepted").0[0].to_string();
+    assert_snapshot!(refused(&[]), @"--node-name: not given; --kubernetes needs the name of the Node (fieldRef spec.nodeName)");
+    assert_snapshot!(refused(&["--node-name=a", "--name=b"]), @"--name b: not the name of the Node, a; leave it out");
+    assert_snapshot!(refused(&["--node-name=a", "--pod-namespace=A b"]), @"--pod-namespace A b: not the name of a namespace");
+}
+
+#[test]
+fn pod_cidrs_are_for_clusters() {
+    assert_snapshot!(refused(&["--ipam=podcidr"]), @"--ipam podcidr: only with --kubernetes: Nodes have such ranges");
+}

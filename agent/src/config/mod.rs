@@ -11,7 +11,7 @@ mod args;
 mod check;
 mod host;
 
-pub use args::{Args, DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, Encryption, LogFormat, Switch};
+pub use args::{Args, DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, Encryption, Ipam, LogFormat, Switch};
 pub use host::{HostAddress, HostFacts, HostLink, HostRoute};
 
 use crate::{
@@ -43,6 +43,9 @@ pub struct Config {
     pub universe: Universe,
     /// Who shares the universe at the start, in the order given; empty: we join an existing network.
     pub ipam_seed: Vec<PeerName>,
+    pub ipam: Ipam,
+    /// None: not in a cluster.
+    pub kubernetes: Option<Kubernetes>,
     /// None: links are in clear.
     pub identity: Option<Source>,
     /// The pods' MTU in bytes.
@@ -64,6 +67,15 @@ pub struct Config {
     pub log_filter: String,
 }
 
+/// How to be a part of a cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kubernetes {
+    /// Of ConfigMap and Secret.
+    pub namespace: String,
+    /// None: what a pod is given.
+    pub kubeconfig: Option<PathBuf>,
+}
+
 impl Config {
     /// Makes a configuration of what was asked for and what the host is like.
     ///
@@ -71,6 +83,12 @@ impl Config {
     /// Everything that is wrong, not only the first thing.
     pub fn check(args: &Args, host: &HostFacts) -> Result<Self, ConfigErrors> {
         check::check(args, host)
+    }
+
+    /// Where the cluster's CA goes; none where the keys come from elsewhere.
+    pub fn cluster_keys(&self) -> Option<PathBuf> {
+        let dir = cluster_keys_in(&self.run_dir);
+        (self.kubernetes.is_some() && self.identity == Some(Source::CaDir(dir.clone()))).then_some(dir)
     }
 
     /// The socket of the local API.
@@ -82,6 +100,11 @@ impl Config {
 /// The socket of the local API in a run directory.
 pub fn socket_in(run_dir: &Path) -> PathBuf {
     run_dir.join(SOCKET)
+}
+
+/// Of a cluster's CA, in a run directory: in memory, as Kubernetes keeps its Secrets on nodes.
+fn cluster_keys_in(run_dir: &Path) -> PathBuf {
+    run_dir.join("ca")
 }
 
 /// All that is wrong with a configuration; never empty.

@@ -10,7 +10,7 @@ mod recover;
 mod share;
 
 use super::{
-    Change, Config, Effects, Found, IpamError, KnownPeer, Now, Request, Stored, View, WaitingFor,
+    Assigned, Change, Config, Effects, Found, IpamError, KnownPeer, Now, Request, Stored, View, WaitingFor,
     ask::Asker,
     ring::{Ring, TooManySeeds},
     seed::SeedPlan,
@@ -41,6 +41,8 @@ pub struct Allocator {
     genesis: Vec<Token>,
     space: Space,
     in_force: bool,
+    /// Somebody else says who owns what: nothing is asked for, given or told.
+    assigned: bool,
     left: bool,
     /// Peers that can be reached.
     peers: BTreeSet<PeerName>,
@@ -71,6 +73,7 @@ impl Allocator {
             genesis,
             space: Space::new(layout),
             in_force: stored.in_force,
+            assigned: config.assigned.is_some(),
             left: false,
             peers: BTreeSet::new(),
             unactivated: BTreeMap::new(),
@@ -80,7 +83,11 @@ impl Allocator {
             ring_changed: true,
             effects: Effects::default(),
         };
-        for token in stored.tokens {
+        if let Some(assigned) = config.assigned {
+            this.in_force = true;
+            this.ring = Ring::assigned(layout, &assigned);
+        }
+        for token in stored.tokens.into_iter().filter(|_| !this.assigned) {
             this.effects.publish.push(token.to_item(&layout));
             this.ring.merge(token);
         }
@@ -140,7 +147,7 @@ impl Allocator {
 
     /// Takes in what the mesh heard on channel "ring".
     pub fn on_items(&mut self, items: &[Item], now: Now) {
-        for item in items {
+        for item in items.iter().filter(|_| !self.assigned) {
             match Token::from_item(item, &self.layout) {
                 Ok(token) => {
                     if self.ring.merge(token.clone()) {
@@ -177,9 +184,18 @@ impl Allocator {
         }
     }
 
+    /// Somebody else has said anew who owns what.
+    pub fn on_assigned(&mut self, assigned: &Assigned, now: Now) {
+        if self.assigned {
+            self.ring = Ring::assigned(self.layout, assigned);
+            self.ring_changed = true;
+            self.settle(now);
+        }
+    }
+
     /// This node has other keys: its tokens are sealed anew with them.
     pub fn on_keys(&mut self, now: Now) {
-        if self.in_force && !self.left {
+        if self.shares() {
             let changed = self.ring.seal_anew(&self.me);
             self.record(changed);
         }
@@ -238,6 +254,7 @@ impl Allocator {
             conceded: self.space.conceded().map(|offset| self.layout.address(offset)).collect(),
             resting: self.space.resting().map(|offset| self.layout.address(offset)).collect(),
             counts: self.space.counts(),
+            epoch: self.ring.tokens().map(|token| token.epoch).max().unwrap_or(0),
             waiting_for: self.waiting_for(),
         }
     }
@@ -378,13 +395,18 @@ impl Allocator {
             }
         }
         self.settle_bridge(now);
-        if self.in_force && !self.left {
+        if self.shares() {
             let changed = self.ring.flag(&self.me, |range| self.space.has_surplus(range));
             self.record(changed);
             // Flags change nobody's ranges.
             self.ring_changed = false;
         }
         self.seek(now);
+    }
+
+    /// This node's tokens are its own to change.
+    fn shares(&self) -> bool {
+        self.in_force && !self.left && !self.assigned
     }
 
     fn take_own(&mut self, own: Vec<Span>) {
@@ -424,6 +446,9 @@ impl Allocator {
         }
         if !self.in_force {
             return Some(WaitingFor::FirstContact);
+        }
+        if self.assigned {
+            return self.space.own().is_empty().then_some(WaitingFor::Assignment);
         }
         if self.ring.is_empty() {
             return Some(WaitingFor::Seed);

@@ -6,8 +6,11 @@
 //! ```
 //! A hand-over raises `hands` by one and begins with version 0; the new owner's own changes keep `hands` and raise the
 //! version. `hands` comes before the version in the order of tokens: who has given a range away can seal nothing any more
-//! that wins over what its heir says. Nothing in a deed can be left out, also where a range comes back to who had it before:
-//! without the seals in between, anybody could give it back. So a range can change hands about a hundred times.
+//! that wins over what its heir says. A takeover from a node that is gone is a hand-over that the taker seals itself; it
+//! raises the epoch, which comes before all else, and counts where the death has been agreed on ([`Takeover`]).
+//!
+//! Nothing in a deed can be left out, also where a range comes back to who had it before: without the seals in between,
+//! anybody could give it back. So a range can change hands about a hundred times.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use super::{
@@ -15,12 +18,25 @@ use super::{
     token::Token,
 };
 use crate::{
-    identity::{BadSeal, Checker, Sealer},
+    identity::{BadSeal, Checker, Sealer, Signer},
     mesh::gossip::{MAX_SIGNATURE, Rejected},
     types::PeerName,
 };
 use prost::Message;
+use std::{collections::BTreeSet, sync::Arc};
+use tokio::sync::watch;
 use weft_proto::mesh::{Deed, Grant, Seal};
+
+/// What has been agreed on somebody's death: who takes over the ranges that it has below an epoch.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Takeover {
+    pub from: PeerName,
+    pub epoch: u64,
+    pub to: PeerName,
+}
+
+/// The takeovers that this node believes, having made sure of each death itself.
+pub type Takeovers = watch::Receiver<Arc<BTreeSet<Takeover>>>;
 
 /// Checks deeds.
 #[derive(Debug)]
@@ -29,18 +45,20 @@ pub struct Registrar {
     checker: Checker,
     /// The seeds' shares; empty until the seeds are known.
     shares: Vec<Token>,
+    takeovers: Takeovers,
 }
 
 /// What somebody has been shown to own, at some time.
 struct Right {
     owner: PeerName,
     span: Span,
+    epoch: u64,
     hands: u64,
 }
 
 impl Registrar {
-    pub fn new(layout: Layout, checker: Checker) -> Self {
-        Self { layout, checker, shares: Vec::new() }
+    pub fn new(layout: Layout, checker: Checker, takeovers: Takeovers) -> Self {
+        Self { layout, checker, shares: Vec::new(), takeovers }
     }
 
     pub fn set_shares(&mut self, shares: Vec<Token>) {
@@ -53,9 +71,6 @@ impl Registrar {
         if self.shares.is_empty() {
             return Err(Rejected::Forged("the seeds are not known yet"));
         }
-        if token.epoch != 0 {
-            return Err(Rejected::Forged("nobody may raise a token's epoch"));
-        }
         if (token.hands, token.version) == (0, 0) {
             // Nobody has sealed it: whatever were there instead of a deed would only make it larger.
             let is_share = self.shares.contains(token);
@@ -65,7 +80,7 @@ impl Registrar {
         let share =
             self.shares.iter().find(|share| share.span().intersect(token.span()) == Some(token.span()));
         let share = share.ok_or(Rejected::Forged("it lies in no single share of a seed"))?;
-        let mut right = Right { owner: share.owner.clone(), span: share.span(), hands: 0 };
+        let mut right = Right { owner: share.owner.clone(), span: share.span(), epoch: 0, hands: 0 };
         for grant in &deed.grants {
             let granted = Token::from_body(&grant.token, &self.layout)?;
             if granted.hands <= right.hands {
@@ -90,13 +105,33 @@ impl Registrar {
         if right.span.intersect(token.span()) != Some(token.span()) {
             return Err(Rejected::Forged("it reaches beyond what was handed over"));
         }
+        let next =
+            Right { owner: token.owner.clone(), span: token.span(), epoch: token.epoch, hands: token.hands };
+        if token.epoch > right.epoch {
+            return self.takeover(&right, token, &signer).map(|()| next);
+        }
         let own_change = token.hands == right.hands && token.owner == right.owner && signer.is(&right.owner);
         let handed_on =
             token.hands == right.hands + 1 && signer.is(&right.owner) && token.owner != right.owner;
-        if !(own_change && token.version > 0 || handed_on && token.version == 0) {
+        if token.epoch < right.epoch || !(own_change && token.version > 0 || handed_on && token.version == 0)
+        {
             return Err(Rejected::Forged("it is not sealed by who owned it"));
         }
-        Ok(Right { owner: token.owner.clone(), span: token.span(), hands: token.hands })
+        Ok(next)
+    }
+}
+
+impl Registrar {
+    fn takeover(&self, right: &Right, token: &Token, taker: &Signer) -> Result<(), Rejected> {
+        if token.hands != right.hands + 1 || token.version != 0 || !taker.is(&token.owner) {
+            return Err(Rejected::Forged("its epoch is raised by somebody else than a taker"));
+        }
+        let (from, epoch, to) = (right.owner.clone(), token.epoch, token.owner.clone());
+        match self.takeovers.borrow().contains(&Takeover { from, epoch, to }) {
+            true => Ok(()),
+            // The agreement may be on its way: peers offer the token again and again.
+            false => Err(Rejected::Invalid("a takeover that is not known here (yet)")),
+        }
     }
 }
 
@@ -117,6 +152,13 @@ pub fn draw_up(token: &Token, parent: &Token, layout: &Layout, sealer: &Sealer) 
     // The heir's own seal comes on top.
     let room = if token.owner == parent.owner { MAX_SIGNATURE } else { MAX_SIGNATURE - MAX_GRANT };
     (deed.len() <= room).then_some(deed)
+}
+
+/// The epochs that a token and its former states have.
+pub fn epochs(token: &Token, layout: &Layout) -> BTreeSet<u64> {
+    let deed = Deed::decode(token.signature.as_slice()).unwrap_or_default();
+    let granted = deed.grants.iter().filter_map(|grant| Token::from_body(&grant.token, layout).ok());
+    granted.map(|token| token.epoch).chain([token.epoch]).collect()
 }
 
 const SEALED: &str = "token";
@@ -159,26 +201,34 @@ mod tests {
     struct Scene {
         tokens: Vec<Token>,
         registrar: Registrar,
+        takeovers: watch::Sender<Arc<BTreeSet<Takeover>>>,
     }
 
     impl Scene {
         fn new() -> Self {
             let shares = Ring::genesis(layout(), &["s".parse().unwrap()]).unwrap();
-            let mut registrar = Registrar::new(layout(), Checker::new(current("judge")));
+            let (takeovers, believed) = watch::channel(Arc::default());
+            let mut registrar = Registrar::new(layout(), Checker::new(current("judge")), believed);
             registrar.set_shares(shares.clone());
-            Self { tokens: shares, registrar }
+            Self { tokens: shares, registrar, takeovers }
+        }
+
+        fn ring_of(&self, name: &str) -> Ring {
+            let mut ring = Ring::new(layout(), Some(Sealer::new(current(name))));
+            self.tokens.iter().for_each(|token| _ = ring.merge(token.clone()));
+            ring
+        }
+
+        fn agree(&self, from: &str, epoch: u64, to: &str) {
+            let takeover = Takeover { from: from.parse().unwrap(), epoch, to: to.parse().unwrap() };
+            self.takeovers.send_modify(|agreed| _ = Arc::make_mut(agreed).insert(takeover));
         }
 
         /// `from` hands a span over, and `to` takes it over; all that is said on the way is as it should be.
         fn hand(&mut self, from: &str, span: Span, to: &str) -> Vec<Token> {
-            let ring_of = |name: &str, tokens: &[Token]| {
-                let mut ring = Ring::new(layout(), Some(Sealer::new(current(name))));
-                tokens.iter().for_each(|token| _ = ring.merge(token.clone()));
-                ring
-            };
             let (giver, heir): (PeerName, PeerName) = (from.parse().unwrap(), to.parse().unwrap());
-            let given = ring_of(from, &self.tokens).give(&giver, span, &heir);
-            let mut ring = ring_of(to, &self.tokens);
+            let given = self.ring_of(from).give(&giver, span, &heir);
+            let mut ring = self.ring_of(to);
             given.iter().for_each(|token| _ = ring.merge(token.clone()));
             let taken = ring.flag(&heir, |_| true);
             for token in given.iter().chain(&taken) {
@@ -237,6 +287,44 @@ mod tests {
     }
 
     #[test]
+    fn a_dead_nodes_ranges_go_to_who_was_agreed_on_and_on_from_there() {
+        let mut scene = Scene::new();
+        scene.hand("s", blocks(128, 255), "dead");
+        scene.hand("dead", blocks(192, 255), "c");
+        let (dead, taker): (PeerName, PeerName) = ("dead".parse().unwrap(), "t".parse().unwrap());
+        let taken = scene.ring_of("t").take_over(&dead, 1, &taker);
+        assert_eq!(taken.iter().map(Token::span).collect::<Vec<_>>(), [blocks(128, 191)]);
+        let check =
+            |scene: &mut Scene, token: &Token| scene.registrar.check(token).map_err(|e| e.to_string());
+        assert_eq!(check(&mut scene, &taken[0]).unwrap_err(), "a takeover that is not known here (yet)");
+        for (from, epoch, to) in [("dead", 1, "c"), ("dead", 2, "t"), ("s", 1, "t")] {
+            scene.agree(from, epoch, to);
+            assert!(check(&mut scene, &taken[0]).is_err(), "{from} {epoch} {to}");
+        }
+        scene.agree("dead", 1, "t");
+        check(&mut scene, &taken[0]).unwrap();
+        // Somebody else seals the same.
+        let forged = scene.ring_of("c").take_over(&dead, 1, &taker);
+        assert_eq!(
+            check(&mut scene, &forged[0]).unwrap_err(),
+            "its epoch is raised by somebody else than a taker"
+        );
+        // The dead one is not dead, and changes and gives away what it had: that loses, and the taker's heirs are believed.
+        let late = scene.ring_of("dead").give(&dead, blocks(160, 191), &"x".parse().unwrap());
+        let mut ring = scene.ring_of("t");
+        ring.take_over(&dead, 1, &taker);
+        late.into_iter().for_each(|token| _ = ring.merge(token));
+        assert_eq!(ring.owned_by(&taker), [blocks(128, 191)]);
+        scene.tokens = ring.tokens().filter(|token| token.owner.as_str() != "x").cloned().collect();
+        scene.hand("t", blocks(144, 151), "s");
+        // And once more, of the taker.
+        scene.agree("t", 5, "c");
+        let again = scene.ring_of("c").take_over(&taker, 5, &"c".parse().unwrap());
+        assert!(!again.is_empty());
+        again.iter().for_each(|token| check(&mut scene, token).unwrap());
+    }
+
+    #[test]
     fn a_share_has_no_deed() {
         let mut scene = Scene::new();
         let share = scene.tokens[0].clone();
@@ -249,7 +337,8 @@ mod tests {
     #[test]
     fn nothing_is_believed_before_the_seeds_are_known() {
         let scene = Scene::new();
-        let mut ignorant = Registrar::new(layout(), Checker::new(current("judge")));
+        let none = watch::channel(Arc::default()).1;
+        let mut ignorant = Registrar::new(layout(), Checker::new(current("judge")), none);
         let refused = ignorant.check(&scene.tokens[0]).unwrap_err();
         assert_eq!(refused.to_string(), "the seeds are not known yet");
     }

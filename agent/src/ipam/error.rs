@@ -14,6 +14,8 @@ pub enum WaitingFor {
     Seed,
     /// Asked for space.
     Space { from: PeerName },
+    /// Somebody else says who owns what, and has given this node nothing yet.
+    Assignment,
     /// All who could give space cannot be reached.
     Unreachable { owners: Vec<PeerName> },
 }
@@ -61,6 +63,7 @@ impl fmt::Display for WaitingFor {
         match self {
             Self::FirstContact => write!(f, "first contact with a peer (--peer)"),
             Self::Seed => write!(f, "a peer that was given --ipam-seed"),
+            Self::Assignment => write!(f, "the cluster, to give this Node a podCIDR inside --universe"),
             Self::Space { from } => write!(f, "space from {from}"),
             Self::Unreachable { owners } => {
                 write!(f, "an unreachable node with free space: {}", List(owners))

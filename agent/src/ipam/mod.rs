@@ -15,7 +15,7 @@
 
 mod allocator;
 mod ask;
-mod deed;
+pub mod deed;
 mod error;
 pub mod record;
 pub mod ring;
@@ -52,9 +52,14 @@ pub struct Config {
     pub seeds: seed::SeedPlan,
     /// With what this node seals its tokens; without it they have no deeds.
     pub sealer: Option<Sealer>,
-    /// The agent was given peers to start with (`--peer`).
+    /// There are peers that may know more than this node does: those that it was given to start with (`--peer`).
     pub has_bootstrap: bool,
+    /// Somebody else says who owns what, and this is the beginning: there is no ring then.
+    pub assigned: Option<Assigned>,
 }
+
+/// Which ranges somebody else than the ring has given to whom.
+pub type Assigned = Vec<(PeerName, Prefix)>;
 
 /// What the state file holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -148,6 +153,8 @@ pub struct View {
     pub conceded: BTreeSet<IpAddr>,
     pub resting: BTreeSet<IpAddr>,
     pub counts: Counts,
+    /// The greatest of all tokens.
+    pub epoch: u64,
     /// Set while this node cannot hand out addresses though it should.
     pub waiting_for: Option<WaitingFor>,
 }

@@ -20,7 +20,7 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use super::{
-    deed,
+    Assigned, deed,
     span::{Layout, Span, coalesce},
     token::Token,
 };
@@ -31,7 +31,7 @@ use crate::{
 use std::{
     cell::OnceCell,
     cmp::Ordering,
-    collections::{BTreeMap, BinaryHeap, btree_map::Entry},
+    collections::{BTreeMap, BTreeSet, BinaryHeap, btree_map::Entry},
 };
 use tracing::warn;
 
@@ -82,6 +82,17 @@ impl Ring {
             }
         }
         Ok(tokens)
+    }
+
+    /// The ring of ranges that somebody else has given out; what lies outside the universe is left out.
+    pub fn assigned(layout: Layout, ranges: &Assigned) -> Self {
+        let mut ring = Self::new(layout, None);
+        for (owner, prefix) in ranges {
+            let Some(Span { first: start, last: end }) = layout.span(*prefix) else { continue };
+            let (owner, signature) = (owner.clone(), Vec::new());
+            ring.merge(Token { start, end, owner, epoch: 0, hands: 0, version: 0, free: false, signature });
+        }
+        ring
     }
 
     /// Takes a token in where it wins over the one known with its start; true if anything changed.
@@ -188,6 +199,38 @@ impl Ring {
         }
         self.replace(&changed);
         changed
+    }
+
+    /// Takes over what `from`, who is gone, has below an epoch; `to` is this node. Returns the new tokens; done again, it
+    /// changes nothing.
+    pub fn take_over(&mut self, from: &PeerName, epoch: u64, to: &PeerName) -> Vec<Token> {
+        let of_gone = |token: &Token| token.owner == *from && token.epoch < epoch;
+        let heir = |(range, token): (Span, &Token)| {
+            let heir = Token {
+                start: range.first,
+                end: range.last,
+                owner: to.clone(),
+                epoch,
+                hands: token.hands + 1,
+                version: 0,
+                free: true,
+                signature: Vec::new(),
+            };
+            let sealed = self.seal(heir, token);
+            if sealed.is_none() {
+                warn!(peer = %from, "a range stays with who is gone: its deed has no room for another owner");
+            }
+            sealed
+        };
+        let changed: Vec<Token> =
+            self.ranges().filter(|(_, token)| of_gone(token)).filter_map(heir).collect();
+        self.replace(&changed);
+        changed
+    }
+
+    /// The takeovers that tokens and their deeds refer to, by epoch.
+    pub fn epochs(&self) -> BTreeSet<u64> {
+        self.tokens.values().flat_map(|token| deed::epochs(token, &self.layout)).collect()
     }
 
     /// Sets the flag of each token of `owner`, this node, by `free(range)`, and takes over what was handed to it: a range is

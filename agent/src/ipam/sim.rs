@@ -98,6 +98,7 @@ impl Sim {
             seeds: seeds(&self.seeds),
             sealer: None,
             has_bootstrap: self.seeds != name.as_str(),
+            assigned: None,
         };
         Allocator::new(config, stored, Found::default(), self.now).unwrap()
     }

@@ -9,8 +9,8 @@
 //! commands, which fail as long as it goes on refusing.
 
 use super::{
-    Allocation, Allocator, Config, Effects, Found, IpamError, KnownPeer, Now, Request, View, record,
-    seed::SeedPlan, span::Layout, token::Token,
+    Allocation, Allocator, Assigned, Config, Effects, Found, IpamError, KnownPeer, Now, Request, View,
+    record, seed::SeedPlan, span::Layout, token::Token,
 };
 use crate::{
     linux::store::{Store, Write},
@@ -19,7 +19,7 @@ use crate::{
 };
 use anyhow::{Context, bail};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -123,6 +123,21 @@ impl Handle {
         self.tell(Command::Seeds(seeds)).await
     }
 
+    /// Takes over what a peer had that is gone, as has been agreed on; doing it again changes nothing.
+    pub async fn take_over(&self, from: PeerName, epoch: u64) -> Result<(), IpamError> {
+        self.tell(Command::TakeOver { from, epoch }).await
+    }
+
+    /// The takeovers that the ring refers to, by epoch.
+    pub async fn epochs(&self) -> Result<BTreeSet<u64>, IpamError> {
+        self.ask(Command::Epochs).await
+    }
+
+    /// Somebody else has said anew who owns what.
+    pub async fn assigned(&self, assigned: Assigned) -> Result<(), IpamError> {
+        self.tell(Command::Assigned(assigned)).await
+    }
+
     /// This node's keys are others.
     pub async fn keys(&self) -> Result<(), IpamError> {
         self.tell(Command::Keys).await
@@ -156,6 +171,9 @@ enum Command {
     Unicast { from: PeerName, body: Vec<u8> },
     Peers(Vec<KnownPeer>),
     Seeds(SeedPlan),
+    Assigned(Assigned),
+    TakeOver { from: PeerName, epoch: u64 },
+    Epochs(oneshot::Sender<BTreeSet<u64>>),
     Keys,
     Contact,
 }
@@ -244,6 +262,18 @@ impl Task {
             }
             Command::Seeds(seeds) => {
                 self.allocator.on_seeds(seeds);
+                None
+            }
+            Command::TakeOver { from, epoch } => {
+                self.allocator.take_over(&from, epoch, now);
+                None
+            }
+            Command::Epochs(reply) => {
+                let _ = reply.send(self.allocator.epochs());
+                None
+            }
+            Command::Assigned(assigned) => {
+                self.allocator.on_assigned(&assigned, now);
                 None
             }
             Command::Keys => {
@@ -366,7 +396,8 @@ mod tests {
     async fn agent(dir: &Path, found: Found) -> (Handle, JoinHandle<()>, mpsc::Receiver<Outgoing>) {
         let (name, universe) = ("a".parse().unwrap(), "10.32.0.0/16".parse().unwrap());
         let (store, _) = Store::open(dir, &name, &universe).unwrap();
-        let config = Config { seeds: seeds("a"), sealer: None, name, universe, has_bootstrap: false };
+        let config =
+            Config { seeds: seeds("a"), sealer: None, name, universe, has_bootstrap: false, assigned: None };
         let (outgoing, sent) = mpsc::channel(1);
         let (handle, task) = start(config, store, found, outgoing).await.unwrap();
         (handle, task, sent)

@@ -147,6 +147,7 @@ fn thousands_of_nodes_fit_a_12() {
             seeds: seeds(if n == 0 { "n0" } else { "" }),
             sealer: None,
             has_bootstrap: n > 0,
+            assigned: None,
         };
         let name = config.name.clone();
         // A joiner has heard of the greatest free range only, and asks for more than it can get.
@@ -200,6 +201,7 @@ fn addresses_are_reclaimed_from_veths() {
         seeds: seeds("n0"),
         sealer: None,
         has_bootstrap: false,
+        assigned: None,
     };
     let veth = |pod, address: &str| VethAlias {
         attachment: key(0, pod),
@@ -257,6 +259,7 @@ fn a_pod_on_a_lost_address_is_held_and_the_new_owner_leaves_it_alone() {
         seeds: seeds("n0,n1"),
         sealer: None,
         has_bootstrap: true,
+        assigned: None,
     };
     sim.nodes[1].allocator = Allocator::new(config, Stored::default(), found, now).unwrap();
     let held = sim.nodes[1].allocator.view().held;
@@ -314,4 +317,41 @@ fn a_reservation_that_is_not_activated_times_out() {
     sim.wait(1);
     let view = sim.nodes[0].allocator.view();
     assert!(view.allocations.contains_key(&one) && view.resting.contains(&two));
+}
+
+#[test]
+fn assigned_ranges_are_used_and_neither_asked_for_nor_given() {
+    let universe = "10.244.0.0/16".parse().unwrap();
+    let assigned = |ranges: &[(&str, &str)]| -> super::Assigned {
+        ranges.iter().map(|(name, prefix)| (name.parse().unwrap(), prefix.parse().unwrap())).collect()
+    };
+    let config = Config {
+        name: "n0".parse().unwrap(),
+        universe,
+        seeds: Default::default(),
+        sealer: None,
+        has_bootstrap: true,
+        assigned: Some(assigned(&[("n1", "10.244.1.0/24")])),
+    };
+    let now = Now { at: Instant::now(), unix_ms: 0 };
+    let mut allocator = Allocator::new(config, Stored::default(), Found::default(), now).unwrap();
+    let none = allocator.reserve(request(0, 1), now);
+    assert_eq!(none, Err(IpamError::NotReady(WaitingFor::Assignment)));
+    let both = [("n0", "10.244.7.0/24"), ("n1", "10.244.1.0/24"), ("n1", "fd00::/64")];
+    allocator.on_assigned(&assigned(&both), now);
+    let address = allocator.reserve(request(0, 1), now).unwrap().address;
+    assert!(assigned(&both)[0].1.contains(&address), "{address}");
+    let peer = KnownPeer { name: "n1".parse().unwrap(), reachable: true, held: Vec::new() };
+    allocator.on_peers(&[peer], now);
+    let ask = weft_proto::mesh::SpaceRequest { count: 256, urgent: true };
+    allocator.on_unicast(&"n1".parse().unwrap(), &prost::Message::encode_to_vec(&ask), now);
+    let effects = allocator.effects();
+    assert!(effects.publish.is_empty() && effects.unicasts.is_empty(), "{effects:?}");
+    // Another node has the range now: the pod is served on.
+    allocator.on_assigned(&assigned(&[("n0", "10.244.9.0/24"), ("n2", "10.244.7.0/24")]), now);
+    let view = allocator.view();
+    assert!(
+        view.held.contains(&address)
+            && view.own == assigned(&[("n0", "10.244.9.0/24")]).iter().map(|r| r.1).collect::<Vec<_>>()
+    );
 }

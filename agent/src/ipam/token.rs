@@ -6,7 +6,7 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use super::{
-    deed::Registrar,
+    deed::{Registrar, Takeovers},
     ring::Ring,
     span::{Layout, Span},
 };
@@ -136,8 +136,11 @@ pub struct RingGossiper {
 }
 
 impl RingGossiper {
-    pub fn new(layout: Layout, checker: Option<Checker>) -> Self {
-        Self { layout, registrar: checker.map(|checker| Registrar::new(layout, checker)) }
+    pub fn new(layout: Layout, checker: Option<(Checker, Takeovers)>) -> Self {
+        Self {
+            layout,
+            registrar: checker.map(|(checker, takeovers)| Registrar::new(layout, checker, takeovers)),
+        }
     }
 }
 

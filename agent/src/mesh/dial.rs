@@ -100,6 +100,20 @@ impl Dialer {
         }
     }
 
+    /// Calls at these addresses instead of those before; what is known of those that stay is kept.
+    pub fn set_bootstrap(&mut self, addresses: Vec<PeerAddress>) {
+        let mut before = std::mem::take(&mut self.bootstrap);
+        let known = |address: PeerAddress| {
+            let known = before.remove(&address).unwrap_or_default();
+            (address, known)
+        };
+        self.bootstrap = addresses.into_iter().map(known).collect();
+        for address in before.into_keys() {
+            self.attempts.remove(&Target::Bootstrap(address));
+        }
+        self.stale = true;
+    }
+
     /// A peer said something new: it may be called at once.
     pub fn heard(&mut self, name: &PeerName, now: Instant, rng: &mut ChaCha8Rng) {
         self.stale |= self.ring.insert(place(name));
@@ -488,6 +502,23 @@ mod tests {
         assert_eq!(bench.0.next_wake(), None);
         bench.0.down(&b, Duration::from_secs(60), bench.2, &mut bench.1);
         assert_eq!(bench.wait().0, [Target::Bootstrap("seed".parse().unwrap()), Target::Peer(b)]);
+    }
+
+    #[test]
+    fn addresses_that_are_replaced_are_called_no_more() {
+        let mut bench = Bench::new("a", &["old", "kept"]);
+        let (due, _) = bench.wait();
+        assert_eq!(due.len(), 2);
+        bench.fail(&due);
+        bench.0.set_bootstrap(vec!["kept".parse().unwrap(), "new".parse().unwrap()]);
+        let at = |name: &str| Target::Bootstrap(name.parse().unwrap());
+        assert_eq!(bench.wait(), (vec![at("new")], Duration::ZERO), "it has not failed yet");
+        bench.fail(&[at("new")]);
+        // An answer to a call of before.
+        bench.0.failed(&at("old"), "refused", bench.2, &mut bench.1);
+        let mut called: Vec<_> = (0..2).flat_map(|_| bench.wait().0).collect();
+        called.sort();
+        assert_eq!(called, [at("kept"), at("new")]);
     }
 
     #[test]

@@ -106,6 +106,8 @@ pub enum Input {
     Update(Box<dyn FnOnce(&mut PeerRecord) + Send>),
     /// Other news of a peer than gossip, such as a probe's answer: it may be called at once.
     Heard(PeerName),
+    /// These are the addresses to look for peers at, instead of those before.
+    Bootstrap(Vec<PeerAddress>),
     Leave,
 }
 
@@ -292,6 +294,7 @@ impl Mesh {
             Input::Unicast { to, channel, body } => self.unicast(to, channel, body),
             Input::Update(change) => self.update(change),
             Input::Heard(name) => self.dialer.heard(&name, now, &mut self.rng),
+            Input::Bootstrap(addresses) => self.dialer.set_bootstrap(addresses),
             Input::Leave => self.leave(now),
         }
         self.drive(now);

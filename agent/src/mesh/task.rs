@@ -17,7 +17,11 @@ use super::{
     transport::{self, Credential, Event, Opened, Wires},
     wire::Frame,
 };
-use crate::{identity, mesh::dial::Trouble, types::PeerName};
+use crate::{
+    identity,
+    mesh::dial::Trouble,
+    types::{PeerAddress, PeerName},
+};
 use anyhow::Context;
 use rustls::pki_types::UnixTime;
 use std::{
@@ -152,6 +156,11 @@ impl Handle {
     /// A peer gave another sign of life than gossip: it may be called at once.
     pub async fn heard(&self, peer: PeerName) -> Result<(), Stopped> {
         self.input(Input::Heard(peer)).await
+    }
+
+    /// These are the addresses to look for peers at, instead of those before.
+    pub async fn bootstrap(&self, addresses: Vec<PeerAddress>) -> Result<(), Stopped> {
+        self.input(Input::Bootstrap(addresses)).await
     }
 
     /// Tells the peers that this agent leaves for good, and stops.

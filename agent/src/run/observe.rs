@@ -41,6 +41,8 @@ pub struct Sources {
     pub readiness: Readiness,
     pub links: watch::Receiver<links::Status>,
     pub cni_warnings: watch::Receiver<Vec<String>>,
+    /// Why the cluster cannot be heard; none outside of one.
+    pub cluster: Option<watch::Receiver<Option<String>>>,
 }
 
 impl Observe for Sources {
@@ -85,6 +87,7 @@ impl Observe for Sources {
 impl Sources {
     fn warnings(&self, view: &View, peers: &PeerSet) -> Vec<String> {
         let mut warnings = self.cni_warnings.borrow().clone();
+        warnings.extend(self.cluster.iter().filter_map(|trouble| trouble.borrow().clone()));
         warnings.extend(self.unsealed(peers));
         match &self.identity {
             Some(current) => warnings.extend(current.borrow().warnings(SystemTime::now())),

@@ -144,7 +144,10 @@ static SCENE: LazyLock<Scene> = LazyLock::new(|| {
         watch::channel(State { identity: Arc::new(identity.expect("an identity")), trouble: None }).1
     };
     let seeds: [PeerName; 2] = ["a", LIAR].map(|name| name.parse().expect("a name"));
-    let mut judge = RingGossiper::new(layout(), Some(Checker::new(keys("judge"))));
+    let mut judge = RingGossiper::new(
+        layout(),
+        Some((Checker::new(keys("judge")), watch::channel(Default::default()).1)),
+    );
     judge.seeds(&seeds);
     let mut truth = Ring::genesis(layout(), &seeds).expect("two seeds have room");
     let hand_overs = [("a", 4..=7, "b"), (LIAR, 12..=15, "b"), ("b", 6..=7, "c"), ("b", 14..=15, LIAR)];

@@ -86,6 +86,7 @@ impl Scene {
             seeds,
             sealer: None,
             has_bootstrap: script.byte() & 1 != 0,
+            assigned: None,
         };
         let allocator = Allocator::new(config, Stored::default(), Found::default(), now(&clock));
         let mut allocator = allocator.expect("two seeds have room");

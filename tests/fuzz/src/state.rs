@@ -42,6 +42,7 @@ pub fn run(bytes: &[u8]) {
         seeds: SeedPlan::default(),
         sealer: None,
         has_bootstrap: true,
+        assigned: None,
     };
     let mut clock = Clock::new();
     let now = Now { at: clock.0, unix_ms: 0 };

@@ -14,7 +14,7 @@ use crate::{
     types::PeerName,
 };
 use prost::Message;
-use std::cmp::Reverse;
+use std::{cmp::Reverse, collections::BTreeSet};
 use tracing::{debug, info};
 use weft_proto::mesh::SpaceRequest;
 
@@ -25,7 +25,7 @@ impl Allocator {
             debug!(peer = %from, "dropped a request for space that does not decode");
             return;
         };
-        if !self.in_force || self.left || *from == self.me {
+        if !self.shares() || *from == self.me {
             return;
         }
         // Who has free blocks does not need more: the request is a copy, or our answer to it was lost.
@@ -52,10 +52,29 @@ impl Allocator {
         self.settle(now);
     }
 
+    /// Takes over what a peer had that is gone, as has been agreed on.
+    pub fn take_over(&mut self, from: &PeerName, epoch: u64, now: Now) {
+        if self.shares() && *from != self.me {
+            let changed = self.ring.take_over(from, epoch, &self.me);
+            for range in changed.iter().flat_map(|token| self.layout.prefixes(token.span())) {
+                info!(peer = %from, %range, epoch, "took over space");
+            }
+            self.record(changed);
+            self.settle(now);
+        }
+    }
+
+    /// The takeovers that the ring refers to, by epoch.
+    pub fn epochs(&self) -> BTreeSet<u64> {
+        self.ring.epochs()
+    }
+
     /// Hands everything to a peer, for good. The caller knows that no pod lives here.
     pub fn leave(&mut self, to: &PeerName, now: Now) {
-        let changed = self.ring.give(&self.me, self.layout.whole(), to);
-        self.record(changed);
+        if !self.assigned {
+            let changed = self.ring.give(&self.me, self.layout.whole(), to);
+            self.record(changed);
+        }
         self.left = true;
         let owners: Vec<Owner> = self.space.allocations().map(|(_, a)| a.owner.clone()).collect();
         for owner in owners {
@@ -72,7 +91,7 @@ impl Allocator {
     /// Who should have this node's addresses when it leaves: the reachable peer that owns the least. Nobody where there
     /// is nothing to give.
     pub fn heir(&self) -> Option<PeerName> {
-        if self.space.own().is_empty() {
+        if self.space.own().is_empty() || self.assigned {
             return None;
         }
         let shares = self.ring.shares(false);
@@ -85,7 +104,7 @@ impl Allocator {
         self.demand = self.demand.filter(|until| now.at < *until && free == 0);
         let urgent = self.space.find(&Owner::Bridge).is_none() || self.demand.is_some();
         // Before it runs dry, an owner of blocks that are worth it asks those who have more than they need.
-        if !self.in_force || self.left || !(urgent || free < self.layout.unit() / 4) {
+        if !self.shares() || !(urgent || free < self.layout.unit() / 4) {
             return self.asker.satisfied();
         }
         let givers = self.givers();
