@@ -13,12 +13,14 @@
 mod attach;
 mod forwarding;
 mod host;
+mod install;
 mod observe;
 mod reset;
 mod steering;
 mod switchboard;
 
 pub use host::facts;
+pub use install::{InstallCniArgs, UninstallArgs, install_cni, uninstall};
 pub use reset::{ResetArgs, reset};
 
 use crate::{
