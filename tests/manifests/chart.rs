@@ -132,6 +132,10 @@ fn scalar(value: &Tv) -> Option<String> {
         Tv::Map(map) | Tv::Object(map) => map.is_empty().then(|| "{}".into()),
         Tv::Array(list) => list.is_empty().then(|| "[]".into()),
         Tv::Nil | Tv::NoValue => Some("null".into()),
+        // Unless it would be read as something else.
+        Tv::String(text) if yaml::<Value>(text) != Value::from(text.as_str()) => {
+            Some(Value::from(text.as_str()).to_string())
+        }
         other => Some(other.to_string()),
     }
 }

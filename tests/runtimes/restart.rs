@@ -52,8 +52,11 @@ fn pods_outlive_restarts_of_the_runtime_and_restarts_and_upgrades_of_the_agent()
         let more = runtime.run_pod("more").unwrap();
         reaches(&more.netns, &a);
         reaches(&more.netns, &b);
-        runtime.remove(&pod.id).unwrap();
         runtime.remove(&more.id).unwrap();
+        assert_eq!(attachments(runtime.node()).len(), 1, "{} is left", pod.netns.name());
+    }
+    for (runtime, pod) in [(old, &a), (new, &b)] {
+        runtime.remove(&pod.id).unwrap();
     }
     for runtime in &cluster.runtimes {
         assert_eq!(attachments(runtime.node()).len(), 0);
