@@ -41,10 +41,7 @@ use crate::{
     },
     ipam::{self, Found, seed::SeedPlan, span::Layout, token::RingGossiper},
     links::{self, Desired, Observed, PodPort},
-    linux::{
-        store::{Store, StoreState},
-        tun,
-    },
+    linux::store::{Store, StoreState},
     mesh::{
         self,
         peers::PeerRecord,
@@ -179,7 +176,7 @@ pub async fn build(config: Config) -> anyhow::Result<Running> {
     };
     let (outgoing_sender, outgoing) = mpsc::channel(QUEUE);
     let (ipam, ipam_task) = ipam::task::start(ipam_config, store, found, outgoing_sender).await?;
-    let (queues, offloads) = tun::open(TUN, threads)?;
+    let (queues, offloads) = datapath::task::open(TUN, threads)?;
     let desired = desired(&config, &observed, &ipam.view().borrow());
     let links = links::spawn(config.state_dir.clone(), desired).await.context("set up links")?;
     let tables = Arc::new(ArcSwap::default());
@@ -199,7 +196,8 @@ pub async fn build(config: Config) -> anyhow::Result<Running> {
     let handshakes = sealed.then(agree).transpose().context("start the handshakes")?;
     let sealing = handshakes.as_ref().map(|handshakes| handshakes.sealing().clone());
     let sessions = sealing.as_ref().map(|sealing| sealing.sessions.clone());
-    let datapath_config = datapath::task::Config { queues, offloads, sockets, linger: config.poll, sealing };
+    let datapath_config =
+        datapath::task::Config { tun: TUN.into(), queues, offloads, sockets, linger: config.poll, sealing };
     let datapath = datapath::task::spawn(datapath_config, tables.clone())?;
     std::fs::write(&marker, incarnation.0.to_string())
         .with_context(|| format!("--run-dir: write {}", marker.display()))?;

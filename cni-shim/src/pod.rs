@@ -23,7 +23,7 @@ use weft::{
         netns::Netns,
         sysctl::{self, SysctlError},
     },
-    types::{AttachmentKey, Prefix},
+    types::{AttachmentKey, LARGEST_MESSAGE, Prefix, SEALED_OVERHEAD},
 };
 
 /// Both sides of a pod's cable.
@@ -81,6 +81,7 @@ impl<'a> Pod<'a> {
             peer_mac: Some(reservation.mac),
             peer_netns: Some(self.netns.as_fd()),
             mtu: reservation.mtu,
+            peer_max_segments: Some(segments_per_message(reservation.mtu)),
         };
         match self.outside.create_veth(&pair).await {
             Err(error) if error.is_exists() => {
@@ -213,6 +214,12 @@ async fn remove(outside: &Netlink, name: &str) -> Result<(), NetlinkError> {
         Err(error) => Err(error),
     };
     removed.or_else(|error| if error.is_gone() { Ok(()) } else { Err(error) })
+}
+
+/// Super-packets with more segments would take two of the agent's messages.
+fn segments_per_message(mtu: u32) -> u32 {
+    let datagram = mtu.max(1) + u32::from(SEALED_OVERHEAD);
+    (LARGEST_MESSAGE as u32 / datagram).max(1)
 }
 
 /// Where a kernel has no IPv6, its sysctls are missing, and so is what they prevent.

@@ -320,7 +320,15 @@ pub fn cable(netns: &Netns, name: &str) {
 
 /// A veth with both ends in one namespace.
 pub fn local(name: &str) -> VethPair<'_> {
-    VethPair { name, mac: None, peer_name: "other", peer_mac: None, peer_netns: None, mtu: MTU.into() }
+    VethPair {
+        name,
+        mac: None,
+        peer_name: "other",
+        peer_mac: None,
+        peer_netns: None,
+        mtu: MTU.into(),
+        peer_max_segments: None,
+    }
 }
 
 /// A route that another program would have made to a pod's address: ours can't be there beside it.

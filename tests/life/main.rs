@@ -10,6 +10,7 @@ mod health;
 mod join;
 mod kernel;
 mod keys;
+mod load;
 mod names;
 mod nobody;
 mod privileges;

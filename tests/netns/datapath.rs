@@ -28,7 +28,7 @@ use weft::{
         seal::Algorithm,
         session_task::{self, Handshakes},
         table::{Inputs, Owner, Peer, Table},
-        task::{Config, Datapath, bind, spawn},
+        task::{Config, Datapath, bind, open, spawn},
     },
     identity::data_key,
     linux::{
@@ -282,7 +282,15 @@ impl Pair {
             netlink(async |netlink| {
                 let peer_netns = Some(b.as_fd());
                 let (mac, peer_mac, mtu) = (None, None, LINK_MTU.into());
-                let pair = VethPair { name: "u", mac, peer_name: "u", peer_mac, peer_netns, mtu };
+                let pair = VethPair {
+                    name: "u",
+                    mac,
+                    peer_name: "u",
+                    peer_mac,
+                    peer_netns,
+                    mtu,
+                    peer_max_segments: None,
+                };
                 netlink.create_veth(&pair).await.unwrap();
             });
         });
@@ -298,7 +306,7 @@ impl Node {
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let (datapath, handshakes) = within(&netns, || {
             let _entered = runtime.enter();
-            let (queues, offloads) = tun::open("weft0", 2).unwrap();
+            let (queues, offloads) = open("weft0", 2).unwrap();
             let long = if underlay[side].contains(':') { 64 } else { 24 };
             for setting in ["conf/weft0/accept_local", "conf/all/forwarding"] {
                 std::fs::write(format!("/proc/sys/net/ipv4/{setting}"), "1").unwrap();
@@ -324,7 +332,7 @@ impl Node {
             let sockets = bind("[::]:6783".parse().unwrap(), 2).unwrap();
             let handshakes = sealed.then(|| handshakes(side, underlay, &sockets));
             let sealing = handshakes.as_ref().map(|handshakes| handshakes.sealing().clone());
-            let config = Config { queues, offloads, sockets, linger: LINGER, sealing };
+            let config = Config { tun: "weft0".into(), queues, offloads, sockets, linger: LINGER, sealing };
             (spawn(config, tables.clone()).unwrap(), handshakes)
         });
         Self { datapath, tables, netns, _handshakes: handshakes, _runtime: runtime }

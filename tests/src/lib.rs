@@ -12,7 +12,7 @@
 //! ```
 //!
 //! ```text
-//!                            main ─▶ demo, up, bench, suite
+//!                            main ─▶ demo, up, bench, soak, suite
 //!                                        │
 //!                                  Lab (lab.rs)
 //!      ┌──────────┬───────────┬──────────┼──────────┬──────────┬──────────┐
@@ -32,6 +32,7 @@ pub mod claim;
 pub mod cni;
 pub mod debian;
 pub mod demo;
+pub mod disorder;
 pub mod fault;
 pub mod image;
 pub mod keys;
@@ -47,6 +48,7 @@ pub mod report;
 pub mod runtime;
 pub mod sandbox;
 pub mod sandboxes;
+pub mod soak;
 pub mod suite;
 pub mod tools;
 pub mod traffic;

@@ -52,6 +52,10 @@ pub enum Drop {
     SendRefused,
     /// The kernel did not take it at the TUN.
     TunWrite,
+    /// Out: the TUN's queue was full; since the device was made.
+    TunQueueFull,
+    /// In: a socket's buffer was full.
+    ReceiveBufferFull,
 }
 
 /// A reading of all counters, summed over the workers. Each only ever grows. A peer that left the table is forgotten
@@ -82,7 +86,7 @@ pub struct PeerTraffic {
 }
 
 impl Drop {
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 21] = [
         Self::Malformed,
         Self::UnknownVersion,
         Self::UnknownKind,
@@ -102,6 +106,8 @@ impl Drop {
         Self::SendBufferFull,
         Self::SendRefused,
         Self::TunWrite,
+        Self::TunQueueFull,
+        Self::ReceiveBufferFull,
     ];
 
     /// Its name in metrics.
@@ -126,6 +132,8 @@ impl Drop {
             Self::SendBufferFull => "send_buffer_full",
             Self::SendRefused => "send_refused",
             Self::TunWrite => "tun_write",
+            Self::TunQueueFull => "tun_queue_full",
+            Self::ReceiveBufferFull => "receive_buffer_full",
         }
     }
 }

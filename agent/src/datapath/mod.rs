@@ -15,6 +15,7 @@ pub mod handshake;
 pub mod header;
 pub mod icmp;
 pub mod offload;
+mod pace;
 pub mod packet;
 pub mod pending;
 mod receive;

@@ -5,6 +5,7 @@ use super::{
     handshake::message,
     header::{CLEAR_LEN, Envelope, Header, SEALED_LEN},
     offload::coalesce::{Coalescer, MAX_SEGMENTS, Takes},
+    pace::Load,
     session_task::Requests,
     sessions::{OpenError, Opener},
     verdict::{Gate, Sender},
@@ -21,6 +22,8 @@ use std::{io::IoSlice, ops::Range, time::Instant};
 pub(super) struct Receiver {
     incoming: Incoming,
     coalescer: Coalescer,
+    /// The flow of each run of the coalescer's.
+    flows: Vec<u16>,
     /// Messages to take with one system call.
     most: usize,
     requests: Option<Requests>,
@@ -31,6 +34,7 @@ struct Admitted {
     /// Where in the batch's buffer it is.
     inner: Range<usize>,
     partial: bool,
+    flow: u16,
     /// The sending peer's place in the table.
     peer: u32,
 }
@@ -38,34 +42,43 @@ struct Admitted {
 impl Receiver {
     /// Opens sealed packets if it is told whom to tell of sessions.
     pub(super) fn new(takes: Takes, requests: Option<Requests>) -> Self {
-        Self { incoming: Incoming::new(), coalescer: Coalescer::new(takes), most: FEW, requests }
+        Self {
+            incoming: Incoming::new(),
+            coalescer: Coalescer::new(takes),
+            flows: Vec::new(),
+            most: FEW,
+            requests,
+        }
     }
 
     /// Takes a batch from one lane and hands in what may come in.
     ///
     /// # Errors
     /// `EBADFD` when the TUN device is gone; else what the socket says.
-    pub(super) fn batch(&mut self, shift: &Shift<'_>, lane: usize) -> Result<(), Errno> {
+    pub(super) fn batch(&mut self, shift: &Shift<'_>, lane: usize) -> Result<Load, Errno> {
         let received = match self.incoming.receive(&shift.lanes[lane], self.most) {
             Ok(received) => received,
-            Err(Errno::EAGAIN | Errno::EINTR) => return Ok(()),
+            Err(Errno::EAGAIN | Errno::EINTR) => return Ok(Load::default()),
             Err(errno) => return Err(errno),
         };
         let mut gate = Gate::new(shift.table);
         let mut merged = false;
+        let mut load = Load::default();
         for at in 0..received {
             let Message { range, segment } = self.incoming.message(at);
             if range.is_empty() {
                 shift.dropped(Drop::Malformed, 1);
             }
             merged |= range.len() > segment;
+            load += Load { datagrams: range.len().div_ceil(segment), bytes: range.len() };
             let mut opener = None;
             for start in range.clone().step_by(segment) {
                 let place = start..(start + segment).min(range.end);
                 let (buffer, requests) = (self.incoming.buffer(), self.requests.as_ref());
                 match admit(shift, &mut gate, &mut opener, requests, buffer, place.clone()) {
-                    Ok(Some(Admitted { inner, partial, peer })) => {
+                    Ok(Some(Admitted { inner, partial, flow, peer })) => {
                         self.coalescer.push(buffer, inner, partial, peer);
+                        self.flows.resize(self.coalescer.len(), flow);
                     }
                     Ok(None) => {}
                     Err(drop) => self.refuse(shift, drop, at, place),
@@ -78,7 +91,7 @@ impl Receiver {
         } else if received == self.most {
             self.most = BATCH;
         }
-        self.hand_in(shift)
+        self.hand_in(shift).map(|()| load)
     }
 
     /// Counts a datagram that is no packet for us, unless it is a handshake's.
@@ -105,9 +118,9 @@ impl Receiver {
 
     /// Writes the batch's packets to the TUN.
     fn hand_in(&mut self, shift: &Shift<'_>) -> Result<(), Errno> {
-        let Self { incoming, coalescer, .. } = self;
+        let Self { incoming, coalescer, flows, .. } = self;
         let mut result = Ok(());
-        for run in 0..coalescer.len() {
+        for (run, flow) in flows.drain(..).enumerate() {
             let written = coalescer.finish(run, incoming.buffer());
             let buffer = &*incoming.buffer();
             let virtio = written.virtio.encode();
@@ -115,7 +128,9 @@ impl Receiver {
             parts.push(IoSlice::new(&virtio));
             parts.push(IoSlice::new(&buffer[written.head.clone()]));
             parts.extend(written.pieces().map(|piece| IoSlice::new(&buffer[piece])));
-            match shift.queue.write(&parts) {
+            // The kernel hands the flow's other direction to the queue that it was last seen in.
+            let queue = &shift.queues[usize::from(flow >> 4) % shift.queues.len()];
+            match queue.write(&parts) {
                 Ok(()) => shift.received(written.peer, written.packets, written.bytes),
                 Err(errno) => {
                     shift.dropped(Drop::TunWrite, written.packets);
@@ -139,7 +154,7 @@ fn admit<'a>(
     buffer: &mut [u8],
     place: Range<usize>,
 ) -> Result<Option<Admitted>, Drop> {
-    let Header { partial, envelope, .. } = Header::decode(&buffer[place.clone()])?;
+    let Header { partial, flow, envelope } = Header::decode(&buffer[place.clone()])?;
     let (sender, inner) = match (envelope, shift.sessions) {
         (Envelope::Clear { sender }, None) => (Sender::Says(sender), place.start + CLEAR_LEN..place.end),
         (Envelope::Sealed { index, .. }, Some(sessions)) => {
@@ -170,7 +185,7 @@ fn admit<'a>(
         (Envelope::Sealed { .. }, None) => return Err(Drop::Sealed),
     };
     let peer = gate.admit(sender, &buffer[inner.clone()], partial)?;
-    Ok(Some(Admitted { inner, partial, peer }))
+    Ok(Some(Admitted { inner, partial, flow, peer }))
 }
 
 impl From<OpenError> for Drop {

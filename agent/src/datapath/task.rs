@@ -1,7 +1,7 @@
 //! Starting and stopping the data path's threads.
 
 use super::{
-    counters::{Counters, Snapshot},
+    counters::{Counters, Drop, Snapshot},
     header::FLOW_AT,
     session_task::Sealing,
     sessions::LANES,
@@ -9,30 +9,42 @@ use super::{
     worker::{Parts, Worker},
 };
 use crate::linux::{
-    tun::{Offloads, Queue},
-    udp::{Socket, UdpError},
+    tun::{self, Offloads, Queue, TunError},
+    udp::{self, Socket, UdpError},
 };
 use anyhow::{Context, ensure};
 use arc_swap::ArcSwap;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::{
     net::SocketAddr,
+    os::fd::{AsFd, OwnedFd},
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
+    sync::{Arc, Weak},
     thread::{self, JoinHandle},
     time::Duration,
 };
 use tokio::sync::watch;
 
-/// What the data path runs on: as many queues as groups of sockets, one thread for each pair.
+/// What the data path runs on: as many groups of queues as of sockets, one thread for each pair.
 pub struct Config {
-    pub queues: Vec<Queue>,
+    /// The TUN device's name.
+    pub tun: String,
+    /// As [`open`] gives them.
+    pub queues: Vec<Vec<Queue>>,
     pub offloads: Offloads,
     pub sockets: Vec<Vec<Socket>>,
     /// How long a thread looks for more packets after work before it sleeps; zero for not at all.
     pub linger: Duration,
     /// None where packets go in clear.
     pub sealing: Option<Sealing>,
+}
+
+/// Opens the TUN device's queues for `threads` workers; call it as [`tun::open`].
+pub fn open(name: &str, threads: usize) -> Result<(Vec<Vec<Queue>>, Offloads), TunError> {
+    let each = (tun::MAX_QUEUES / threads).clamp(1, QUEUES);
+    let (queues, offloads) = tun::open(name, threads * each)?;
+    let mut queues = queues.into_iter();
+    Ok(((0..threads).map(|_| queues.by_ref().take(each).collect()).collect(), offloads))
 }
 
 /// The sockets of `threads` workers; see [`Socket::bind_workers`].
@@ -44,6 +56,7 @@ pub fn bind(address: SocketAddr, threads: usize) -> Result<Vec<Vec<Socket>>, Udp
 /// The running threads. They end, and are joined, when it is stopped or dropped.
 pub struct Datapath {
     counters: Reader,
+    _kernel: Arc<Kernel>,
     stop: Arc<EventFd>,
     threads: Vec<JoinHandle<()>>,
     failure: watch::Receiver<Option<String>>,
@@ -51,14 +64,24 @@ pub struct Datapath {
 
 /// Reads the counters, also while and after the threads run.
 #[derive(Clone)]
-pub struct Reader(Arc<Counters>);
+pub struct Reader {
+    counters: Arc<Counters>,
+    /// What the kernel counts; gone with the data path.
+    kernel: Weak<Kernel>,
+}
+
+/// Where the kernel drops packets that no worker has seen.
+struct Kernel {
+    tun: String,
+    sockets: Vec<OwnedFd>,
+}
 
 /// Starts the threads. What is stored in `tables` from then on holds for the next batch of each.
 pub fn spawn(config: Config, tables: Arc<ArcSwap<Table>>) -> anyhow::Result<Datapath> {
-    let Config { queues, offloads, sockets, linger, sealing } = config;
+    let Config { tun, queues, offloads, sockets, linger, sealing } = config;
     ensure!(
         !queues.is_empty() && queues.len() == sockets.len(),
-        "start the data path: {} TUN queues and {} groups of UDP sockets do not pair up",
+        "start the data path: {} groups of TUN queues and {} of UDP sockets do not pair up",
         queues.len(),
         sockets.len()
     );
@@ -66,10 +89,15 @@ pub fn spawn(config: Config, tables: Arc<ArcSwap<Table>>) -> anyhow::Result<Data
     let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
     let stop = Arc::new(EventFd::from_flags(flags).context("start the data path: make an eventfd")?);
     let (failed, failure) = watch::channel(None);
+    let duplicates = sockets.iter().flatten().map(|socket| socket.as_fd().try_clone_to_owned());
+    let sockets_again =
+        duplicates.collect::<Result<_, _>>().context("start the data path: watch its sockets")?;
+    let kernel = Arc::new(Kernel { tun, sockets: sockets_again });
+    let reader = Reader { counters: counters.clone(), kernel: Arc::downgrade(&kernel) };
     let mut datapath =
-        Datapath { counters: Reader(counters.clone()), stop: stop.clone(), threads: Vec::new(), failure };
-    for (number, (queue, lanes)) in queues.into_iter().zip(sockets).enumerate() {
-        let parts = Parts { number, queue, offloads, lanes, linger, sealing: sealing.clone() };
+        Datapath { counters: reader, _kernel: kernel, stop: stop.clone(), threads: Vec::new(), failure };
+    for (number, (queues, lanes)) in queues.into_iter().zip(sockets).enumerate() {
+        let parts = Parts { number, queues, offloads, lanes, linger, sealing: sealing.clone() };
         let worker = Worker::new(parts, tables.clone(), counters.clone(), stop.clone())
             .with_context(|| format!("start data worker {number}"))?;
         let failed = failed.clone();
@@ -107,7 +135,7 @@ impl Datapath {
     pub fn stop(self) {}
 }
 
-impl Drop for Datapath {
+impl std::ops::Drop for Datapath {
     fn drop(&mut self) {
         self.stop.write(1).expect("an eventfd that is written once has room");
         for thread in self.threads.drain(..) {
@@ -119,7 +147,13 @@ impl Drop for Datapath {
 
 impl Reader {
     pub fn read(&self) -> Snapshot {
-        self.0.snapshot()
+        let mut snapshot = self.counters.snapshot();
+        if let Some(kernel) = self.kernel.upgrade() {
+            let refused = kernel.sockets.iter().map(|socket| udp::refused(socket).unwrap_or(0)).sum();
+            snapshot.drops.insert(Drop::ReceiveBufferFull, refused);
+            snapshot.drops.insert(Drop::TunQueueFull, tun::refused(&kernel.tun).unwrap_or(0));
+        }
+        snapshot
     }
 }
 
@@ -133,5 +167,7 @@ fn work(number: usize, worker: Worker, failed: &watch::Sender<Option<String>>) {
     failed.send_replace(Some(why));
 }
 
+/// Queues of each worker. A flow that floods one of them harms the others' no more than its share of time.
+const QUEUES: usize = 8;
 /// Source ports of each worker: with them, network cards, equal paths and the receiver's cores tell flows apart.
 const PORTS: usize = 4;

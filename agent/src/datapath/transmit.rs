@@ -10,6 +10,7 @@ use super::{
         split::{Shape, Split, complete},
         virtio::{Gso, VIRTIO_LEN, Virtio},
     },
+    pace::Load,
     packet::Packet,
     pending::Pending,
     seal::TAG_LEN,
@@ -20,7 +21,10 @@ use super::{
     worker::Shift,
 };
 use crate::{
-    linux::udp::{MAX_MESSAGE, MAX_SEGMENTS, Outgoing, ROOM, Report, Target},
+    linux::{
+        tun::Queue,
+        udp::{MAX_MESSAGE, MAX_SEGMENTS, Outgoing, ROOM, Report, Target},
+    },
     types::{CLEAR_OVERHEAD, DataId, IPV6_EXTRA, PeerName, SEALED_OVERHEAD},
 };
 use arrayvec::ArrayVec;
@@ -91,28 +95,30 @@ impl Transmitter {
         self.narrow.clear();
     }
 
-    /// Takes packets from the TUN until none waits or a batch is full, and sends what has a way.
+    /// Takes packets from a TUN queue until none waits or a batch is full, and sends what has a way.
     ///
     /// # Errors
     /// What the TUN says, but for `EAGAIN`.
-    pub(super) fn batch(&mut self, shift: &Shift<'_>) -> Result<(), Errno> {
+    pub(super) fn batch(&mut self, shift: &Shift<'_>, queue: usize) -> Result<Load, Errno> {
         if !self.narrow.is_empty() {
             let now = Instant::now();
             self.narrow.retain(|narrow| narrow.until > now);
         }
         self.wanted = None;
         let mut result = Ok(());
-        let mut bytes = 0;
+        let mut load = Load::default();
         for _ in 0..PACKETS {
-            if bytes >= BYTES {
+            if load.bytes >= BYTES {
                 break;
             }
             if !self.outgoing.has_room() {
                 self.flush(shift);
             }
-            match self.read(shift) {
+            match self.read(&shift.queues[queue]) {
                 Ok((virtio, len)) => {
-                    bytes += len;
+                    let gso = virtio.and_then(|virtio| virtio.gso);
+                    let datagrams = gso.map_or(1, |gso| len / usize::from(gso.size).max(1));
+                    load += Load { datagrams, bytes: len };
                     self.take(shift, virtio, len);
                 }
                 Err(Errno::EAGAIN) => break,
@@ -124,7 +130,7 @@ impl Transmitter {
             }
         }
         self.flush(shift);
-        result
+        result.map(|()| load)
     }
 
     /// Whether packets wait for a key.
@@ -165,12 +171,12 @@ impl Transmitter {
     }
 
     /// Reads a packet into the room, as it is foreseen to lie.
-    fn read(&mut self, shift: &Shift<'_>) -> Result<(Option<Virtio>, usize), Errno> {
+    fn read(&mut self, queue: &Queue) -> Result<(Option<Virtio>, usize), Errno> {
         let mut virtio = [0; VIRTIO_LEN];
         let mut parts = ArrayVec::<_, PLACES>::new();
         parts.push(IoSliceMut::new(&mut virtio));
         parts.extend(self.foreseen.places(self.outgoing.room(), MAX_PACKET).map(IoSliceMut::new));
-        let len = shift.queue.read(&mut parts)?;
+        let len = queue.read(&mut parts)?;
         drop(parts);
         Ok((Virtio::decode(&virtio), len.saturating_sub(VIRTIO_LEN)))
     }
@@ -372,7 +378,7 @@ impl Answers {
             return;
         }
         let plain = Virtio::default().encode();
-        match shift.queue.write(&[IoSlice::new(&plain), IoSlice::new(&self.buffer)]) {
+        match shift.queues[0].write(&[IoSlice::new(&plain), IoSlice::new(&self.buffer)]) {
             Ok(()) => shift.answered(),
             Err(_) => shift.dropped(Drop::TunWrite, 1),
         }

@@ -1,4 +1,4 @@
-//! One queue's loop: a thread that owns a queue of the TUN device and some UDP sockets, its lanes.
+//! A worker's loop: a thread that owns some queues of the TUN device and some UDP sockets, its lanes.
 //!
 //! ```text
 //!   out:  TUN read, scattered into the slots of its segments      until none waits, or a batch is full
@@ -13,6 +13,8 @@
 //!         ─▶ TUN writes, one for each run of segments
 //! ```
 //!
+//! The kernel spreads flows over the queues, and they have their turns: what overruns one leaves room in the others.
+//!
 //! The table is read once per batch. No packet takes a lock or an allocation, none makes the worker wait, and nothing
 //! but the device's loss ends it before it is told to stop. After work it looks for more for a while before it sleeps:
 //! waking up costs more time than a packet's whole way.
@@ -20,6 +22,7 @@
 use super::{
     counters::{Counters, Drop, PeerCounters, WorkerCounters},
     offload::coalesce::Takes,
+    pace::{Load, Pace},
     receive::Receiver,
     session_task::Sealing,
     sessions::{Sending, Sessions},
@@ -48,7 +51,7 @@ use std::{
 
 pub(super) struct Worker {
     number: usize,
-    queue: Queue,
+    queues: Vec<Queue>,
     lanes: Vec<Socket>,
     tables: Cache<Arc<ArcSwap<Table>>, Arc<Table>>,
     counters: Arc<Counters>,
@@ -60,8 +63,7 @@ pub(super) struct Worker {
     receiver: Receiver,
     epoll: Epoll,
     stop: Arc<EventFd>,
-    /// How long it looks for more after work.
-    linger: Duration,
+    pace: Pace,
 }
 
 /// The sessions that are in force, and what to seal with for each peer of the table, in its order.
@@ -76,7 +78,7 @@ struct Keys {
 /// What a worker works with during one batch.
 pub(super) struct Shift<'a> {
     pub(super) table: &'a Table,
-    pub(super) queue: &'a Queue,
+    pub(super) queues: &'a [Queue],
     pub(super) lanes: &'a [Socket],
     /// This worker's first lane among those of all workers.
     pub(super) first_lane: u8,
@@ -99,7 +101,7 @@ pub(super) enum WorkerError {
 /// What a worker owns from the start.
 pub(super) struct Parts {
     pub(super) number: usize,
-    pub(super) queue: Queue,
+    pub(super) queues: Vec<Queue>,
     pub(super) offloads: Offloads,
     pub(super) lanes: Vec<Socket>,
     pub(super) linger: Duration,
@@ -114,10 +116,12 @@ impl Worker {
         counters: Arc<Counters>,
         stop: Arc<EventFd>,
     ) -> Result<Self, Errno> {
-        let Parts { number, queue, offloads, lanes, linger, sealing } = parts;
+        let Parts { number, queues, offloads, lanes, linger, sealing } = parts;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(&*stop, EpollEvent::new(EpollFlags::EPOLLIN, STOP))?;
-        epoll.add(&queue, EpollEvent::new(EpollFlags::EPOLLIN, TUN))?;
+        for (at, queue) in queues.iter().enumerate() {
+            epoll.add(queue, EpollEvent::new(EpollFlags::EPOLLIN, FIRST_QUEUE + at as u64))?;
+        }
         for (lane, socket) in lanes.iter().enumerate() {
             epoll.add(socket, EpollEvent::new(EpollFlags::EPOLLIN, FIRST_LANE + lane as u64))?;
         }
@@ -132,7 +136,7 @@ impl Worker {
         }
         Ok(Self {
             number,
-            queue,
+            queues,
             lanes,
             tables: Cache::new(tables),
             counters,
@@ -143,13 +147,13 @@ impl Worker {
             receiver: Receiver::new(Takes { tcp: true, udp: offloads.udp }, requests),
             epoll,
             stop,
-            linger,
+            pace: Pace::new(linger),
         })
     }
 
     /// Carries packets until it is told to stop. A batch out and a batch in alternate while both have work.
     pub(super) fn run(mut self) -> Result<(), WorkerError> {
-        let mut events = [EpollEvent::empty(); 8];
+        let mut events = [EpollEvent::empty(); 16];
         let mut timeout = EpollTimeout::NONE;
         // Since when there was nothing to do.
         let mut idle: Option<Instant> = None;
@@ -162,10 +166,10 @@ impl Worker {
                 let lost = event.events().intersects(EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP);
                 match event.data() {
                     STOP => return Ok(()),
-                    TUN if lost => return Err(WorkerError::TunGone),
-                    TUN => self.transmit()?,
                     KEYS => self.resume(),
-                    lane => self.receive((lane - FIRST_LANE) as usize)?,
+                    lane @ FIRST_LANE.. => self.receive((lane - FIRST_LANE) as usize)?,
+                    _ if lost => return Err(WorkerError::TunGone),
+                    queue => self.transmit((queue - FIRST_QUEUE) as usize)?,
                 }
             }
             if ready == 0 && timeout != EpollTimeout::ZERO {
@@ -173,10 +177,10 @@ impl Worker {
             }
             if ready > 0 {
                 idle = None;
-                timeout = if self.linger.is_zero() { self.patience() } else { EpollTimeout::ZERO };
+                timeout = if self.pace.linger().is_zero() { self.patience() } else { EpollTimeout::ZERO };
             } else if timeout == EpollTimeout::ZERO {
                 // Only now: with some clocks, to ask for the time is a system call too.
-                match idle.get_or_insert_with(Instant::now).elapsed() < self.linger {
+                match idle.get_or_insert_with(Instant::now).elapsed() < self.pace.linger() {
                     true => thread::yield_now(),
                     false => timeout = self.patience(),
                 }
@@ -184,18 +188,18 @@ impl Worker {
         }
     }
 
-    fn transmit(&mut self) -> Result<(), WorkerError> {
+    fn transmit(&mut self, queue: usize) -> Result<(), WorkerError> {
         let table = self.look_up();
         let (shift, transmitter, _) = self.shift(&table);
-        let result = transmitter.batch(&shift);
-        self.checked(result)
+        let result = transmitter.batch(&shift, queue);
+        self.worked(result)
     }
 
     fn receive(&mut self, lane: usize) -> Result<(), WorkerError> {
         let table = self.look_up();
         let (shift, _, receiver) = self.shift(&table);
         let result = receiver.batch(&shift, lane);
-        self.checked(result)
+        self.worked(result)
     }
 
     /// There are new keys, or packets have waited for some for long.
@@ -214,9 +218,9 @@ impl Worker {
         if self.transmitter.waits() { EpollTimeout::from(WAIT_MS) } else { EpollTimeout::NONE }
     }
 
-    fn checked(&self, result: Result<(), Errno>) -> Result<(), WorkerError> {
+    fn worked(&mut self, result: Result<Load, Errno>) -> Result<(), WorkerError> {
         match result {
-            Ok(()) => {}
+            Ok(load) => self.pace.worked(load),
             Err(Errno::EBADFD) => return Err(WorkerError::TunGone),
             Err(_) => self.pause(),
         }
@@ -248,7 +252,7 @@ impl Worker {
         let keys = self.keys.as_ref();
         let shift = Shift {
             table,
-            queue: &self.queue,
+            queues: &self.queues,
             lanes: &self.lanes,
             first_lane: (self.number * self.lanes.len()) as u8,
             sessions: keys.map(|keys| &*keys.known),
@@ -300,6 +304,6 @@ const WAIT_MS: u16 = 1000;
 /// Rest after an error that should not be, in milliseconds.
 const PAUSE_MS: u8 = 10;
 const STOP: u64 = 0;
-const TUN: u64 = 1;
-const KEYS: u64 = 2;
-const FIRST_LANE: u64 = 3;
+const KEYS: u64 = 1;
+const FIRST_QUEUE: u64 = 2;
+const FIRST_LANE: u64 = 1 << 32;

@@ -98,6 +98,7 @@ impl Node {
             peer_mac: Some(mac),
             peer_netns: Some(pod.file.as_fd()),
             mtu: 1400,
+            peer_max_segments: None,
         };
         self.netlink.create_veth(&pair).await.unwrap();
         let address = pod_ip(last);
@@ -202,6 +203,7 @@ fn tear_down_leaves_nothing_of_ours_and_all_of_others() {
             peer_mac: None,
             peer_netns: None,
             mtu: 1500,
+            peer_max_segments: None,
         };
         node.netlink.create_veth(&pair).await.unwrap();
         let eth0 = node.index("eth0").await;

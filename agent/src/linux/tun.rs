@@ -66,6 +66,14 @@ impl Queue {
     }
 }
 
+/// Packets that found the queues of the device `name`, in this network namespace, full.
+pub fn refused(name: &str) -> io::Result<u64> {
+    let devices = std::fs::read_to_string("/proc/thread-self/net/dev")?;
+    let line = devices.lines().find_map(|line| line.trim_start().strip_prefix(name)?.strip_prefix(':'));
+    let count = line.and_then(|line| line.split_whitespace().nth(TX_DROPPED)?.parse().ok());
+    count.ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
 /// What the kernel leaves to us and takes from us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Offloads {
@@ -288,6 +296,10 @@ nix::ioctl_write_int!(tunsetoffload, b'T', 208);
 nix::ioctl_write_ptr!(tunsetvnethdrsz, b'T', 216, libc::c_int);
 nix::ioctl_readwrite_bad!(siocethtool, 0x8946, Request);
 
+/// A column of /proc/net/dev.
+const TX_DROPPED: usize = 11;
+/// Queues of one device, besides the one that sets it up (`MAX_TAP_QUEUES`).
+pub const MAX_QUEUES: usize = 255;
 /// Bytes of the virtio header.
 pub const VIRTIO_LEN: usize = 10;
 const ETHTOOL_GDRVINFO: u32 = 0x3;

@@ -51,5 +51,7 @@ pub const TUN: &str = "weft0";
 pub const CLEAR_OVERHEAD: u16 = 36;
 /// Bytes that sealing adds to an inner packet over IPv4: outer IP 20 + UDP 8 + header 16 + tag 16.
 pub const SEALED_OVERHEAD: u16 = 60;
+/// An outer UDP message carries so many bytes at most; the kernel cuts it into datagrams.
+pub const LARGEST_MESSAGE: usize = 65_507;
 /// An IPv6 underlay's header is that much larger than IPv4's.
 pub const IPV6_EXTRA: u16 = 20;

@@ -16,6 +16,8 @@ mod report;
 mod search;
 mod wires;
 
+pub(crate) use wires::plain;
+
 use std::{collections::BTreeMap, fs, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context, ensure};

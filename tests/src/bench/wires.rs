@@ -33,7 +33,7 @@ impl Wire {
         let [one, other] = ends;
         one.links(async |links| links.veth(CABLE, CABLE, other).await)?;
         if self == Self::Plain {
-            ends.iter().try_for_each(|end| plain(end))?;
+            ends.iter().try_for_each(|end| plain(end, CABLE))?;
         }
         Ok(())
     }
@@ -48,16 +48,20 @@ impl fmt::Display for Wire {
     }
 }
 
-fn plain(end: &Netns) -> anyhow::Result<()> {
+/// Has the interface send and take nothing above its MTU.
+pub(crate) fn plain(end: &Netns, interface: &str) -> anyhow::Result<()> {
     let set = || {
-        ethtool::set(CABLE, wanted).with_context(|| format!("switch offloads of {CABLE}"))?;
-        for (name, on) in ethtool::get(CABLE)? {
-            ensure!(wanted(&name).is_none_or(|wanted| wanted == on), "{name} of {CABLE} can't be switched");
+        ethtool::set(interface, wanted).with_context(|| format!("switch offloads of {interface}"))?;
+        for (name, on) in ethtool::get(interface)? {
+            ensure!(
+                wanted(&name).is_none_or(|wanted| wanted == on),
+                "{name} of {interface} can't be switched"
+            );
         }
         Ok(())
     };
     end.run(set).with_context(|| format!("in network namespace {}", end.name()))?;
-    end.links(async |links| queue(links, CABLE).await)
+    end.links(async |links| queue(links, interface).await)
 }
 
 /// Whether a feature has to be on or off on the plain wire; none where it does not matter.

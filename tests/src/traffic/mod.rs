@@ -1,9 +1,11 @@
 //! Probes that need no tools in the namespaces: each opens its sockets on threads inside them, and has a deadline.
+mod datagrams;
 mod path_mtu;
 mod ping;
 mod stream;
 mod udp;
 
+pub use datagrams::{Arrived, Datagrams, Manner};
 pub use path_mtu::{PathMtu, path_mtu};
 pub use ping::ping;
 pub use stream::{Stream, Transferred, seen_as, transfer};

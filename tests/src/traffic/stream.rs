@@ -110,6 +110,11 @@ impl Stream {
         self.shared.received.load(Ordering::Relaxed)
     }
 
+    /// Whether both ends are through, well or not.
+    pub fn is_finished(&self) -> bool {
+        self.sender.is_finished() && self.receiver.is_finished()
+    }
+
     /// Waits until that many more bytes than now have arrived.
     pub fn advances(&self, bytes: u64, within: Duration) -> anyhow::Result<()> {
         let from = self.received();

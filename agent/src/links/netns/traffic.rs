@@ -88,6 +88,7 @@ fn packets_leave_the_universe_and_enter_it_with_a_fitting_source() {
             peer_mac: None,
             peer_netns: Some(outside.file.as_fd()),
             mtu: 1500,
+            peer_max_segments: None,
         };
         let mut desired = desired();
         desired.no_masquerade.insert("198.51.100.0/24".parse().unwrap());

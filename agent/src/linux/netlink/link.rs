@@ -77,6 +77,8 @@ pub struct VethPair<'a> {
     pub peer_netns: Option<BorrowedFd<'a>>,
     /// Of both ends, bytes of an IP packet.
     pub mtu: u32,
+    /// Segments of the largest super-packet that the peer's end sends.
+    pub peer_max_segments: Option<u32>,
 }
 
 impl Netlink {
@@ -119,6 +121,7 @@ impl Netlink {
             message
         };
         let mut peer = end(pair.peer_name, pair.peer_mac);
+        peer.attributes.extend(pair.peer_max_segments.map(LinkAttribute::GsoMaxSegs));
         peer.attributes.extend(pair.peer_netns.map(|fd| LinkAttribute::NetNsFd(fd.as_raw_fd())));
         let mut message = end(pair.name, pair.mac);
         message.attributes.push(LinkAttribute::LinkInfo(vec![

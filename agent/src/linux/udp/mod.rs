@@ -148,6 +148,23 @@ impl AsFd for Socket {
     }
 }
 
+/// Datagrams that found the socket's receive buffer full.
+pub fn refused(socket: &impl AsFd) -> io::Result<u64> {
+    let mut counts = [0_u32; SK_MEMINFO_DROPS + 1];
+    let mut len = size_of_val(&counts) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes to `counts`, and `len`; both live through the call.
+    let got = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_MEMINFO,
+            counts.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    };
+    if got == 0 { Ok(counts[SK_MEMINFO_DROPS].into()) } else { Err(io::Error::last_os_error()) }
+}
+
 fn configure(socket: &socket2::Socket, address: SocketAddr, share: bool) -> io::Result<()> {
     use nix::sys::socket::{setsockopt, sockopt};
     socket.set_nonblocking(true)?;
@@ -224,6 +241,8 @@ fn disconnect(socket: &socket2::Socket) -> io::Result<()> {
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// The place of the drops among the numbers of `SO_MEMINFO`.
+const SK_MEMINFO_DROPS: usize = 8;
 /// Bytes that a socket may queue each way: about 5 ms at 13 Gb/s.
 const SOCKET_BUFFER: usize = 8 << 20;
 

@@ -1,6 +1,7 @@
 //! Datagrams to send, many with one system call and equal ones as one message that the kernel cuts (`UDP_SEGMENT`).
 
 use super::{Socket, name::Name};
+use crate::types::LARGEST_MESSAGE;
 use nix::errno::Errno;
 use std::{mem, net::SocketAddr};
 
@@ -282,5 +283,5 @@ const ARENA: usize = 320 << 10;
 /// Parts in one batch: enough that a system call's cost is shared, few enough that the first need not wait for long.
 const PARTS: usize = 64;
 /// Bytes and datagrams of the largest message that the kernel cuts (`UDP_MAX_SEGMENTS` before 6.9).
-pub const MAX_MESSAGE: usize = 65_507;
+pub const MAX_MESSAGE: usize = LARGEST_MESSAGE;
 pub const MAX_SEGMENTS: usize = 64;
