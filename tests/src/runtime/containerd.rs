@@ -95,10 +95,6 @@ impl Containerd {
         Ok(started)
     }
 
-    pub fn version(&self) -> Version {
-        self.version
-    }
-
     pub fn node(&self) -> &Arc<Node> {
         &self.node
     }
