@@ -29,6 +29,8 @@ fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::Ask(ask) => Ok(single()?.block_on(ask.run())?),
         Command::Reset(args) => single()?.block_on(run::reset(args)),
+        Command::InstallCni(args) => run::install_cni(&args),
+        Command::Uninstall(args) => single()?.block_on(run::uninstall(args)),
         Command::Ca(command) => Ok(cli::print(&command.run()?)?),
         Command::Version => Ok(cli::print(&format!("{}\n", weft::SOFTWARE))?),
     }

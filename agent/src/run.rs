@@ -14,6 +14,7 @@ mod attach;
 mod cluster;
 mod forwarding;
 mod host;
+mod install;
 mod observe;
 mod reset;
 mod steering;
@@ -21,6 +22,7 @@ mod switchboard;
 
 pub use cluster::Cluster;
 pub use host::facts;
+pub use install::{InstallCniArgs, UninstallArgs, install_cni, uninstall};
 pub use reset::{ResetArgs, reset};
 
 use crate::{

@@ -3,10 +3,10 @@
 use crate::{
     call::{Answer, Call},
     harness::{Harness, Pod},
-    reference::plugins,
 };
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
+use weft_lab::debian::Suite;
 
 /// The same calls to both plugins on one node; each has a pod of its own.
 struct Both {
@@ -26,8 +26,9 @@ impl Both {
     }
 
     fn reference(&self, verb: &str, pod: &Pod, conf: &Value) -> Call {
-        Call::new(&plugins().join("bridge"), verb, conf)
-            .env("CNI_PATH", plugins().to_str().unwrap())
+        let plugins = Suite::plugins().unwrap();
+        Call::new(&plugins.join("bridge"), verb, conf)
+            .env("CNI_PATH", plugins.to_str().unwrap())
             .env("CNI_CONTAINERID", &pod.id)
             .env("CNI_NETNS", pod.path())
             .env("CNI_IFNAME", "eth0")

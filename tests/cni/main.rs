@@ -16,6 +16,5 @@ mod harness;
 mod injected;
 mod killed;
 mod protocol;
-mod reference;
 mod status;
 mod traffic;

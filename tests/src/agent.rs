@@ -18,6 +18,8 @@ use crate::{
 /// What an agent is told on its command line. Flags and keys that all agents get are added in `arguments`.
 #[derive(Clone, Debug)]
 pub struct Settings {
+    /// Another `weft` than the one that was built.
+    pub program: Option<PathBuf>,
     pub name: String,
     pub advertise: String,
     pub peers: Vec<String>,
@@ -47,7 +49,7 @@ pub struct Agent {
 impl Settings {
     /// `weft agent` as it is started, but for where its output goes. Nothing of the lab's own `WEFT_*` is passed on.
     pub fn command(&self, binaries: &Binaries) -> Command {
-        let mut command = Command::new(&binaries.weft);
+        let mut command = Command::new(self.program.as_ref().unwrap_or(&binaries.weft));
         command.args(self.arguments()).stdin(std::process::Stdio::null());
         for (name, _) in std::env::vars_os() {
             if name.to_str().is_some_and(|name| name.starts_with("WEFT_")) {
@@ -183,6 +185,7 @@ mod tests {
     #[test]
     fn an_agent_is_told_what_is_set_and_nothing_else() {
         let settings = Settings {
+            program: None,
             name: "n1".into(),
             advertise: "192.0.2.1".into(),
             peers: vec!["192.0.2.2".into(), "192.0.2.3".into()],

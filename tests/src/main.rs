@@ -1,8 +1,8 @@
 //! `weft-lab`: a Weft network on one machine, for a look, for tests, for benchmarks.
-use std::{process::ExitCode, thread};
+use std::{path::PathBuf, process::ExitCode, thread};
 
 use clap::{Parser, Subcommand};
-use weft_lab::{bench, claim, demo, soak, suite, up};
+use weft_lab::{bench, claim, demo, image, sandboxes, soak, suite, up};
 
 /// A Weft network on one machine: nodes are network namespaces, and nothing is left behind
 #[derive(Parser)]
@@ -18,6 +18,10 @@ enum Verb {
     Demo(demo::Options),
     /// Measure Weft beside other ways from pod to pod: throughput, packet rates, latency, CPU, memory
     Bench(bench::Options),
+    /// Measure how fast pods of a real containerd are ready, beside the reference `bridge` plugin
+    Sandboxes(sandboxes::Options),
+    /// Assemble the container image, as an OCI archive
+    Image { archive: PathBuf },
     /// Send gigabytes of checked traffic over a network that loses and reorders, while agents are killed
     Soak(soak::Options),
     /// Install what the tests call, then run all tests of the workspace
@@ -49,6 +53,10 @@ fn main() -> ExitCode {
     let outcome = match &verb {
         Verb::Demo(options) => clean_up_on_signals().and_then(|()| demo::run(options)),
         Verb::Bench(options) => clean_up_on_signals().and_then(|()| bench::run(options)),
+        Verb::Sandboxes(options) => {
+            clean_up_on_signals().and_then(|()| sandboxes::run(options)).map(|()| ExitCode::SUCCESS)
+        }
+        Verb::Image { archive } => image::run(archive).map(|()| ExitCode::SUCCESS),
         Verb::Soak(options) => clean_up_on_signals().and_then(|()| soak::run(options)),
         Verb::Test { no_install, arguments } => suite::run(!no_install, arguments),
         Verb::Up(options) => up::up(options).map(|()| ExitCode::SUCCESS),

@@ -23,6 +23,8 @@ pub struct Netns {
     name: String,
     file: File,
     sandbox: Arc<Sandbox>,
+    /// It is mounted under its name.
+    mounted: bool,
 }
 
 impl Netns {
@@ -37,9 +39,14 @@ impl Netns {
             Ok(File::open(own)?)
         };
         let file = sandbox.run(make).with_context(|| format!("create network namespace {name}"))?;
-        let netns = Self { name: name.into(), file, sandbox: Arc::clone(sandbox) };
+        let netns = Self { name: name.into(), file, sandbox: Arc::clone(sandbox), mounted: true };
         netns.links(async |links| links.up("lo").await)?;
         Ok(netns)
+    }
+
+    /// A namespace that somebody else made, and looks after.
+    pub fn of(sandbox: &Arc<Sandbox>, name: &str, file: File) -> Self {
+        Self { name: name.into(), file, sandbox: Arc::clone(sandbox), mounted: false }
     }
 
     pub fn name(&self) -> &str {
@@ -94,6 +101,9 @@ impl Netns {
 
 impl Drop for Netns {
     fn drop(&mut self) {
+        if !self.mounted {
+            return;
+        }
         let path = self.path();
         // The mounts go with the process anyway; nothing is lost when this fails.
         let _ = self.sandbox.run(|| {

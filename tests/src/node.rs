@@ -57,6 +57,7 @@ impl Node {
             fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
         }
         let settings = Settings {
+            program: None,
             name: name.clone(),
             advertise: address.to_string(),
             peers: Vec::new(),

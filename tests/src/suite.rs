@@ -5,7 +5,9 @@ use anyhow::Context;
 
 use crate::{
     binaries::{self, Binaries},
-    claim, lab,
+    claim,
+    debian::Suite,
+    lab,
     tools::{self, Purpose},
 };
 
@@ -16,6 +18,9 @@ pub fn run(install: bool, arguments: &[String]) -> anyhow::Result<ExitCode> {
     claim::sweep()?;
     // Here its progress is seen; in a test's output it would be lost.
     Binaries::get()?;
+    for suite in Suite::ALL {
+        suite.root()?;
+    }
     let status = binaries::cargo()
         .args(["test", "--workspace"])
         .args(arguments)

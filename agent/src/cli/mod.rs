@@ -47,6 +47,10 @@ pub enum Command {
     Ask(Ask),
     /// Take this node out of the network: hand its addresses to a peer, stop its agent, remove all that Weft made
     Reset(run::ResetArgs),
+    /// Put weft-cni, and the CNI project's programs that it needs, where the container runtime looks for them
+    InstallCni(run::InstallCniArgs),
+    /// Remove from this node all that Weft made and installed, whatever is attached: once the agent is deleted
+    Uninstall(run::UninstallArgs),
     /// Make the keys by which nodes know each other
     #[command(subcommand)]
     Ca(CaCommand),

@@ -21,16 +21,16 @@ use tokio::time::{Instant, sleep};
 pub struct ResetArgs {
     /// State directory of the agent
     #[arg(long, env = "WEFT_STATE_DIR", hide_env_values = true, value_name = "DIR", default_value = DEFAULT_STATE_DIR)]
-    state_dir: PathBuf,
+    pub(super) state_dir: PathBuf,
     /// Run directory of the agent
     #[arg(long, env = "WEFT_RUN_DIR", hide_env_values = true, value_name = "DIR", default_value = DEFAULT_RUN_DIR)]
-    run_dir: PathBuf,
+    pub(super) run_dir: PathBuf,
     /// Directory to which the agent wrote the CNI configuration
     #[arg(long, env = "WEFT_CNI_CONF_DIR", hide_env_values = true, value_name = "DIR")]
-    cni_conf_dir: Option<PathBuf>,
+    pub(super) cni_conf_dir: Option<PathBuf>,
     /// Go on though pods are attached, or nobody can take this node's addresses: these are lost to the network then
     #[arg(long)]
-    force: bool,
+    pub(super) force: bool,
 }
 
 /// Hands the node's addresses to a peer, stops the agent, and removes links, routes, firewall tables and files.
