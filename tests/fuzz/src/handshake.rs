@@ -120,9 +120,20 @@ impl Scene {
                 let index = SessionIndex(u32::from_be_bytes([header[4], header[5], header[6], header[7]]));
                 match agent.sessions.receiving(index) {
                     Some(session) => {
-                        let opened = session.opener().open(header, &mut rest.to_vec());
+                        let mut opener = session.opener();
+                        let opened = opener.open(header, &mut rest.to_vec());
                         if opened.is_ok() && session.confirm() {
                             agent.machine.confirmed(index);
+                        }
+                        match opened {
+                            Ok(0) if opener.is_latest() => agent.machine.shown(index, from),
+                            Ok(_) => {
+                                if let Some(before) = opener.moved(from) {
+                                    agent.machine.moved(index, before, from, self.clock.0);
+                                    opener.settle(from);
+                                }
+                            }
+                            Err(_) => {}
                         }
                     }
                     None => agent.machine.surprised(from, self.clock.0),
@@ -150,7 +161,7 @@ impl Scene {
             sent += 1;
             self.tape.push((who, datagram));
         }
-        assert!(sent <= 4, "one datagram makes an agent say {sent}");
+        assert!(sent <= 6, "one datagram makes an agent say {sent}");
         if let Some(changed) = machine.poll_sessions() {
             assert!(changed.receiving_count() <= 3, "one peer has {} sessions", changed.receiving_count());
             *sessions = changed;
