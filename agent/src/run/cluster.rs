@@ -138,11 +138,11 @@ impl Member {
             task.run().await;
             bail!("the API server is watched no more")
         });
-        tasks.spawn(call_nodes(handle.clone(), mesh));
+        tasks.spawn(call_nodes(handle.clone(), mesh.clone()));
         if config.ipam == Ipam::Podcidr {
             tasks.spawn(follow_assignments(handle.clone(), ipam.clone()));
         } else {
-            tasks.spawn(takeover::run(handle.clone(), ipam.clone(), steered, believe));
+            tasks.spawn(takeover::run(handle.clone(), ipam.clone(), mesh, steered, believe));
         }
         tasks.spawn(announce(handle.clone(), readiness));
         tasks.spawn(take_orphans_away(handle.clone(), ipam.view(), cni));

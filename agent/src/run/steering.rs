@@ -38,8 +38,6 @@ use tracing::warn;
 pub struct Steered {
     /// Addresses for which the data path takes packets.
     pub local: BTreeSet<IpAddr>,
-    /// Peers that messages get to.
-    pub reachable: BTreeSet<PeerName>,
     pub mesh: Option<MeshStatus>,
 }
 
@@ -160,8 +158,7 @@ impl State {
             status.links.iter().filter_map(|link| Some(link.peer.as_ref()?.0.clone())).collect();
         let routes = Routes::new(set, &linked);
         let reachable = set.others().map(|record| record.name.clone());
-        let reachable: BTreeSet<PeerName> =
-            reachable.filter(|name| routes.next_hop(name).is_some()).collect();
+        let reachable = reachable.filter(|name| routes.next_hop(name).is_some()).collect();
         let Forwarding { mut table, narrow, known, sealing } =
             Forwarding::new(self.node, set, &reachable, view);
         // The workers count by place in this list.
@@ -176,7 +173,7 @@ impl State {
         });
         let local = table.pods.iter().chain(&table.bridge).copied().collect();
         self.tables.store(Arc::new(Table::new(table)));
-        self.steered.send_replace(Arc::new(Steered { local, reachable, mesh: Some(status) }));
+        self.steered.send_replace(Arc::new(Steered { local, mesh: Some(status) }));
         self.publish(set, view).await;
         if known != self.known {
             self.ipam.peers(known.clone()).await?;
