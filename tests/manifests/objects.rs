@@ -104,8 +104,7 @@ fn what_containers_are_told_is_what_weft_understands() {
     let agents = agents_pod();
     let containers = agents.containers.iter().chain(agents.init_containers.iter().flatten());
     for container in containers.chain(&uninstall.containers) {
-        let arguments =
-            container.args.iter().flatten().map(String::as_str).filter(|it| *it != "--kubernetes");
+        let arguments = container.args.iter().flatten().map(String::as_str);
         let parsed = <weft::cli::Cli as clap::Parser>::try_parse_from(["weft"].into_iter().chain(arguments));
         parsed.unwrap_or_else(|error| panic!("{}: {error}", container.name));
     }

@@ -104,8 +104,11 @@ pub fn socket_in(run_dir: &Path) -> PathBuf {
 
 /// Of a cluster's CA, in a run directory: in memory, as Kubernetes keeps its Secrets on nodes.
 fn cluster_keys_in(run_dir: &Path) -> PathBuf {
-    run_dir.join("ca")
+    run_dir.join(CLUSTER_KEYS)
 }
+
+/// The directory of a cluster's CA.
+pub const CLUSTER_KEYS: &str = "ca";
 
 /// All that is wrong with a configuration; never empty.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

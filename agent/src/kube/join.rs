@@ -5,7 +5,7 @@
 //! and for the CA (if there is none yet, it makes one).
 
 use super::{
-    CONFIG_MAP, Node, SECRET,
+    CACHE, CONFIG_MAP, Node, SECRET,
     board::{Board, Data, Takeover},
     cache::Cache,
     client::{Access, explain, is_conflict, is_missing, write_file},
@@ -267,7 +267,7 @@ where
 }
 
 pub fn cache_file(settings: &Settings) -> PathBuf {
-    settings.state_dir.join("kubernetes.json")
+    settings.state_dir.join(CACHE)
 }
 
 /// What the manifests ship must be there.

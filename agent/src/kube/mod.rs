@@ -67,3 +67,5 @@ pub const ENDPOINTS: &str = "weft.dev/endpoints";
 /// The ConfigMap that agents agree by, and the Secret of the network's CA; both in the agents' namespace.
 pub const CONFIG_MAP: &str = "weft-seed";
 pub const SECRET: &str = "weft-ca";
+/// What was last known of the cluster, in the state directory.
+pub const CACHE: &str = "kubernetes.json";

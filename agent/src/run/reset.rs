@@ -4,8 +4,8 @@ use super::BOOT_MARKER;
 use crate::{
     cli::{CallError, Client, print},
     cni::{conflist, tombstone},
-    config::{DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, SOCKET, SOCKET_LOCK, socket_in},
-    links,
+    config::{CLUSTER_KEYS, DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, SOCKET, SOCKET_LOCK, socket_in},
+    kube, links,
     linux::store,
     types::{BRIDGE, TUN},
 };
@@ -100,11 +100,11 @@ fn clear(dir: &Path, is_ours: fn(&str) -> bool) -> anyhow::Result<()> {
 }
 
 fn in_run_dir(name: &str) -> bool {
-    [SOCKET, SOCKET_LOCK, BOOT_MARKER, tombstone::DIRECTORY].contains(&name)
+    [SOCKET, SOCKET_LOCK, BOOT_MARKER, CLUSTER_KEYS, tombstone::DIRECTORY].contains(&name)
 }
 
 fn in_state_dir(name: &str) -> bool {
-    name.starts_with(store::FILE) || name.starts_with(links::FOUND)
+    [store::FILE, links::FOUND, kube::CACHE].iter().any(|file| name.starts_with(file))
 }
 
 /// The agent answers first and ends then; until its process has ended it may repair what is removed.

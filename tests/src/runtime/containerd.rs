@@ -164,7 +164,8 @@ impl Containerd {
 
     /// A sandbox on the node's own network.
     pub fn run_on_host(&self, name: &str) -> anyhow::Result<(String, PodSandboxConfig)> {
-        let mut config = self.pod(name);
+        // As kubelet says it: the name is the node's.
+        let mut config = PodSandboxConfig { hostname: String::new(), ..self.pod(name) };
         let on_host = NamespaceOption { network: HOST_NAMESPACE };
         let context = SandboxSecurityContext { namespace_options: Some(on_host) };
         config.linux.get_or_insert_default().security_context = Some(context);
