@@ -51,7 +51,7 @@ pub fn render(values: Value) -> String {
         template.add_func("indent", indent);
         template.add_func("default", default);
         template.add_func("quote", quote);
-        template.parse(&text(&format!("helm/weft/templates/{name}.yaml"))).unwrap();
+        template.parse(text(&format!("helm/weft/templates/{name}.yaml"))).unwrap();
         template.render(&Context::from(value(&context))).unwrap_or_else(|error| panic!("{name}: {error}"))
     };
     let documents = TEMPLATES.iter().map(render).map(|document| document.trim().to_string());
@@ -133,7 +133,7 @@ fn scalar(value: &Tv) -> Option<String> {
         Tv::Array(list) => list.is_empty().then(|| "[]".into()),
         Tv::Nil | Tv::NoValue => Some("null".into()),
         // Unless it would be read as something else.
-        Tv::String(text) if yaml::<Value>(text) != Value::from(text.as_str()) => {
+        Tv::String(text) if yaml::<Value>(text) != text.as_str() => {
             Some(Value::from(text.as_str()).to_string())
         }
         other => Some(other.to_string()),

@@ -78,6 +78,7 @@ pub struct Task {
 }
 
 /// One thing that the server has said.
+#[expect(clippy::large_enum_variant, reason = "each is taken at once and none is kept")]
 enum Said {
     Node(Event<NodeObject>),
     Pod(Event<PodObject>),
