@@ -57,7 +57,8 @@ fn the_image_runs_as_the_manifests_say_and_leaves_a_clean_node() {
         let links = node.netns().links(async |links| links.names().await)?;
         ensure!(!links.iter().any(|name| name.starts_with("weft")), "{links:?}");
         let left = [runtime.bin_dir().join("weft-cni"), runtime.conf_dir().join("10-weft.conflist")];
-        ensure!(!left.iter().any(|path| path.exists()));
+        let said = || fs::read_to_string(Path::new(&config.log_directory).join("uninstall.log"));
+        ensure!(!left.iter().any(|path| path.exists()), "it said: {:?}", said());
         ensure!(fs::read_dir(node.state_dir())?.count() == 0);
         Ok(())
     })

@@ -18,7 +18,8 @@ pub struct Desired {
     pub gateways: BTreeSet<IpAddr>,
     /// Ranges that this node owns: what has no pod there is unreachable and must not leave through the TUN.
     pub own_ranges: BTreeSet<Prefix>,
-    /// Others' ranges behind a path that is narrower than the TUN, with that path's MTU for inner packets, in bytes.
+    /// Others' ranges behind a path that is narrower than the TUN, and addresses in own ranges that others hold; with the
+    /// path's MTU for inner packets, in bytes.
     pub narrow_ranges: BTreeMap<Prefix, u32>,
     /// By host interface.
     pub pods: BTreeMap<String, PodPort>,

@@ -26,7 +26,8 @@ use std::{
 #[derive(Clone, Debug, Default)]
 pub struct Forwarding {
     pub table: table::Inputs,
-    /// Ranges behind peers whose pods' MTU is smaller than ours, with that MTU.
+    /// Ranges behind peers whose pods' MTU is smaller than ours, and addresses in our own ranges that peers hold; with
+    /// the peer's MTU.
     pub narrow: BTreeMap<Prefix, u32>,
     pub known: Vec<KnownPeer>,
     /// Whom keys can be agreed with.
@@ -84,12 +85,14 @@ impl Forwarding {
             Some(handshake::Peer { name, key: record.data_key?, incarnation: record.incarnation, endpoint })
         });
         let held = others.iter().enumerate().flat_map(|(place, record)| {
-            let conceded = record.held.iter().filter(move |address| conceded(address));
-            conceded.map(move |address| (*address, Owner::Peer(place)))
+            record.held.iter().filter(move |address| conceded(address)).map(move |address| (*address, place))
         });
+        // The kernel takes what has no pod in our own ranges for unreachable.
+        let away = held.clone().filter(|(address, _)| view.own.iter().any(|range| range.contains(address)));
+        let away = away.map(|(address, place)| (Prefix::from(address), table_peers[place].mtu.into()));
         let pods = view.allocations.keys().filter(|address| Some(**address) != view.bridge);
         Self {
-            narrow: narrow.collect(),
+            narrow: narrow.chain(away).collect(),
             sealing: sealing.collect(),
             known: others
                 .iter()
@@ -102,7 +105,7 @@ impl Forwarding {
             table: table::Inputs {
                 me: peers.own().data_id,
                 ranges: view.ranges.iter().map(|(prefix, name)| (*prefix, owner(name))).collect(),
-                held: held.collect(),
+                held: held.map(|(address, place)| (address, Owner::Peer(place))).collect(),
                 bridge: view.bridge.into_iter().collect(),
                 pods: pods.copied().collect(),
                 peers: table_peers,
@@ -137,6 +140,9 @@ mod tests {
         assert_eq!(held(&view), [addresses[1], addresses[3]], "b's word, and nobody's range");
         view.conceded.insert(addresses[0]);
         assert_eq!(held(&view), [addresses[0], addresses[1], addresses[3]]);
+        view.own.push("10.32.0.0/16".parse().unwrap());
+        let narrow = Forwarding::new(node, &peers, &BTreeSet::new(), &view).narrow;
+        assert_eq!(narrow, [(addresses[0].into(), 1440)].into(), "it needs a way out of our own range");
     }
 
     #[test]

@@ -11,7 +11,8 @@ use crate::{
 };
 use anyhow::{Context, bail};
 use std::{
-    fs, io,
+    fs,
+    io::{self, ErrorKind},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -92,7 +93,7 @@ fn clear(dir: &Path, is_ours: fn(&str) -> bool) -> anyhow::Result<()> {
         return Ok(print(&format!("kept {}: it holds files that are not Weft's\n", dir.display()))?);
     }
     match fs::remove_dir(dir) {
-        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+        Err(error) if matches!(error.kind(), ErrorKind::ResourceBusy | ErrorKind::ReadOnlyFilesystem) => {
             Ok(print(&format!("emptied {}: it is a mount point\n", dir.display()))?)
         }
         removed => remove(dir, |_| removed),

@@ -46,7 +46,7 @@ pub(in crate::links) fn foreign_twin<'a>(
     })
 }
 
-/// Longest match first wins: a pod, then nothing in an own range, then a narrow path, then the TUN.
+/// The longest match wins: a pod here or held elsewhere, then nothing in an own range, then a narrow path, then the TUN.
 pub(in crate::links) fn wanted(desired: &Desired, observed: &Observed) -> BTreeMap<Prefix, Route<String>> {
     let mut routes = BTreeMap::new();
     let tun = observed.link(&desired.tun.name, LinkKind::Tun);
