@@ -172,7 +172,7 @@ fn who_has_no_valid_certificate_gets_no_link_and_status_says_why() {
             link.next().await?.context("n1 hangs up")
         });
         assert!(opened.is_err(), "{why}: {opened:?}");
-        warns(&n1, why);
+        n1.wait_warning(why, SOON).unwrap();
     }
     assert_eq!(n1.weft_json("peers").unwrap()["peers"].as_array().unwrap().len(), 1);
     lab.finish().unwrap();
@@ -218,7 +218,7 @@ fn an_insider_speaks_for_no_other_node_and_sends_as_no_other_pod() {
         Ok(())
     })
     .unwrap();
-    warns(&scene.n1, &format!("peer {}", insider.node.name()));
+    scene.n1.wait_warning(&format!("peer {}", insider.node.name()), SOON).unwrap();
     assert_eq!(scene.n1.weft_json("ipam").unwrap()["ranges"], ranges);
     scene.reach(SOON);
     drop(insider);
@@ -374,16 +374,6 @@ fn counts(node: &Node, what: &str, reasons: &[&str], count: u64, work: impl FnOn
         Ok(())
     });
     counted.unwrap();
-}
-
-/// Waits until a warning of a node's status has some words.
-fn warns(node: &Node, words: &str) {
-    wait::until(&format!("{} warns of `{words}`", node.name()), SOON, || {
-        let warnings = node.status()?["warnings"].to_string();
-        ensure!(warnings.contains(words), "{warnings}");
-        Ok(())
-    })
-    .unwrap();
 }
 
 fn udp(source: Ipv4Addr, destination: Ipv4Addr) -> Vec<u8> {

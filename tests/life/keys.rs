@@ -40,13 +40,13 @@ fn agents_without_keys_run_where_all_are_told_to_and_say_so() {
     }
     for node in lab.nodes() {
         node.wait_ready(START).unwrap();
-        warns(&node, "run with --insecure");
+        node.wait_warning("run with --insecure", SOON).unwrap();
         assert!(printed(node.weft(&["status"]).unwrap()).unwrap().contains("run with --insecure"));
     }
     // One with keys and those without have nothing to do with each other, and say why.
     let other = lab.add_node().unwrap();
     other.start_agent().unwrap();
-    warns(&other, "is that agent run with --insecure?");
+    other.wait_warning("is that agent run with --insecure?", SOON).unwrap();
 }
 
 #[test]
@@ -86,7 +86,7 @@ fn the_command_line_makes_keys_that_work_and_are_renewed_in_place() {
     issue(&n1);
     logs(&n1, "keys and certificates are loaded anew");
     fs::write(dir.join("n2.key"), "nonsense").unwrap();
-    warns(&n2, "n2.key");
+    n2.wait_warning("n2.key", SOON).unwrap();
     issue(&n2);
     logs(&n2, "keys and certificates are loaded anew");
     warns_of_nothing(&n2);
@@ -103,8 +103,9 @@ fn a_node_with_the_wrong_certificate_is_turned_away_on_both_sides() {
     keys::make_ca(&other).unwrap();
     joiner.configure(|settings| settings.ca_dir = Some(other));
     joiner.start_agent().unwrap();
-    warns(&joiner, "of no CA that this node believes");
-    warns(&n1, "192.0.2.2 was turned away: the other end does not accept this node's certificate");
+    joiner.wait_warning("of no CA that this node believes", SOON).unwrap();
+    n1.wait_warning("192.0.2.2 was turned away: the other end does not accept this node's certificate", SOON)
+        .unwrap();
     // Its operator copies the right files, and it joins without a restart.
     for file in ["ca.key", "ca.crt"] {
         let text = fs::read_to_string(lab.ca_dir().join(file)).unwrap();
@@ -170,17 +171,6 @@ fn a_ca_is_replaced_while_pods_talk() {
     let pod = crate::harness::attached(&lab, &joiner);
     reaches(&pod, &a);
     reaches(&b, &pod);
-}
-
-/// Waits until a warning of a node's status has some words.
-#[track_caller]
-fn warns(node: &Node, words: &str) {
-    wait::until(&format!("{} warns of `{words}`", node.name()), SOON, || {
-        let warnings = node.status()?["warnings"].to_string();
-        ensure!(warnings.contains(words), "{warnings}");
-        Ok(())
-    })
-    .unwrap();
 }
 
 #[track_caller]

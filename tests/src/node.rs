@@ -146,6 +146,15 @@ impl Node {
         ended.map_or(ready, Err).with_context(|| format!("last words of {}:\n{}", self.name, self.log_tail()))
     }
 
+    /// Waits until a warning of `weft status` has some words.
+    pub fn wait_warning(&self, words: &str, within: Duration) -> anyhow::Result<()> {
+        wait::until(&format!("{} warns of `{words}`", self.name), within, || {
+            let warnings = self.status()?["warnings"].to_string();
+            ensure!(warnings.contains(words), "{warnings}");
+            Ok(())
+        })
+    }
+
     /// Fails when the agent does not run.
     pub fn check_agent(&self) -> anyhow::Result<()> {
         self.agent().as_mut().with_context(|| format!("no agent runs on {}", self.name))?.check()
