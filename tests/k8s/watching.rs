@@ -6,7 +6,7 @@ use serde_json::json;
 use weft::kube::{ENDPOINTS, View, join};
 use weft_lab::relay::Quality;
 
-use crate::harness::{Member, SOON, Scene};
+use crate::harness::{Member, SOON, Scene, check, until};
 
 fn endpoints(view: &View, name: &str) -> Vec<String> {
     let node = view.nodes.get(&name.parse().unwrap());
@@ -162,7 +162,7 @@ async fn a_server_that_is_silent_is_asked_again() {
     let settings = scene.settings("a", &relay);
     let joining = tokio::spawn(join::join(settings));
     // What was asked on a dead connection is never answered; the next is.
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    until("it asks", async || check(relay.is_used(), "nobody is there")).await;
     relay.cut();
     relay.set(Quality::Good);
     tokio::time::timeout(SOON, joining).await.expect("it asks again").unwrap().unwrap();

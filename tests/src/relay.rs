@@ -70,6 +70,12 @@ impl Relay {
         self.way.send_modify(|way| way.quality = quality);
     }
 
+    /// Whether a connection stands.
+    pub fn is_used(&self) -> bool {
+        // One watches for all that are to come.
+        self.way.receiver_count() > 1
+    }
+
     /// Ends all connections that stand.
     pub fn cut(&self) {
         self.way.send_modify(|way| way.cuts += 1);
