@@ -75,7 +75,7 @@ pub fn soak(options: &Options, progress: &Progress) -> anyhow::Result<Soaked> {
     nodes.iter().try_for_each(|node| plain(node.netns(), UPLINK))?;
     let (a, b) = (lab.pod("n1/p1")?, lab.pod("n2/p1")?);
     wait::until("pods reach each other", SOON, || a.ping(b.address()?, SOON))?;
-    let _loss = Fault::loss(lab.underlay(), &nodes[0], LOSS)?;
+    let loss = Fault::loss(lab.underlay(), &nodes[0], LOSS)?;
     let disorder = Disorder::start(lab.underlay(), &[&*nodes[0], &*nodes[1]], LATE)?;
 
     let start = Instant::now();
@@ -116,7 +116,7 @@ pub fn soak(options: &Options, progress: &Progress) -> anyhow::Result<Soaked> {
     ensure!(udp.received > 0, "no datagram arrived");
     let delayed = disorder.delayed();
     ensure!(delayed > 0, "no packet was reordered");
-    drop((disorder, _loss));
+    drop((disorder, loss));
     lab.finish()?;
     Ok(Soaked { tcp_bytes, udp, delayed, restarts, took })
 }
