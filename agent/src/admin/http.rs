@@ -17,6 +17,7 @@ use std::{
     collections::VecDeque,
     fmt::Write as _,
     net::SocketAddr,
+    os::fd::{AsFd, BorrowedFd},
     pin::pin,
     sync::Arc,
     time::{Duration, Instant},
@@ -32,6 +33,12 @@ use tracing::warn;
 #[derive(Debug)]
 pub struct HttpServer {
     listener: TcpListener,
+}
+
+impl AsFd for HttpServer {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
 }
 
 /// What the pages show.
@@ -54,6 +61,11 @@ impl HttpServer {
         let listener =
             TcpListener::bind(address).await.map_err(|source| HttpError::Bind { address, source })?;
         Ok(Self { listener })
+    }
+
+    /// A listener of another agent's.
+    pub fn adopt(listener: std::net::TcpListener) -> std::io::Result<Self> {
+        Ok(Self { listener: TcpListener::from_std(listener)? })
     }
 
     /// Serves until `shutdown` resolves and the requests under way are answered, or `GRACE` later at the latest.

@@ -73,6 +73,14 @@ pub struct Args {
     #[arg(long, env = "WEFT_IPAM", hide_env_values = true, value_name = "MODE", default_value = "ring", help_heading = ADDRESSES)]
     pub ipam: Ipam,
 
+    /// Take over from the agent that runs on this node, if one does, without losing a packet
+    ///
+    /// Sockets, sessions and what peers know go over, then the other agent ends (with --kubernetes it waits to be ended).
+    /// Name, universe, addresses to listen on and encryption must be the same; the new number of --data-threads has to
+    /// wait for a stop and start. If the new agent fails on the way, start it again.
+    #[arg(long, env = "WEFT_TAKEOVER", hide_env_values = true, value_parser = clap::builder::FalseyValueParser::new(), help_heading = NODE)]
+    pub takeover: bool,
+
     /// Run as a part of a Kubernetes cluster: peers are its Nodes, the first agent has the universe and makes the CA
     ///
     /// ConfigMap weft-seed and Secret weft-ca must be there, empty, as the manifests ship them. Neither --peer, --ipam-seed

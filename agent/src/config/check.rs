@@ -66,6 +66,7 @@ pub(super) fn check(args: &Args, host: &HostFacts) -> Result<Config, ConfigError
             universe,
             ipam_seed,
             ipam: args.ipam,
+            takeover: args.takeover,
             kubernetes,
             identity,
             mtu,
