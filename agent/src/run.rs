@@ -31,7 +31,7 @@ use footing::{Footing, Same};
 use takeover::{Door, Inheritance, Listeners, Predecessor, Successor};
 
 use crate::{
-    admin::{AdminService, Front, Heartbeats, Metrics, Observer, Pages, Readiness, STARTING},
+    admin::{AdminService, Front, Heartbeats, HttpServer, Metrics, Observer, Pages, Readiness, STARTING},
     cni,
     config::{Args, Config, Encryption, Ipam, LogFormat},
     datapath::{
@@ -60,7 +60,9 @@ use axum::{extract::Request, response::Response};
 use futures_util::{FutureExt, TryFutureExt};
 use std::{
     collections::BTreeMap,
+    future::pending,
     net::IpAddr,
+    path::Path,
     sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -99,8 +101,9 @@ pub async fn agent(args: &Args) -> anyhow::Result<()> {
         successor = door.knock() => {
             running.hand_over(&successor).await.context("hand over to the next agent")?;
             if args.kubernetes {
-                // Kubernetes would start a container that ends by itself again, against the next agent.
+                // A container that ends by itself is started again, against the next agent: this one waits to be told.
                 tokio::select! {
+                    rested = rest(args.probe_socket.as_deref()) => rested?,
                     _ = terminate.recv() => {}
                     _ = interrupt.recv() => {}
                 }
@@ -155,6 +158,10 @@ pub async fn build(
     let (stopping, stopped) = watch::channel(false);
     let (mut servers, http_front, local_front) = (JoinSet::new(), Front::default(), Front::default());
     servers.spawn(http.serve(http_front.router(Pages::starting), until(&stopped)).map(Ok));
+    if let Some(path) = &config.probe_socket {
+        let probes = HttpServer::bind_probes(path)?;
+        servers.spawn(probes.serve(http_front.router(Pages::starting), until(&stopped)).map(Ok));
+    }
     servers.spawn(local.serve(local_front.router(starting).into(), until(&stopped)).err_into());
     let (store, fresh) = open_store(&config)?;
     let seeds = seeds(&config, &store)?;
@@ -403,6 +410,15 @@ impl Running {
         self.mesh.stop().await;
         self.tasks.shutdown().await;
     }
+}
+
+/// Only answers probes, for ever.
+async fn rest(probe_socket: Option<&Path>) -> anyhow::Result<()> {
+    if let Some(path) = probe_socket {
+        let over = Front::default().router(Pages::over);
+        HttpServer::bind_probes(path)?.serve(over, pending()).await;
+    }
+    pending().await
 }
 
 /// What the local API answers before there is more to say. A runtime tries again.

@@ -93,6 +93,30 @@ fn an_agent_that_does_not_fit_is_refused_and_the_other_goes_on() {
 }
 
 #[test]
+fn probes_ask_their_own_process() {
+    let lab = lab(1, 0);
+    let node = lab.node("n1").unwrap();
+    let sockets = ["one", "two"].map(|name| node.run_dir().join(name).to_str().unwrap().to_owned());
+    let probe = |what: &str, socket: usize| {
+        let output = node.weft(&["probe", what, "--probe-socket", &sockets[socket]]).unwrap();
+        output.status.success().then_some(()).ok_or(String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let serve_at = |socket: usize| {
+        node.configure(|settings| settings.more = vec!["--probe-socket".into(), sockets[socket].clone()]);
+    };
+    serve_at(0);
+    node.stop_agent().unwrap();
+    node.start_agent().unwrap();
+    node.wait_ready(START).unwrap();
+    assert_eq!([probe("live", 0), probe("ready", 0)], [Ok(()), Ok(())]);
+    serve_at(1);
+    take_over(&node);
+    assert_eq!([probe("live", 1), probe("ready", 1)], [Ok(()), Ok(())]);
+    let refused = probe("live", 0).unwrap_err();
+    assert!(refused.contains(&sockets[0]) && refused.contains("refused"), "{refused}");
+}
+
+#[test]
 fn two_agents_without_takeover_still_exclude_each_other() {
     let lab = lab(1, 0);
     let second = lab.node("n1").unwrap().agent_command().unwrap();
