@@ -1,12 +1,15 @@
 //! A new agent that takes over from the one that runs.
-use std::{process::Output, sync::Arc, time::Duration};
+use std::{iter, process::Output, sync::Arc, time::Duration};
 
+use prost::Message;
+use weft::linux::seqpacket::Connection;
 use weft_lab::{
     Lab,
     node::Node,
     pod::Pod,
     traffic::{Datagrams, Manner, Stream},
 };
+use weft_proto::takeover::{Part, Request, part};
 
 use crate::{
     harness::{START, attached, lab, metric, reaches},
@@ -124,6 +127,34 @@ fn two_agents_without_takeover_still_exclude_each_other() {
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success() && error.contains("in use"), "{error}");
     lab.node("n1").unwrap().wait_ready(START).unwrap();
+}
+
+#[test]
+fn an_agent_whose_successor_ends_in_the_middle_ends_too_and_leaves_all_in_place() {
+    let lab = lab(2, 1);
+    let (node, from, to) = (lab.node("n1").unwrap(), pod(&lab, "n1/p1"), pod(&lab, "n2/p1"));
+    let status = node.status().unwrap();
+    let request = Request {
+        protocol: 1,
+        name: "n1".into(),
+        universe: "10.32.0.0/12".into(),
+        listen: "[::]:6783".into(),
+        metrics: weft_lab::agent::METRICS.into(),
+        sealed: true,
+    };
+    let successor = Connection::connect(&node.run_dir().join("takeover.sock"), SOON).unwrap().unwrap();
+    successor.send(&request.encode_to_vec(), &[]).unwrap();
+    let mut parts = iter::from_fn(|| Part::decode(successor.receive().unwrap().0.as_slice()).unwrap().part);
+    let Some(part::Part::Agent(agent)) = parts.next() else { panic!("it says first who it is") };
+    assert_eq!(status["incarnation"].to_string().trim_matches('"'), agent.incarnation.to_string());
+    assert!(parts.any(|part| matches!(part, part::Part::Done(_))));
+    reaches(&from, &to);
+    drop(successor);
+    assert!(!node.wait_agent_end(SOON).unwrap().success());
+    assert!(node.log_tail().contains("has ended before it had taken over"), "{}", node.log_tail());
+    node.start_agent().unwrap();
+    node.wait_ready(START).unwrap();
+    reaches(&from, &to);
 }
 
 fn run(node: &Arc<Node>, more: &[&str]) -> Output {
