@@ -34,6 +34,7 @@ use crate::{
     config::{Args, Config, Encryption, Ipam, LogFormat},
     datapath::{
         self, handshake,
+        path_task::{self, Health},
         seal::Algorithm,
         session_task::{self, Handshakes},
     },
@@ -103,6 +104,7 @@ pub struct Running {
     datapath: datapath::task::Datapath,
     /// None where packets go in clear.
     _handshakes: Option<Handshakes>,
+    _health: Health,
     /// Each ends by itself only when the agent cannot or need not go on.
     tasks: JoinSet<anyhow::Result<()>>,
     /// End, with their last answers given, when told to.
@@ -126,6 +128,7 @@ pub async fn build(config: Config, cluster: Option<Cluster>) -> anyhow::Result<R
     })?;
     let threads = config.data_threads.get();
     let sockets = datapath::task::bind(config.listen, threads).context("--listen")?;
+    let probing = path_task::bind(&sockets).context("--listen")?;
     let http = HttpServer::bind(config.metrics).await?;
     let local = LocalSocket::bind(&config.socket())?;
     let (stopping, stopped) = watch::channel(false);
@@ -204,14 +207,14 @@ pub async fn build(config: Config, cluster: Option<Cluster>) -> anyhow::Result<R
     let agree = || {
         let handshake_config = handshake::Config {
             name: config.name.clone(),
-            secret,
+            secret: secret.clone(),
             key: data_key,
             incarnation,
             algorithm: Algorithm::preferred(),
             lanes: u8::try_from(sockets.iter().map(Vec::len).sum::<usize>()).context("--data-threads")?,
             random: session_task::random(),
         };
-        session_task::spawn(handshake_config, &sockets[0][0], sealing_watch, threads)
+        session_task::spawn(handshake_config, &sockets[0][0], sealing_watch, threads, tables.clone())
     };
     let handshakes = sealed.then(agree).transpose().context("start the handshakes")?;
     let sealing = handshakes.as_ref().map(|handshakes| handshakes.sealing().clone());
@@ -220,6 +223,16 @@ pub async fn build(config: Config, cluster: Option<Cluster>) -> anyhow::Result<R
     let datapath_config =
         datapath::task::Config { tun: TUN.into(), queues, offloads, sockets, linger: config.poll, sealing };
     let datapath = datapath::task::spawn(datapath_config, tables.clone())?;
+    let (probed, probed_watch) = watch::channel(Default::default());
+    let (revived, mut revivals) = mpsc::channel(QUEUE);
+    let health_config = path_task::Config {
+        secret: sealed.then_some(secret),
+        sockets: probing,
+        tables: tables.clone(),
+        traffic: datapath.reader(),
+        handshakes: handshakes.as_ref().map(|handshakes| handshakes.sealing().requests.clone()),
+    };
+    let health = path_task::spawn(health_config, probed_watch, revived).context("start to probe paths")?;
     std::fs::write(&marker, incarnation.0.to_string())
         .with_context(|| format!("--run-dir: write {}", marker.display()))?;
 
@@ -246,8 +259,15 @@ pub async fn build(config: Config, cluster: Option<Cluster>) -> anyhow::Result<R
         ipam_task.await.context("the allocator's task panicked")?;
         bail!("the allocator has stopped")
     });
-    let state =
-        steering::State::new(&config, &mesh, &ipam, &links, (&readiness, starting), (tables, sealing_peers));
+    let ways = steering::Ways { tables, sealing: sealing_peers, probed, views: health.views() };
+    let state = steering::State::new(&config, &mesh, &ipam, &links, (&readiness, starting), ways);
+    let call_again = mesh.clone();
+    tasks.spawn(async move {
+        while let Some(peer) = revivals.recv().await {
+            call_again.heard(peer).await?;
+        }
+        bail!("paths are no longer probed")
+    });
     let (steered, node, cni_readiness) = (state.steered(), state.node(), state.cni_readiness());
     let beat = heartbeats.register("steering", Instant::now());
     tasks.spawn(state.run(beat, Instant::now));
@@ -273,6 +293,8 @@ pub async fn build(config: Config, cluster: Option<Cluster>) -> anyhow::Result<R
         packets: datapath.reader(),
         sessions,
         refusals,
+        views: health.views(),
+        probes: health.passed(),
         readiness: readiness.clone(),
         links: links.watch(),
         cni_warnings: cni.warnings(),
@@ -294,7 +316,7 @@ pub async fn build(config: Config, cluster: Option<Cluster>) -> anyhow::Result<R
     local_front.open(routes.into_axum_router());
     let endpoints: Vec<_> = config.endpoints.iter().map(ToString::to_string).collect();
     info!(name = %config.name, %incarnation, universe = %config.universe, endpoints = endpoints.join(","), "started");
-    Ok(Running { mesh, datapath, _handshakes: handshakes, tasks, servers, stopping })
+    Ok(Running { mesh, datapath, _handshakes: handshakes, _health: health, tasks, servers, stopping })
 }
 
 impl Running {
