@@ -30,7 +30,7 @@ fn every_value_of_the_chart_renders_to_what_kubernetes_knows() {
         ("/extraArgs", json!(["--data-threads=2"])),
         ("/extraEnv", json!([{ "name": "WEFT_POLL_US", "value": "0" }])),
         ("/privileged", json!(true)),
-        ("/maxUnavailable", json!("10%")),
+        ("/maxSurge", json!("10%")),
         ("/podMonitor", json!({ "enabled": true, "labels": { "release": "p" } })),
         ("/prometheusRule", json!({ "enabled": true, "labels": { "release": "p" } })),
     ] {
@@ -72,7 +72,8 @@ fn the_agent_is_not_privileged_and_mounts_only_what_it_needs() {
         container.volume_mounts.iter().flatten().map(|mount| mount.mount_path.clone()).collect()
     };
     assert_eq!(mounts(install), ["/opt/cni/bin"]);
-    let own = ["/etc/cni/net.d", "/run/weft", "/var/lib/weft", "/dev/net/tun", "/host/proc/sys/net"];
+    let own =
+        ["/etc/cni/net.d", "/run/weft", "/run/probe", "/var/lib/weft", "/dev/net/tun", "/host/proc/sys/net"];
     assert_eq!(mounts(agent), own);
     let paths: Vec<_> =
         spec.volumes.iter().flatten().filter_map(|volume| volume.host_path.as_ref()).collect();

@@ -409,7 +409,7 @@ fn handshakes(side: usize, underlay: [&str; 2], sockets: &[Vec<Socket>]) -> Hand
         endpoint: Some(SocketAddr::new(underlay[other].parse().unwrap(), 6783)),
     };
     let (_, peers) = tokio::sync::watch::channel(vec![peer]);
-    session_task::spawn(config, &sockets[0][0], peers, sockets.len(), Arc::default()).unwrap()
+    session_task::spawn(config, &sockets[0][0], peers, sockets.len(), Arc::default(), None).unwrap()
 }
 
 fn namespace() -> File {

@@ -9,11 +9,13 @@
 //! Exit code 0: done; 1: it failed, and standard error says why; 2: the command line was wrong.
 
 mod client;
+mod probe;
 mod tables;
 mod units;
 mod view;
 
 pub use client::{CallError, Client};
+pub use probe::ProbeArgs;
 
 use crate::{
     config::{self, DEFAULT_RUN_DIR, socket_in},
@@ -51,6 +53,8 @@ pub enum Command {
     InstallCni(run::InstallCniArgs),
     /// Remove from this node all that Weft made and installed, whatever is attached: once the agent is deleted
     Uninstall(run::UninstallArgs),
+    /// Ask an agent's --probe-socket, and exit with 0 or, with the reasons, 1: for Kubernetes' probes
+    Probe(ProbeArgs),
     /// Make the keys by which nodes know each other
     #[command(subcommand)]
     Ca(CaCommand),

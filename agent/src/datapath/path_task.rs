@@ -53,11 +53,12 @@ pub struct Config {
     pub traffic: Reader,
     /// Whom to tell that a peer answers again; none where packets go in clear.
     pub handshakes: Option<Requests>,
+    /// The wall clock's time at the start.
+    pub since: Duration,
 }
 
 /// The running task. It ends when it is dropped.
 pub struct Health {
-    views: watch::Receiver<Arc<Views>>,
     drops: Arc<WorkerCounters>,
     task: JoinHandle<()>,
 }
@@ -77,43 +78,39 @@ pub fn bind(workers: &[Vec<Socket>]) -> Result<Sockets, UdpError> {
     Ok(Sockets { incoming: first.bind_beside(workers.len(), steer)?, outgoing: first.bind_probing()? })
 }
 
-/// Starts the task. Peers that answer again are told by `revived`; what finds it full is not said twice.
+/// Starts the task. `views` are told when a way, an endpoint or an MTU changes, and what else there is, is kept up to date
+/// in them. Peers that answer again are told by `revived`; what finds it full is not said twice.
 ///
 /// # Errors
 /// A socket cannot be used.
 pub fn spawn(
     config: Config,
     inputs: watch::Receiver<Inputs>,
+    views: watch::Sender<Arc<Views>>,
     revived: mpsc::Sender<PeerName>,
 ) -> anyhow::Result<Health> {
-    let Config { secret, sockets, tables, traffic, handshakes } = config;
+    let Config { secret, sockets, tables, traffic, handshakes, since } = config;
     let std = |socket: &Socket| socket.as_fd().try_clone_to_owned().map(UdpSocket::from);
     let incoming = std(&sockets.incoming).context("share a data socket with the probes")?;
     let outgoing = std(&sockets.outgoing).context("share a socket with the probes")?;
     let incoming = tokio::net::UdpSocket::from_std(incoming).context("wait for probes")?;
-    let (sender, views) = watch::channel(Arc::default());
     let drops = Arc::new(WorkerCounters::default());
     let task = Task {
-        paths: Paths::new(secret, random()),
+        paths: Paths::new(secret, random(), since.as_millis() as u64),
         incoming,
         outgoing,
         tables,
         traffic,
         handshakes,
-        views: sender,
+        views,
         revived,
         drops: drops.clone(),
         buffer: vec![0; BUFFER].into(),
     };
-    Ok(Health { views, drops, task: tokio::spawn(task.run(inputs)) })
+    Ok(Health { drops, task: tokio::spawn(task.run(inputs)) })
 }
 
 impl Health {
-    /// How it goes with each peer. Told when a way, an endpoint or an MTU changes; what else there is, is kept up to date.
-    pub fn views(&self) -> watch::Receiver<Arc<Views>> {
-        self.views.clone()
-    }
-
     pub fn passed(&self) -> Passed {
         Passed(self.drops.clone())
     }

@@ -10,7 +10,7 @@
 //! its queue full is dropped, and the worker counts it: peers say everything again.
 
 use super::{
-    handshake::{Config, Datagram, Machine, Peer, Random, Refusal, message::MESSAGE_LEN_MAX},
+    handshake::{Config, Datagram, Estate, Machine, Peer, Random, Refusal, message::MESSAGE_LEN_MAX},
     icmp::Bucket,
     relay::Prefix,
     sessions::{SessionIndex, Sessions},
@@ -31,7 +31,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
     task::JoinHandle,
     time::sleep_until,
 };
@@ -69,7 +69,8 @@ pub struct Refusals(Arc<[AtomicU64; Refusal::ALL.len()]>);
 pub struct Handshakes {
     sealing: Sealing,
     refusals: Refusals,
-    task: JoinHandle<()>,
+    ending: Option<oneshot::Sender<()>>,
+    task: JoinHandle<Machine>,
 }
 
 /// What the workers need to seal and open packets.
@@ -83,6 +84,7 @@ pub struct Sealing {
 
 /// Starts the task for so many workers, each of which may have several lanes. It sends from `socket`, which stays with
 /// its worker, and neither calls nor hears anybody until `peers` has some. `tables` say who is to be reached by a relay.
+/// It goes on with what another agent's handed over.
 ///
 /// # Errors
 /// The socket cannot be shared.
@@ -92,26 +94,34 @@ pub fn spawn(
     peers: watch::Receiver<Vec<Peer>>,
     workers: usize,
     tables: Arc<ArcSwap<Table>>,
+    estate: Option<Estate>,
 ) -> anyhow::Result<Handshakes> {
     let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
     let wakes = (0..workers).map(|_| EventFd::from_flags(flags).map(Arc::new)).collect::<Result<Vec<_>, _>>();
     let (wakes, sessions) = (wakes.context("make an eventfd for each data worker")?, Arc::default());
+    let mut machine = Machine::new(config, Instant::now());
+    if let Some(estate) = estate {
+        machine.resume(&estate, Instant::now());
+    }
     let socket = socket.as_fd().try_clone_to_owned().context("share a data socket with the handshakes")?;
     let (signals, signal_queue) = mpsc::channel(SIGNALS);
     let (messages, message_queue) = mpsc::channel(MESSAGES);
     let refusals = Refusals::default();
-    let task = Task {
-        machine: Machine::new(config, Instant::now()),
+    let (ending, ended) = oneshot::channel();
+    let mut task = Task {
+        machine,
         socket: socket.into(),
         sessions: Arc::clone(&sessions),
         workers: wakes.clone(),
         refusals: refusals.clone(),
         tables,
     };
-    let task = tokio::spawn(task.run(peers, signal_queue, message_queue));
+    // The workers have them when they start.
+    task.carry_out();
+    let task = tokio::spawn(task.run(peers, signal_queue, message_queue, ended));
     let (surprises, moves) = (Bucket::new(SURPRISE, SURPRISE_BURST), Bucket::new(MOVE, MOVE_BURST));
     let requests = Requests { signals, messages, surprises, moves };
-    Ok(Handshakes { sealing: Sealing { sessions, requests, wakes }, refusals, task })
+    Ok(Handshakes { sealing: Sealing { sessions, requests, wakes }, refusals, ending: Some(ending), task })
 }
 
 /// Random bytes for [`Config`], by way of the crypto library.
@@ -178,6 +188,16 @@ impl Handshakes {
     pub fn refusals(&self) -> Refusals {
         self.refusals.clone()
     }
+
+    /// Ends, once no worker seals or opens any more, and gives what another agent's can go on with.
+    ///
+    /// # Errors
+    /// The task has panicked.
+    pub async fn release(mut self) -> anyhow::Result<Estate> {
+        self.ending.take().map(|ending| ending.send(()));
+        let machine = (&mut self.task).await.context("the handshakes' task")?;
+        Ok(machine.release(Instant::now()))
+    }
 }
 
 impl Drop for Handshakes {
@@ -201,7 +221,8 @@ impl Task {
         mut peers: watch::Receiver<Vec<Peer>>,
         mut signals: mpsc::Receiver<Signal>,
         mut messages: mpsc::Receiver<Message>,
-    ) {
+        mut ended: oneshot::Receiver<()>,
+    ) -> Machine {
         let mut batch = Vec::with_capacity(BATCH);
         // Who calls right at the start, before anybody is known, is heard a moment later, not refused.
         let mut acquainted = false;
@@ -210,16 +231,19 @@ impl Task {
             let wake = self.machine.next_wake().unwrap_or_else(|| Instant::now() + IDLE);
             tokio::select! {
                 biased;
+                _ = &mut ended => return self.machine,
                 () = sleep_until(wake.into()) => {}
                 Ok(()) = peers.changed() => {
                     let peers = peers.borrow_and_update().clone();
                     acquainted |= !peers.is_empty();
-                    self.machine.set_peers(peers, Instant::now());
+                    if acquainted {
+                        self.machine.set_peers(peers, Instant::now());
+                    }
                 }
                 Some(signal) = signals.recv() => self.signal(signal),
                 received = messages.recv_many(&mut batch, BATCH), if acquainted => {
                     if received == 0 {
-                        return;
+                        return self.machine;
                     }
                     batch.drain(..).for_each(|message| self.message(&message));
                 }
@@ -340,7 +364,7 @@ mod tests {
             lanes: 1,
             random: random(),
         };
-        let handshakes = spawn(config, &data, peers, 1, Arc::default()).unwrap();
+        let handshakes = spawn(config, &data, peers, 1, Arc::default(), None).unwrap();
         let Sealing { sessions, wakes, .. } = handshakes.sealing().clone();
         let worker = wakes[0].clone();
         let address = data.local_address().unwrap();

@@ -97,15 +97,17 @@ pub struct Paths {
     random: Random,
     paths: BTreeMap<PeerName, Path>,
     ids: BTreeMap<DataId, PeerName>,
-    count: u32,
+    /// Of the latest probe.
+    count: u64,
     sampled: Option<Instant>,
     datagrams: VecDeque<Datagram>,
 }
 
 impl Paths {
-    pub fn new(secret: Option<DataSecret>, random: Random) -> Self {
+    /// `first` is the number of the first probe: more than all of an earlier run.
+    pub fn new(secret: Option<DataSecret>, random: Random, first: u64) -> Self {
         let (paths, ids, datagrams) = (BTreeMap::new(), BTreeMap::new(), VecDeque::new());
-        Self { me: DataId::default(), secret, random, paths, ids, count: 0, sampled: None, datagrams }
+        Self { me: DataId::default(), secret, random, paths, ids, count: first, sampled: None, datagrams }
     }
 
     /// Takes over what is known now: all peers that there are. Those that encrypt where we do not, or the other way round,
@@ -198,7 +200,7 @@ impl Paths {
                 self.count = self.count.wrapping_add(1);
                 let mut low = [0; 4];
                 (self.random)(&mut low);
-                let number = u64::from(self.count) << 32 | u64::from(u32::from_be_bytes(low));
+                let number = self.count << GUESS | u64::from(u32::from_be_bytes(low) >> (32 - GUESS));
                 path.sent(&target, number, size, now);
                 let Some(to) = relay else { continue };
                 let probe = Probe { kind: Kind::Probe, sender: self.me, number, rtt };
@@ -234,6 +236,8 @@ impl Paths {
     }
 }
 
+/// Bits of a probe's number that nobody can guess; the others count, in milliseconds since 1970 at the start.
+const GUESS: u32 = 20;
 /// How often traffic is looked at.
 const SAMPLE: Duration = Duration::from_secs(1);
 /// What the data path puts around an inner packet: header and tag.

@@ -7,8 +7,8 @@
 //!
 //! The mac is keyed by what the two static keys have in common (X25519), so it needs no session and outlives restarts;
 //! it covers the receiver's data id as well, so that nothing can be sent back as if it were said by the other. Where
-//! packets go in clear it is zero, and an answer is believed for its number, whose lower half is random. A number's upper
-//! half grows: what was said again by somebody else is not taken for a sign of life.
+//! packets go in clear it is zero, and an answer is believed for its number, whose lower bits are random. Its upper bits grow,
+//! also over restarts: what is said again by somebody else is not taken for a sign of life.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use crate::types::{DataId, DataKey, DataSecret};

@@ -24,7 +24,7 @@ use socket2::{Domain, Protocol, SockAddr, Type};
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
 };
 
 /// A socket that carries the underlay's datagrams. It never lets the kernel fragment one (`IP_PMTUDISC_DO`).
@@ -80,6 +80,13 @@ impl Socket {
         let worker =
             |shared| [Ok(shared)].into_iter().chain((1..lanes).map(|_| Self::bind(own, false))).collect();
         shared.into_iter().map(worker).collect()
+    }
+
+    /// A socket that another agent has bound.
+    pub fn adopt(socket: OwnedFd) -> io::Result<Self> {
+        let data = socket2::Socket::from(socket);
+        let probe = socket2::Socket::new(data.domain()?, Type::DGRAM, Some(Protocol::UDP))?;
+        Ok(Self { data, probe })
     }
 
     /// Binds one more socket to the port that this one, the first of `workers`, shares with its group: it gets what
