@@ -39,6 +39,7 @@ use crate::{
     datapath::{
         self,
         handshake::{self, Estate},
+        path_task::{self, Health},
         seal::Algorithm,
         session_task::{self, Handshakes},
     },
@@ -128,6 +129,7 @@ pub struct Running {
     datapath: datapath::task::Datapath,
     /// None where packets go in clear.
     handshakes: Option<Handshakes>,
+    health: Health,
     listeners: Listeners,
     /// Each ends by itself only when the agent cannot or need not go on.
     tasks: JoinSet<anyhow::Result<()>>,
@@ -266,14 +268,20 @@ pub async fn build(
         leaving,
     };
     tasks.spawn(board.run(early));
-    let state = steering::State::new(
-        &config,
-        &mesh,
-        &ipam,
-        &links,
-        (&readiness, starting),
-        (tables.clone(), sealing_peers),
-    );
+    let (probed, probed_watch) = watch::channel(Default::default());
+    let (views_sender, views) = watch::channel(Default::default());
+    let (revived, mut revivals) = mpsc::channel(QUEUE);
+    let ways =
+        steering::Ways { tables: tables.clone(), sealing: sealing_peers, probed, views: views.clone() };
+    let state = steering::State::new(&config, &mesh, &ipam, &links, (&readiness, starting), ways);
+    let call_again = mesh.clone();
+    tasks.spawn(async move {
+        while let Some(peer) = revivals.recv().await {
+            // Why the mesh has stopped, others say.
+            let _ = call_again.heard(peer).await;
+        }
+        bail!("paths are no longer probed")
+    });
     let (steered, node, cni_readiness) = (state.steered(), state.node(), state.cni_readiness());
     let beat = heartbeats.register("steering", Instant::now());
     tasks.spawn(state.run(beat, Instant::now));
@@ -290,22 +298,33 @@ pub async fn build(
     let agree = || {
         let handshake_config = handshake::Config {
             name: config.name.clone(),
-            secret,
+            secret: secret.clone(),
             key: data_key,
             incarnation,
             algorithm: Algorithm::preferred(),
             lanes: u8::try_from(sockets.iter().map(Vec::len).sum::<usize>()).context("--data-threads")?,
             random: session_task::random(),
         };
-        session_task::spawn(handshake_config, &sockets[0][0], sealing_watch, threads, estate)
+        session_task::spawn(handshake_config, &sockets[0][0], sealing_watch, threads, tables.clone(), estate)
     };
     let handshakes = sealed.then(agree).transpose().context("start the handshakes")?;
     let sealing = handshakes.as_ref().map(|handshakes| handshakes.sealing().clone());
     let sessions = sealing.as_ref().map(|sealing| sealing.sessions.clone());
     let refusals = handshakes.as_ref().map(Handshakes::refusals);
+    let probing = path_task::bind(&sockets).context("--listen")?;
     let datapath_config =
         datapath::task::Config { tun: TUN.into(), queues, offloads, sockets, linger: config.poll, sealing };
-    let datapath = datapath::task::spawn(datapath_config, tables)?;
+    let datapath = datapath::task::spawn(datapath_config, tables.clone())?;
+    let health_config = path_task::Config {
+        secret: sealed.then_some(secret),
+        sockets: probing,
+        tables,
+        traffic: datapath.reader(),
+        handshakes: handshakes.as_ref().map(|handshakes| handshakes.sealing().requests.clone()),
+        since: unix_time(),
+    };
+    let health =
+        path_task::spawn(health_config, probed_watch, views_sender, revived).context("probe paths")?;
 
     let cni_config = cni::Config {
         run_dir: config.run_dir.clone(),
@@ -328,6 +347,8 @@ pub async fn build(
         packets: datapath.reader(),
         sessions,
         refusals,
+        views,
+        probes: health.passed(),
         readiness: readiness.clone(),
         links: links.watch(),
         cni_warnings: cni.warnings(),
@@ -349,7 +370,7 @@ pub async fn build(
     local_front.open(routes.into_axum_router());
     let endpoints: Vec<_> = config.endpoints.iter().map(ToString::to_string).collect();
     info!(name = %config.name, %incarnation, universe = %config.universe, endpoints = endpoints.join(","), "started");
-    Ok(Running { mesh, allocator, datapath, handshakes, listeners, tasks, servers, stopping })
+    Ok(Running { mesh, allocator, datapath, handshakes, health, listeners, tasks, servers, stopping })
 }
 
 impl Running {
@@ -391,6 +412,7 @@ impl Running {
         successor.hand_over(agent, &self.listeners, workers, items).await?;
         successor.ready().await?;
         self.datapath.stop();
+        drop(self.health);
         let estate = match self.handshakes {
             Some(handshakes) => handshakes.release().await?,
             None => Estate::default(),
