@@ -41,6 +41,8 @@ pub mod links;
 #[cfg(feature = "agent")]
 pub mod mesh;
 #[cfg(feature = "agent")]
+pub mod policy;
+#[cfg(feature = "agent")]
 pub mod run;
 
 /// Name and version, as peers, metrics and `weft version` show them.
