@@ -207,6 +207,10 @@ impl Handle {
         Ok(board.takeovers.last().filter(|_| wrote).cloned())
     }
 
+    pub(super) fn clients(&self) -> watch::Receiver<Clients> {
+        self.clients.clone()
+    }
+
     fn client(&self) -> kube::Client {
         self.clients.borrow().calls.clone()
     }
@@ -429,7 +433,7 @@ fn now() -> String {
 
 /// Doubles from a third of a second to ten, with a part left to chance; begins anew with each answer.
 #[derive(Default)]
-struct Patience {
+pub(super) struct Patience {
     failures: u32,
 }
 

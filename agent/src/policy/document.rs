@@ -7,6 +7,7 @@ use super::{
 };
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use std::{collections::BTreeMap, fmt};
 
 /// What a file describes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -14,6 +15,13 @@ pub struct Objects {
     pub namespaces: Vec<Namespace>,
     pub pods: Vec<Pod>,
     pub policies: Vec<Policy>,
+}
+
+/// What an object is known by: its kind, and `namespace/name`, or the name alone of what has no namespace.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ObjectKey {
+    pub kind: String,
+    pub name: String,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +47,31 @@ impl Objects {
         Ok(objects)
     }
 
+    /// Each object of a text by kind and name, as it was written.
+    ///
+    /// # Errors
+    /// As of [`Objects::parse`].
+    pub fn split(text: &str) -> Result<BTreeMap<ObjectKey, Value>, DocumentError> {
+        let mut split = BTreeMap::new();
+        let mut waiting = documents(text)?;
+        while let Some(mut document) = waiting.pop() {
+            if document["kind"].as_str().is_some_and(|kind| kind.ends_with("List")) {
+                if let Value::Array(items) = document["items"].take() {
+                    waiting.extend(items);
+                }
+                continue;
+            }
+            let mut one = Self::default();
+            one.add(document.clone())?;
+            let policies = one.policies.iter().map(|it| ("NetworkPolicy", it.id.to_string()));
+            let namespaces = one.namespaces.iter().map(|it| ("Namespace", it.name.clone()));
+            let pods = one.pods.iter().map(|it| ("Pod", it.full_name()));
+            let key = policies.chain(namespaces).chain(pods).next().expect("one object was added");
+            split.insert(ObjectKey { kind: key.0.into(), name: key.1 }, document);
+        }
+        Ok(split)
+    }
+
     fn add(&mut self, mut document: Value) -> Result<(), DocumentError> {
         let kind = document["kind"].as_str().unwrap_or_default().to_string();
         match kind.as_str() {
@@ -52,6 +85,12 @@ impl Objects {
             _ => return Err(DocumentError::Kind(kind)),
         }
         Ok(())
+    }
+}
+
+impl fmt::Display for ObjectKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.kind, self.name)
     }
 }
 

@@ -21,6 +21,8 @@ pub enum Verdict {
     NoPod,
     /// A pod always reaches itself.
     Itself,
+    /// A node always reaches its pods, and they reach it.
+    OwnNode,
     /// No policy isolates the pod in this direction.
     Open,
     Allowed {
@@ -46,6 +48,9 @@ fn verdict(index: &Index, direction: Direction, flow: &Flow) -> Verdict {
     let Some(pod) = index.endpoint(own) else { return Verdict::NoPod };
     if own == other {
         return Verdict::Itself;
+    }
+    if index.attached().contains_key(&own) && index.own().contains(&other) {
+        return Verdict::OwnNode;
     }
     let mut policies = Vec::new();
     for policy in index.selecting(pod) {
@@ -96,6 +101,7 @@ impl fmt::Display for Verdict {
         match self {
             Self::NoPod => f.write_str("allowed: no pod that policies see has this address"),
             Self::Itself => f.write_str("allowed: a pod always reaches itself"),
+            Self::OwnNode => f.write_str("allowed: a pod and its own node always reach each other"),
             Self::Open => f.write_str("allowed: no policy isolates the pod in this direction"),
             Self::Allowed { policy, rule } => {
                 write!(f, "allowed by rule {} of NetworkPolicy {policy}", rule + 1)

@@ -9,7 +9,10 @@
 //! with it on this node, else to the pod that has claimed it last.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
-use super::model::{Block, Namespace, Namespaces, Pod, PodPeer, Policy, PolicyId, Uid};
+use super::{
+    convert::NAME_LABEL,
+    model::{Block, Namespace, Namespaces, Pod, PodPeer, Policy, PolicyId, Uid},
+};
 use crate::types::PodRef;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,6 +28,8 @@ pub type Nodes = BTreeMap<IpAddr, BTreeSet<IpAddr>>;
 pub struct Index {
     /// Pods that nobody describes are pods without labels.
     plain: bool,
+    /// All there is has been heard once.
+    complete: bool,
     pods: BTreeMap<Uid, Arc<Pod>>,
     /// Who says that an address is its own, the last one last.
     claims: BTreeMap<IpAddr, Vec<Uid>>,
@@ -33,6 +38,8 @@ pub struct Index {
     namespaces: BTreeMap<String, Namespace>,
     policies: BTreeMap<PolicyId, Arc<Policy>>,
     nodes: Nodes,
+    /// Addresses of this node itself.
+    own: BTreeSet<IpAddr>,
     endpoints: BTreeMap<IpAddr, Arc<Pod>>,
     touched: Touched,
 }
@@ -48,7 +55,16 @@ pub enum Touched {
 impl Index {
     /// Without an API server nobody describes pods unless somebody says what is to be known of them.
     pub fn new(plain: bool) -> Self {
-        Self { plain, ..Self::default() }
+        Self { plain, complete: plain, ..Self::default() }
+    }
+
+    /// What has been taken in so far is all there is: it can be enforced.
+    pub fn complete(&mut self) {
+        self.complete = true;
+    }
+
+    pub fn is_complete(&self) -> bool {
+        self.complete
     }
 
     pub fn apply_pod(&mut self, pod: Pod) {
@@ -142,6 +158,15 @@ impl Index {
         }
     }
 
+    /// The addresses of this node itself.
+    pub fn set_own(&mut self, own: BTreeSet<IpAddr>) {
+        self.own = own;
+    }
+
+    pub fn own(&self) -> &BTreeSet<IpAddr> {
+        &self.own
+    }
+
     /// What is attached on this node.
     pub fn settle(&mut self, attached: BTreeMap<IpAddr, PodRef>) {
         let before = mem::replace(&mut self.attached, attached);
@@ -187,13 +212,14 @@ impl Index {
         self.namespace_matches(&peer.namespaces, &pod.namespace) && peer.pods.matches(&pod.labels)
     }
 
-    /// A namespace that is not known (yet) has no labels that could be selected.
+    /// In a cluster a namespace that is not known (yet) has no labels that could be selected.
     pub fn namespace_matches(&self, wanted: &Namespaces, name: &str) -> bool {
         match wanted {
             Namespaces::Named(own) => own == name,
-            Namespaces::Selected(selector) => {
-                self.namespaces.get(name).is_some_and(|namespace| selector.matches(&namespace.labels))
-            }
+            Namespaces::Selected(selector) => match self.namespaces.get(name) {
+                Some(namespace) => selector.matches(&namespace.labels),
+                None => self.plain && selector.matches(&[(NAME_LABEL.into(), name.into())].into()),
+            },
         }
     }
 

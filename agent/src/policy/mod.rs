@@ -19,9 +19,11 @@ pub mod model;
 mod render;
 mod rules;
 pub mod selector;
+mod task;
 
 pub use compile::Compiler;
 pub use explain::{Explanation, Verdict, explain};
 pub use index::{Index, Nodes, Touched};
-pub use render::{Renderer, TABLE};
+pub use render::Renderer;
 pub use rules::{Change, Rules};
+pub use task::{Counts, Handle, PolicyError, Status, remove, spawn};

@@ -17,6 +17,7 @@ use super::{
     model::{Direction, PolicyId},
     rules::{Chain, Change, Combination, Element, Key, Line, Ports, Rules},
 };
+use crate::types::POLICY_TABLE;
 use siphasher::sip::SipHasher;
 use std::{collections::BTreeMap, fmt::Write, net::IpAddr};
 
@@ -37,7 +38,8 @@ impl Renderer {
     /// The text for `nft -f -` that makes the table anew, whatever there is.
     pub fn table(&mut self, rules: &Rules, revision: u32) -> String {
         *self = Self::new(self.log);
-        let mut text = format!("table inet {TABLE} {{}}\ndelete table inet {TABLE}\n{SKELETON}");
+        let mut text =
+            format!("table inet {POLICY_TABLE} {{}}\ndelete table inet {POLICY_TABLE}\n{SKELETON}");
         text += &self.steps(&Rules::default().changes_to(rules), revision);
         text
     }
@@ -56,8 +58,8 @@ impl Renderer {
             self.step(&rest[..count], &mut text);
             rest = &rest[count..];
         }
-        let _ = writeln!(text, "flush set inet {TABLE} {REVISION}");
-        let _ = writeln!(text, "add element inet {TABLE} {REVISION} {{ {revision} }}");
+        let _ = writeln!(text, "flush set inet {POLICY_TABLE} {REVISION}");
+        let _ = writeln!(text, "add element inet {POLICY_TABLE} {REVISION} {{ {revision} }}");
         text
     }
 
@@ -80,7 +82,7 @@ impl Renderer {
                 for family in FAMILIES {
                     let _ = writeln!(
                         text,
-                        "add set inet {TABLE} {} {{ {} }}",
+                        "add set inet {POLICY_TABLE} {} {{ {} }}",
                         set_name(key, family),
                         set_type(key, family)
                     );
@@ -88,7 +90,7 @@ impl Renderer {
             }
             Change::DropSet(key) => {
                 for family in FAMILIES {
-                    let _ = writeln!(text, "delete set inet {TABLE} {}", set_name(key, family));
+                    let _ = writeln!(text, "delete set inet {POLICY_TABLE} {}", set_name(key, family));
                 }
             }
             Change::AddElement(key, _) => write_elements("add", key, alike, text),
@@ -96,8 +98,11 @@ impl Renderer {
             Change::SetChain((direction, policy), chain) => write_chain(*direction, policy, chain, text),
             Change::DropChain((direction, policy)) => {
                 let name = chain_name(*direction, policy);
-                let _ = writeln!(text, "flush chain inet {TABLE} {name}\ndelete chain inet {TABLE} {name}");
-                let _ = writeln!(text, "delete counter inet {TABLE} {name}");
+                let _ = writeln!(
+                    text,
+                    "flush chain inet {POLICY_TABLE} {name}\ndelete chain inet {POLICY_TABLE} {name}"
+                );
+                let _ = writeln!(text, "delete counter inet {POLICY_TABLE} {name}");
             }
             Change::SetTarget(at, combination) => {
                 let (before, (direction, address)) = (self.targets.insert(*at, combination.clone()), *at);
@@ -132,11 +137,11 @@ impl Renderer {
     fn write_combination(&self, direction: Direction, combination: &Combination, text: &mut String) {
         let name = combination_name(direction, combination);
         if !combination.is_empty() {
-            let _ = writeln!(text, "add counter inet {TABLE} {name}");
+            let _ = writeln!(text, "add counter inet {POLICY_TABLE} {name}");
         }
-        let _ = writeln!(text, "add chain inet {TABLE} {name}");
+        let _ = writeln!(text, "add chain inet {POLICY_TABLE} {name}");
         let mut rule = |rule: &str| {
-            let _ = writeln!(text, "add rule inet {TABLE} {name} {rule}");
+            let _ = writeln!(text, "add rule inet {POLICY_TABLE} {name} {rule}");
         };
         rule(&format!("tcp flags & (fin | syn | rst | ack) != syn counter name {LATE} drop"));
         for policy in combination.iter() {
@@ -158,9 +163,12 @@ impl Renderer {
         if *uses == 0 {
             self.uses.remove(&at);
             let name = combination_name(direction, combination);
-            let _ = writeln!(text, "flush chain inet {TABLE} {name}\ndelete chain inet {TABLE} {name}");
+            let _ = writeln!(
+                text,
+                "flush chain inet {POLICY_TABLE} {name}\ndelete chain inet {POLICY_TABLE} {name}"
+            );
             if !combination.is_empty() {
-                let _ = writeln!(text, "delete counter inet {TABLE} {name}");
+                let _ = writeln!(text, "delete counter inet {POLICY_TABLE} {name}");
             }
         }
     }
@@ -176,7 +184,7 @@ fn write_elements(verb: &str, key: &Key, alike: &[Change], text: &mut String) {
         for some in listed.chunks(ELEMENTS) {
             let _ = writeln!(
                 text,
-                "{verb} element inet {TABLE} {} {{ {} }}",
+                "{verb} element inet {POLICY_TABLE} {} {{ {} }}",
                 set_name(key, family),
                 some.join(", ")
             );
@@ -195,15 +203,15 @@ fn element_of(family: Family, element: &Element) -> Option<String> {
 
 fn write_chain(direction: Direction, policy: &PolicyId, chain: &Chain, text: &mut String) {
     let name = chain_name(direction, policy);
-    let _ = writeln!(text, "add counter inet {TABLE} {name}\nadd chain inet {TABLE} {name}");
-    let _ = writeln!(text, "flush chain inet {TABLE} {name}");
+    let _ = writeln!(text, "add counter inet {POLICY_TABLE} {name}\nadd chain inet {POLICY_TABLE} {name}");
+    let _ = writeln!(text, "flush chain inet {POLICY_TABLE} {name}");
     for line in chain {
         // Where neither names an address one rule is for both families.
         let families = if line.keys().next().is_none() { &FAMILIES[..1] } else { &FAMILIES };
         for family in families {
             let _ = writeln!(
                 text,
-                "add rule inet {TABLE} {name} {}counter name {name} accept",
+                "add rule inet {POLICY_TABLE} {name} {}counter name {name} accept",
                 matched(direction, line, *family)
             );
         }
@@ -249,12 +257,12 @@ fn write_target(
 ) {
     let map = format!("{}{}", direction.word(), Family::of(address).digit());
     let to = to.map(|to| format!(" : jump {}", combination_name(direction, to))).unwrap_or_default();
-    let _ = writeln!(text, "{verb} element inet {TABLE} {map} {{ {address}{to} }}");
+    let _ = writeln!(text, "{verb} element inet {POLICY_TABLE} {map} {{ {address}{to} }}");
 }
 
 fn write_itself(verb: &str, address: IpAddr, text: &mut String) {
     let digit = Family::of(address).digit();
-    let _ = writeln!(text, "{verb} element inet {TABLE} itself{digit} {{ {address} . {address} }}");
+    let _ = writeln!(text, "{verb} element inet {POLICY_TABLE} itself{digit} {{ {address} . {address} }}");
 }
 
 fn set_name(key: &Key, family: Family) -> String {
@@ -326,8 +334,6 @@ impl Family {
     }
 }
 
-/// Our table of nftables' family `inet`.
-pub const TABLE: &str = "weft-policy";
 /// A set with one number in it, by which a transaction is known to hold.
 pub const REVISION: &str = "revision";
 /// Counts segments of connections that are none (any more).
