@@ -99,13 +99,19 @@ pub(super) fn policies(Policies { policies }: &Policies) -> String {
     if policies.is_empty() {
         return "no network policies\n".into();
     }
-    let header = ["POLICY", "ISOLATES", "ALLOWED", "PODS HERE"];
+    let header = ["POLICY", "ISOLATES", "ALLOWED", "DENIED", "PODS HERE"];
     let rows = policies.iter().map(|policy| {
         let directions = [(policy.ingress, "ingress"), (policy.egress, "egress")];
         let directions: Vec<_> = directions.iter().filter(|(is, _)| *is).map(|(_, word)| *word).collect();
-        [policy.name.clone(), directions.join(", "), count(policy.allowed), policy.pods.join(", ")]
+        [
+            policy.name.clone(),
+            directions.join(", "),
+            count(policy.allowed),
+            count(policy.denied),
+            policy.pods.join(", "),
+        ]
     });
-    table(header, &[2], rows)
+    table(header, &[2, 3], rows)
 }
 
 pub(super) fn explanation(said: &Explanation) -> String {

@@ -59,6 +59,8 @@ pub(super) struct Policy {
     pub pods: Vec<String>,
     /// First packets of connections that it has let begin.
     pub allowed: u64,
+    /// Packets dropped of pods that it isolates and no policy let through.
+    pub denied: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -237,8 +239,8 @@ fn some(text: String) -> Option<String> {
 impl From<local::PolicyListReply> for Policies {
     fn from(reply: local::PolicyListReply) -> Self {
         let policy = |it: local::PolicyEntry| {
-            let local::PolicyEntry { name, ingress, egress, pods, allowed } = it;
-            Policy { name, ingress, egress, pods, allowed }
+            let local::PolicyEntry { name, ingress, egress, pods, allowed, denied } = it;
+            Policy { name, ingress, egress, pods, allowed, denied }
         };
         Self { policies: reply.policies.into_iter().map(policy).collect() }
     }

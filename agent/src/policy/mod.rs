@@ -21,6 +21,9 @@ mod rules;
 pub mod selector;
 mod task;
 
+#[cfg(test)]
+mod law_tests;
+
 pub use compile::Compiler;
 pub use explain::{Explanation, Verdict, explain};
 pub use index::{Index, Nodes, Touched};

@@ -337,7 +337,7 @@ impl Family {
 /// A set with one number in it, by which a transaction is known to hold.
 pub const REVISION: &str = "revision";
 /// Counts segments of connections that are none (any more).
-pub const LATE: &str = "late";
+const LATE: &str = "late";
 /// In one line of a script.
 const ELEMENTS: usize = 500;
 /// Of a chain, in characters; the kernel takes 255.

@@ -29,6 +29,11 @@ impl Selector {
     pub fn matches(&self, labels: &Labels) -> bool {
         self.0.iter().all(|requirement| requirement.holds(labels))
     }
+
+    #[cfg(test)]
+    pub fn requirements(&self) -> impl Iterator<Item = &Requirement> {
+        self.0.iter()
+    }
 }
 
 impl FromIterator<Requirement> for Selector {

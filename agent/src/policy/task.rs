@@ -13,7 +13,7 @@ use super::{
     explain::{Explanation, explain},
     index::Index,
     model::{Flow, PolicyId, Protocol, Service},
-    render::{LATE, REVISION, Renderer},
+    render::{REVISION, Renderer},
     rules::Change,
 };
 use crate::{
@@ -64,8 +64,6 @@ pub struct Counts {
     pub allowed: BTreeMap<(&'static str, PolicyId), (u64, u64)>,
     /// Dropped for pods that all of these policies isolate.
     pub denied: BTreeMap<(&'static str, Vec<PolicyId>), (u64, u64)>,
-    /// Segments of connections that are none (any more).
-    pub late: (u64, u64),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -94,7 +92,7 @@ pub fn spawn(index: Index, log: Option<u16>) -> anyhow::Result<Handle> {
         compiler: Compiler::default(),
         renderer: Renderer::new(log),
         revision: 0,
-        loaded: false,
+        table: Table::Unknown,
         processes: VecDeque::new(),
         commands: receiver,
         status: sender,
@@ -109,11 +107,10 @@ pub fn spawn(index: Index, log: Option<u16>) -> anyhow::Result<Handle> {
 /// # Errors
 /// No permission.
 pub async fn remove() -> anyhow::Result<()> {
-    let script = format!("table inet {POLICY_TABLE} {{}}\ndelete table inet {POLICY_TABLE}\n");
     match Nft::find() {
         // Nobody has made one then.
         Err(NftError::Missing) => Ok(()),
-        nft => nft?.run(&script, |_| {}).await.context("remove the table of network policies"),
+        nft => nft?.run(DROP, |_| {}).await.context("remove the table of network policies"),
     }
 }
 
@@ -175,13 +172,22 @@ struct Worker {
     compiler: Compiler,
     renderer: Renderer,
     revision: u32,
-    /// The kernel's table is the one that the renderer has written.
-    loaded: bool,
+    table: Table,
     /// The last processes that changed the table for us: their events are no news.
     processes: VecDeque<u32>,
     commands: mpsc::Receiver<Command>,
     status: watch::Sender<Arc<Status>>,
     retry: Option<Instant>,
+}
+
+/// What the kernel has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Table {
+    Unknown,
+    /// None, as long as no policy isolates a pod of this node: nobody pays for what nobody uses.
+    Absent,
+    /// The one that the renderer has written.
+    Written,
 }
 
 impl Worker {
@@ -218,7 +224,7 @@ impl Worker {
             _ => false,
         };
         if self.index.is_complete() && events.iter().any(foreign) {
-            self.loaded = false;
+            self.table = Table::Unknown;
             if self.enforce().await.is_ok() {
                 info!("made the table of network policies anew: somebody else changed it");
                 self.tell(|status| status.repairs += 1);
@@ -257,7 +263,7 @@ impl Worker {
         let error = done.as_ref().err().map(|error| format!("{error:#}"));
         if let Some(error) = &error {
             warn!(error, retry = ?RETRY, "network policies are not in force");
-            (self.loaded, self.retry) = (false, Some(Instant::now() + RETRY));
+            (self.table, self.retry) = (Table::Unknown, Some(Instant::now() + RETRY));
         }
         let known = |(address, _): &(&IpAddr, &PodRef)| self.index.knows(**address);
         let pods = self.index.attached().iter().filter(known).map(|(a, pod)| (*a, pod.clone())).collect();
@@ -273,15 +279,20 @@ impl Worker {
 
     async fn follow(&mut self) -> anyhow::Result<()> {
         let changes = self.compiler.follow(&mut self.index);
-        if self.loaded && changes.is_empty() {
+        let wanted = match self.compiler.rules().targets.is_empty() {
+            true => Table::Absent,
+            false => Table::Written,
+        };
+        if wanted == self.table && (changes.is_empty() || wanted == Table::Absent) {
             return Ok(());
         }
         let start = Instant::now();
         self.revision = self.revision.wrapping_add(1);
         let (rules, revision) = (self.compiler.rules(), self.revision);
-        let script = match self.loaded {
-            true => self.renderer.steps(&changes, revision),
-            false => self.renderer.table(rules, revision),
+        let script = match (self.table, wanted) {
+            (_, Table::Absent | Table::Unknown) => DROP.into(),
+            (Table::Written, Table::Written) => self.renderer.steps(&changes, revision),
+            (_, Table::Written) => self.renderer.table(rules, revision),
         };
         let processes = &mut self.processes;
         let remember = |process| {
@@ -289,8 +300,11 @@ impl Worker {
             processes.push_front(process);
         };
         self.nft.run(&script, remember).await?;
+        let anew = std::mem::replace(&mut self.table, wanted) != wanted;
+        if wanted == Table::Absent {
+            return Ok(());
+        }
         self.read_back().await?;
-        let anew = !std::mem::replace(&mut self.loaded, true);
         debug!(changes = changes.len(), anew, took = ?start.elapsed(), "network policies are in force");
         let narrower = |change: &Change| {
             matches!(change, Change::DeleteElement(..) | Change::SetChain(..) | Change::SetTarget(..))
@@ -315,9 +329,6 @@ impl Worker {
     /// Ends connections of this node's pods that may not begin any more.
     async fn end_forbidden(&self) {
         let rules = self.compiler.rules();
-        if rules.targets.is_empty() {
-            return;
-        }
         let (rules, own) = (rules.clone(), self.index.own().clone());
         let conntrack = self.conntrack.clone();
         let sweep = move || {
@@ -338,7 +349,7 @@ impl Worker {
 
     async fn count(&self) -> Result<Counts, PolicyError> {
         let mut counts = Counts::default();
-        if !self.loaded {
+        if self.table != Table::Written {
             return Ok(counts);
         }
         let failed = |error: String| PolicyError::Failed(error);
@@ -357,7 +368,6 @@ impl Worker {
                 Some((direction, policies, false)) => {
                     counts.denied.insert((direction.word(), policies.clone()), count);
                 }
-                None if name == LATE => counts.late = count,
                 None => {}
             }
         }
@@ -379,6 +389,8 @@ fn flow(connection: &Connection) -> Flow {
     Flow { source, destination, to: protocol.map_or(Service::Other, |it| Service::Port(it, port)) }
 }
 
+/// An empty one first, as deleting one that does not exist would fail.
+const DROP: &str = "table inet weft-policy {}\ndelete table inet weft-policy\n";
 /// A full channel makes callers wait.
 const COMMANDS: usize = 256;
 const RETRY: Duration = Duration::from_secs(1);

@@ -306,6 +306,12 @@ fn entries(index: &Index, counts: &Counts) -> Vec<local::PolicyEntry> {
             ingress: policy.ingress.is_some(),
             egress: policy.egress.is_some(),
             pods: here().filter(|pod| policy.selects(pod)).map(|pod| pod.full_name()).collect(),
+            denied: counts
+                .denied
+                .iter()
+                .filter(|((_, by), _)| by.contains(&policy.id))
+                .map(|(_, (n, _))| n)
+                .sum(),
             allowed: Direction::BOTH.into_iter().filter_map(allowed).map(|(packets, _)| packets).sum(),
         }
     });
