@@ -17,6 +17,7 @@ mod forwarding;
 mod host;
 mod install;
 mod observe;
+mod porch;
 mod reset;
 mod steering;
 mod switchboard;
@@ -28,6 +29,7 @@ pub use install::{InstallCniArgs, UninstallArgs, install_cni, uninstall};
 pub use reset::{ResetArgs, reset};
 
 use footing::{Footing, Same};
+use porch::Porch;
 use takeover::{Door, Inheritance, Listeners, Predecessor, Successor};
 
 use crate::{
@@ -84,12 +86,13 @@ pub async fn agent(args: &Args) -> anyhow::Result<()> {
     start_logging(&config)?;
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let started = async {
+        let porch = Porch::open(&config)?;
         let (config, cluster) = match cluster::join(args, &config, &host).await? {
             None => (config, None),
             Some((args, cluster)) => (Config::check(&args, &host)?, Some(cluster)),
         };
         let before = if config.takeover { Predecessor::find(&config).await? } else { None };
-        let running = build(config.clone(), cluster, before).await?;
+        let running = build(config.clone(), cluster, before, porch).await?;
         anyhow::Ok((running, Door::open(&config)?))
     };
     let (mut running, door) = tokio::select! {
@@ -144,6 +147,7 @@ pub async fn build(
     config: Config,
     cluster: Option<Cluster>,
     before: Option<(Predecessor, Inheritance)>,
+    porch: Porch,
 ) -> anyhow::Result<Running> {
     let started = Instant::now();
     host::check_means()?;
@@ -157,13 +161,9 @@ pub async fn build(
     let listeners = footing.listeners()?;
     let Footing { same, items, control, http, local, queues, sockets } = footing;
     let threads = sockets.len();
-    let (stopping, stopped) = watch::channel(false);
-    let (mut servers, http_front, local_front) = (JoinSet::new(), Front::default(), Front::default());
+    let Porch { mut servers, stopping, http: http_front } = porch;
+    let (local_front, stopped) = (Front::default(), stopping.subscribe());
     servers.spawn(http.serve(http_front.router(Pages::starting), until(&stopped)).map(Ok));
-    if let Some(path) = &config.probe_socket {
-        let probes = HttpServer::bind_probes(path)?;
-        servers.spawn(probes.serve(http_front.router(Pages::starting), until(&stopped)).map(Ok));
-    }
     servers.spawn(local.serve(local_front.router(starting).into(), until(&stopped)).err_into());
     let (store, fresh) = open_store(&config)?;
     let seeds = seeds(&config, &store)?;

@@ -105,9 +105,16 @@ fn what_containers_are_told_is_what_weft_understands() {
     let agents = agents_pod();
     let containers = agents.containers.iter().chain(agents.init_containers.iter().flatten());
     for container in containers.chain(&uninstall.containers) {
-        let arguments = container.args.iter().flatten().map(String::as_str);
-        let parsed = <weft::cli::Cli as clap::Parser>::try_parse_from(["weft"].into_iter().chain(arguments));
+        let arguments: Vec<&str> = container.args.iter().flatten().map(String::as_str).collect();
+        let parsed = <weft::cli::Cli as clap::Parser>::try_parse_from([&["weft"], &arguments[..]].concat());
         parsed.unwrap_or_else(|error| panic!("{}: {error}", container.name));
+        let weft = <weft::cli::Cli as clap::CommandFactory>::command();
+        let command = weft.find_subcommand(arguments[0]).unwrap();
+        let twins: Vec<_> =
+            command.get_arguments().filter_map(|argument| argument.get_env()?.to_str()).collect();
+        for variable in container.env.iter().flatten() {
+            assert!(twins.contains(&variable.name.as_str()), "{} is no flag's: {twins:?}", variable.name);
+        }
     }
 }
 

@@ -130,8 +130,8 @@ pub fn kill() -> anyhow::Result<Vec<Measured>> {
 pub fn chain() -> anyhow::Result<Vec<Measured>> {
     let lab = Lab::builder().nodes(4).pods(1).without_agents().start()?;
     let [a, b, c, d] = nodes(&lab)?;
-    let _cut = Fault::partition(lab.underlay(), &[&a], &[&c, &d])?;
-    let _cut_too = Fault::partition(lab.underlay(), &[&b], &[&d])?;
+    let cut = Fault::partition(lab.underlay(), &[&a], &[&c, &d])?;
+    let cut_too = Fault::partition(lab.underlay(), &[&b], &[&d])?;
     for node in [&a, &b, &c, &d] {
         node.start_agent()?;
     }
@@ -155,6 +155,7 @@ pub fn chain() -> anyhow::Result<Vec<Measured>> {
         let circles = metric(relay, "weft_drops_total{reason=\"relay_expired\"}")?;
         ensure!(circles == 0.0, "{circles} packets went in circles");
     }
+    drop((cut, cut_too));
     lab.finish()?;
     Ok(vec![Measured { what: "everybody reaches everybody", took: met, most: Duration::from_secs(15) }])
 }

@@ -23,6 +23,7 @@ pub mod orphans;
 pub mod peers;
 mod report;
 pub mod task;
+mod watches;
 
 pub use convert::{node, pod};
 pub use index::View;
