@@ -48,6 +48,7 @@ fn a_sealed_packet_that_is_changed_in_any_bit_is_dropped_and_harms_no_other() {
     };
     let all = sealed.len() * 8;
     for (what, bits, reasons) in [
+        // One of them is a relayed packet's.
         ("kind", 0..4, &["malformed", "unknown_kind"][..]),
         ("version", 4..8, &["unknown_version"]),
         ("partial checksum", 8..9, &["forged"]),

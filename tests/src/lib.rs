@@ -12,7 +12,7 @@
 //! ```
 //!
 //! ```text
-//!                            main ─▶ demo, up, bench, soak, suite
+//!                            main ─▶ demo, up, bench, soak, chaos, suite
 //!                                        │
 //!                                  Lab (lab.rs)
 //!      ┌──────────┬───────────┬──────────┼──────────┬──────────┬──────────┐
@@ -31,6 +31,7 @@ pub mod apiserver;
 pub mod bench;
 pub mod binaries;
 pub mod capacity;
+pub mod chaos;
 pub mod claim;
 pub mod cni;
 pub mod debian;

@@ -6,7 +6,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 
-use crate::{Lab, fault::Fault, node::Node, pod::Pod, traffic::Stream, wait};
+use crate::{
+    Lab,
+    fault::{self, Fault},
+    node::Node,
+    pod::Pod,
+    traffic::Stream,
+    wait,
+};
 
 /// A name, and what happens.
 pub struct Scenario {
@@ -158,6 +165,8 @@ pub fn mtu() -> anyhow::Result<Vec<Measured>> {
     let lab = lab(2)?;
     let [a, b] = nodes(&lab)?;
     let (from, to) = (lab.pod("n1/p1")?, lab.pod("n2/p1")?);
+    // Or the switch would see super-packets, and drop them as too large.
+    [&a, &b].into_iter().try_for_each(|node| fault::segmentation(node, false))?;
     meet(&lab)?;
     let limit = Duration::from_secs(50);
     let stream = Stream::start(from.netns(), to.netns(), to.address()?, u64::MAX, limit)?;

@@ -52,6 +52,8 @@ pub enum Drop {
     RelayExpired,
     /// To be relayed, but there is no way on, or only back.
     RelayNoWay,
+    /// A probe or an answer to one: of nobody whom we know, forged, or not asked for.
+    Probe,
     /// The kernel had no room for it.
     SendBufferFull,
     /// The kernel refused to send it: no route to the endpoint, a firewall.
@@ -94,7 +96,7 @@ pub struct PeerTraffic {
 }
 
 impl Drop {
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::Malformed,
         Self::UnknownVersion,
         Self::UnknownKind,
@@ -114,6 +116,7 @@ impl Drop {
         Self::RelayUnknown,
         Self::RelayExpired,
         Self::RelayNoWay,
+        Self::Probe,
         Self::SendBufferFull,
         Self::SendRefused,
         Self::TunWrite,
@@ -143,6 +146,7 @@ impl Drop {
             Self::RelayUnknown => "relay_unknown_peer",
             Self::RelayExpired => "relay_expired",
             Self::RelayNoWay => "relay_no_way",
+            Self::Probe => "probe",
             Self::SendBufferFull => "send_buffer_full",
             Self::SendRefused => "send_refused",
             Self::TunWrite => "tun_write",

@@ -281,6 +281,7 @@ fn log(before: &Views, now: &Views) {
                 Way::Down(why) => tracing::warn!(peer = %name, why, "cannot be reached"),
             }
         }
+        let was = was.filter(|was| was.way == view.way);
         if let (Some(was), Some(mtu)) = (was.and_then(|was| was.mtu), view.mtu)
             && was != mtu
         {

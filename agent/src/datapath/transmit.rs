@@ -297,10 +297,11 @@ impl Transmitter {
             return;
         }
         let Self { outgoing, narrow, around, .. } = self;
+        let relayed = |peer| shift.table.peers()[peer as usize].relay.is_some();
+        let prefix_len = |peer| if relayed(peer) { PREFIX_LEN } else { 0 };
         outgoing.send(shift.lanes, |Report { target, datagrams, bytes, result }| match result {
             Ok(()) => {
-                let relayed = shift.table.peers()[target.peer as usize].relay.is_some();
-                let around = around.front + around.back + if relayed { PREFIX_LEN } else { 0 };
+                let around = around.front + around.back + prefix_len(target.peer);
                 shift.sent(target.peer, datagrams, bytes - datagrams * around);
             }
             Err(Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM) => {
@@ -311,6 +312,7 @@ impl Transmitter {
                 // The next one is answered before it is sent.
                 if let Ok(path) = shift.lanes[usize::from(target.lane)].path_mtu(target.to) {
                     narrow.retain(|narrow| narrow.peer != target.peer);
+                    let path = path.saturating_sub(prefix_len(target.peer));
                     let (mtu, until) = (around.inner_mtu(path, target.to), Instant::now() + NARROW_FOR);
                     narrow.push(Narrow { peer: target.peer, mtu, until });
                 }

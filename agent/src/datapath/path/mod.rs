@@ -16,6 +16,8 @@ mod leg;
 mod mtu;
 mod peer;
 mod probe;
+#[cfg(test)]
+mod tests;
 
 pub use peer::Traffic;
 pub use probe::{ANSWER, PROBE, PROBE_LEN};
@@ -154,31 +156,39 @@ impl Paths {
         bytes: &[u8],
         now: Instant,
     ) -> Result<(), Drop> {
-        let probe = Probe::decode(bytes).ok_or(Drop::Malformed)?;
-        let name = self.ids.get(&probe.sender).ok_or(Drop::UnknownPeer)?;
-        let path = self.paths.get_mut(name).ok_or(Drop::UnknownPeer)?;
+        let probe = Probe::decode(bytes).ok_or(Drop::Probe)?;
+        let name = self.ids.get(&probe.sender).ok_or(Drop::Probe)?;
+        // It has sent from another port than the one it listens on.
+        let relay = relayed.then(|| self.listener(from));
+        let path = self.paths.get_mut(name).ok_or(Drop::Probe)?;
         match &path.key {
-            Some(key) if !Probe::is_from(bytes, key, self.me) => return Err(Drop::Forged),
-            None if self.secret.is_some() => return Err(Drop::Forged),
+            Some(key) if !Probe::is_from(bytes, key, self.me) => return Err(Drop::Probe),
+            None if self.secret.is_some() => return Err(Drop::Probe),
             _ => {}
         }
         match probe.kind {
             Kind::Probe => {
                 let answer = Probe { kind: Kind::Answer, sender: self.me, number: probe.number, rtt: None };
                 let answer = answer.encode(path.key.as_ref(), probe.sender);
-                let (to, bytes) = match relayed {
-                    true => {
+                let (to, bytes) = match relay {
+                    Some(relay) => {
                         let prefix = relay::Prefix::new(self.me, probe.sender).encode();
-                        (from, [&prefix[..], &answer].concat())
+                        (relay, [&prefix[..], &answer].concat())
                     }
-                    false => (path.listens_at(from), answer.to_vec()),
+                    None => (path.listens_at(from), answer.to_vec()),
                 };
                 self.datagrams.push_back(Datagram { to, bytes });
-                path.probed(probe.number, probe.rtt.is_some(), (!relayed).then_some(from), now);
+                path.probed(probe.number, probe.rtt, (!relayed).then_some(from), now);
                 Ok(())
             }
-            Kind::Answer => path.answered(probe.number, now).then_some(()).ok_or(Drop::Replayed),
+            Kind::Answer => path.answered(probe.number, now).then_some(()).ok_or(Drop::Probe),
         }
+    }
+
+    /// Where the peer listens that sends from there.
+    fn listener(&self, from: SocketAddr) -> SocketAddr {
+        let mut endpoints = self.paths.values().filter_map(Path::endpoint);
+        endpoints.find(|endpoint| endpoint.ip() == from.ip()).unwrap_or(from)
     }
 
     /// Sends the probes that are due.

@@ -125,16 +125,17 @@ impl Path {
         }
     }
 
-    /// A probe came whose sender is proven; whether it is not one of before.
-    pub fn probed(&mut self, number: u64, answered: bool, from: Option<SocketAddr>, now: Instant) {
+    /// A probe came, directly from there or by a relay, whose sender is proven. `rtt` is what its latest took, if it was
+    /// answered.
+    pub fn probed(&mut self, number: u64, rtt: Option<Duration>, from: Option<SocketAddr>, now: Instant) {
         if number <= self.latest {
             return;
         }
         self.latest = number;
         let Some(from) = from.map(|from| self.listens_at(from)) else {
             let watch = self.watch_relay(now);
-            if let Some((_, leg)) = self.relay.as_mut().filter(|_| answered) {
-                leg.confirmed(watch, now);
+            if let Some(((_, leg), rtt)) = self.relay.as_mut().zip(rtt) {
+                leg.confirmed(rtt, watch, now);
             }
             return;
         };
@@ -149,11 +150,11 @@ impl Path {
         };
         let watch = self.watch(at, now);
         let leg = &mut self.direct[at].leg;
-        match answered {
-            true => leg.confirmed(watch, now),
+        match rtt {
+            Some(rtt) => leg.confirmed(rtt, watch, now),
             // It tries; so should we.
-            false if leg.state() != State::Up => leg.hurry(),
-            false => {}
+            None if leg.state() != State::Up => leg.hurry(),
+            None => {}
         }
     }
 
@@ -232,13 +233,15 @@ impl Path {
                 (Way::Down(why), Some(&direct.leg))
             }
         };
+        // Packets are still tried by the relay.
+        let tried = self.relay.as_ref().map(|(_, leg)| leg).filter(|_| way != Way::Direct);
         View {
             way,
             endpoint: self.endpoint(),
             direct: direct.and_then(|direct| direct.leg.rtt()),
             rtt: leg.and_then(Leg::rtt),
             loss: leg.map_or(1.0, Leg::loss),
-            mtu: leg.map(Leg::mtu),
+            mtu: tried.or(leg).map(Leg::mtu),
             since: direct.and_then(|direct| direct.leg.down_since()),
         }
     }
