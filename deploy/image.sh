@@ -2,12 +2,14 @@
 # Assembles the image without a registry and without a container engine: image.sh ARCHIVE
 #
 # ARCHIVE becomes an OCI archive, as `ctr images import`, `podman load` and `skopeo` take it. Of what it packs, WEFT_BIN_DIR
-# (weft, weft-cni), WEFT_PLUGIN_DIR (portmap, bandwidth, loopback of the CNI project, 1.6 or newer) and NFT say where it is.
+# (weft), WEFT_CNI (a static weft-cni), WEFT_PLUGIN_DIR (portmap, bandwidth, loopback of the CNI project, 1.6 or newer) and NFT
+# say where it is.
 # `cargo lab image ARCHIVE` builds and fetches all of it first.
 set -eu
 archive=$1
 here=$(cd "$(dirname "$0")" && pwd)
 bin=${WEFT_BIN_DIR:-$here/../target/release}
+shim=${WEFT_CNI:-$bin/weft-cni}
 plugins=${WEFT_PLUGIN_DIR:-/usr/lib/cni}
 nft=${NFT:-$(PATH=$PATH:/usr/sbin:/sbin command -v nft)}
 name=localhost/weft:${WEFT_VERSION:-$("$bin/weft" version | awk '{ print $NF }')}
@@ -15,7 +17,7 @@ case $(uname -m) in aarch64) architecture=arm64 ;; *) architecture=amd64 ;; esac
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-"$here/rootfs.sh" "$work/root" "$bin/weft" "$bin/weft-cni" "$plugins" "$nft"
+"$here/rootfs.sh" "$work/root" "$bin/weft" "$shim" "$plugins" "$nft"
 
 # The same files make the same image.
 pack() { tar --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner -C "$1" -cf "$2" .; }

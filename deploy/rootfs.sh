@@ -6,6 +6,10 @@
 set -eu
 root=$1 weft=$2 weft_cni=$3 plugins=$4 nft=$5
 
+if ldd "$weft_cni" 2>&1 | grep -q '=>'; then
+    echo "$weft_cni needs shared libraries, but nodes may have others: build it with RUSTFLAGS='-C target-feature=+crt-static' and --target" >&2
+    exit 1
+fi
 install -D -m 755 "$weft" "$root/usr/bin/weft"
 install -D -m 755 "$nft" "$root/usr/sbin/nft"
 for program in "$weft_cni" "$plugins/portmap" "$plugins/bandwidth" "$plugins/loopback"; do

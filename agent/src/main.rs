@@ -32,6 +32,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Reset(args) => single()?.block_on(run::reset(args)),
         Command::InstallCni(args) => run::install_cni(&args),
         Command::Uninstall(args) => single()?.block_on(run::uninstall(args)),
+        Command::Probe(args) => single()?.block_on(args.run()),
         Command::Ca(command) => Ok(cli::print(&command.run()?)?),
         Command::Version => Ok(cli::print(&format!("{}\n", weft::SOFTWARE))?),
     }

@@ -12,29 +12,35 @@
 
 mod attach;
 mod cluster;
+mod footing;
 mod forwarding;
 mod host;
 mod install;
 mod observe;
 mod policy;
+mod porch;
 mod reset;
 mod steering;
 mod switchboard;
+mod takeover;
 
 pub use cluster::Cluster;
 pub use host::facts;
 pub use install::{InstallCniArgs, UninstallArgs, install_cni, uninstall};
 pub use reset::{ResetArgs, reset};
 
+use footing::{Footing, Same};
+use porch::Porch;
+use takeover::{Door, Inheritance, Listeners, Predecessor, Successor};
+
 use crate::{
-    admin::{
-        AdminService, Front, Heartbeats, HttpServer, LocalSocket, Metrics, Observer, Pages, Readiness,
-        STARTING,
-    },
+    admin::{AdminService, Front, Heartbeats, HttpServer, Metrics, Observer, Pages, Readiness, STARTING},
     cni,
     config::{Args, Config, Encryption, Ipam, LogFormat},
     datapath::{
-        self, handshake,
+        self,
+        handshake::{self, Estate},
+        path_task::{self, Health},
         seal::Algorithm,
         session_task::{self, Handshakes},
     },
@@ -58,14 +64,16 @@ use axum::{extract::Request, response::Response};
 use futures_util::{FutureExt, TryFutureExt};
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, TcpListener},
+    future::pending,
+    net::IpAddr,
+    path::Path,
     sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{mpsc, watch},
-    task::JoinSet,
+    task::{JoinHandle, JoinSet},
     time::timeout,
 };
 use tonic::{Status, service::Routes};
@@ -79,18 +87,34 @@ pub async fn agent(args: &Args) -> anyhow::Result<()> {
     start_logging(&config)?;
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let started = async {
-        match cluster::join(args, &config, &host).await? {
-            None => build(config, None).await,
-            Some((args, cluster)) => build(Config::check(&args, &host)?, Some(cluster)).await,
-        }
+        let porch = Porch::open(&config)?;
+        let (config, cluster) = match cluster::join(args, &config, &host).await? {
+            None => (config, None),
+            Some((args, cluster)) => (Config::check(&args, &host)?, Some(cluster)),
+        };
+        let before = if config.takeover { Predecessor::find(&config).await? } else { None };
+        let running = build(config.clone(), cluster, before, porch).await?;
+        anyhow::Ok((running, Door::open(&config)?))
     };
-    let mut running = tokio::select! {
+    let (mut running, door) = tokio::select! {
         running = started => running?,
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
     let outcome = tokio::select! {
         outcome = running.ended() => outcome,
+        successor = door.knock() => {
+            running.hand_over(&successor).await.context("hand over to the next agent")?;
+            if args.kubernetes {
+                // A container that ends by itself is started again, against the next agent: this one waits to be told.
+                tokio::select! {
+                    rested = rest(args.probe_socket.as_deref()) => rested?,
+                    _ = terminate.recv() => {}
+                    _ = interrupt.recv() => {}
+                }
+            }
+            return Ok(());
+        }
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
     };
@@ -101,9 +125,13 @@ pub async fn agent(args: &Args) -> anyhow::Result<()> {
 /// An agent at work. Dropped without [`Running::stop`] it ends as abruptly as by SIGKILL.
 pub struct Running {
     mesh: Mesh,
+    /// Ends once it has written everything, and nobody uses it any more.
+    allocator: JoinHandle<()>,
     datapath: datapath::task::Datapath,
     /// None where packets go in clear.
-    _handshakes: Option<Handshakes>,
+    handshakes: Option<Handshakes>,
+    health: Health,
+    listeners: Listeners,
     /// Each ends by itself only when the agent cannot or need not go on.
     tasks: JoinSet<anyhow::Result<()>>,
     /// End, with their last answers given, when told to.
@@ -112,25 +140,30 @@ pub struct Running {
 }
 
 /// Starts an agent in the network namespace of the calling thread; in a cluster, with what it says already in the
-/// configuration.
+/// configuration; after an agent that has begun to hand over, in its place.
 ///
 /// # Errors
 /// What was refused or failed, and which flag is concerned.
-pub async fn build(config: Config, cluster: Option<Cluster>) -> anyhow::Result<Running> {
+pub async fn build(
+    config: Config,
+    cluster: Option<Cluster>,
+    before: Option<(Predecessor, Inheritance)>,
+    porch: Porch,
+) -> anyhow::Result<Running> {
     let started = Instant::now();
     host::check_means()?;
     let keys = config.identity.clone().map(|source| Keeper::new(config.name.clone(), source, OWN_LIFETIME));
     let (keeper, identity) = keys.transpose()?.unzip();
-    let control = TcpListener::bind(config.listen).with_context(|| {
-        let hint = "stop what uses it (see `ss -tlpn`) or choose another";
-        format!("--listen {}: cannot take the TCP port for control links; {hint}", config.listen)
-    })?;
-    let threads = config.data_threads.get();
-    let sockets = datapath::task::bind(config.listen, threads).context("--listen")?;
-    let http = HttpServer::bind(config.metrics).await?;
-    let local = LocalSocket::bind(&config.socket())?;
-    let (stopping, stopped) = watch::channel(false);
-    let (mut servers, http_front, local_front) = (JoinSet::new(), Front::default(), Front::default());
+    let (predecessor, inheritance) = before.unzip();
+    let footing = match inheritance {
+        Some(inheritance) => Footing::inherited(inheritance, &config)?,
+        None => Footing::new(&config).await?,
+    };
+    let listeners = footing.listeners()?;
+    let Footing { same, items, control, http, local, queues, sockets } = footing;
+    let threads = sockets.len();
+    let Porch { mut servers, stopping, http: http_front } = porch;
+    let (local_front, stopped) = (Front::default(), stopping.subscribe());
     servers.spawn(http.serve(http_front.router(Pages::starting), until(&stopped)).map(Ok));
     servers.spawn(local.serve(local_front.router(starting).into(), until(&stopped)).err_into());
     let (store, fresh) = open_store(&config)?;
@@ -138,13 +171,22 @@ pub async fn build(config: Config, cluster: Option<Cluster>) -> anyhow::Result<R
 
     let layout = Layout::new(config.universe);
     let (believe, believed) = watch::channel(Arc::new(cluster::takeovers(cluster.as_ref())));
-    let incarnation = store.next_incarnation(unix_time().as_micros() as u64)?;
+    let same = match same {
+        Some(same) => same,
+        None => Same {
+            incarnation: store.next_incarnation(unix_time().as_micros() as u64)?,
+            version: 1,
+            data_id: DataId(rand::random()),
+        },
+    };
+    let incarnation = same.incarnation;
     let secret = store.data_secret(DataSecret::new(rand::random()))?;
     let (sealed, data_key) = (config.encryption == Encryption::Required, identity::data_key(&secret));
     let record = PeerRecord {
         endpoints: config.endpoints.clone(),
         data_key: sealed.then_some(data_key),
-        data_id: DataId(rand::random()),
+        data_id: same.data_id,
+        version: same.version,
         mtu: config.mtu,
         software: crate::SOFTWARE.into(),
         ..PeerRecord::new(config.name.clone(), incarnation)
@@ -156,7 +198,7 @@ pub async fn build(config: Config, cluster: Option<Cluster>) -> anyhow::Result<R
         seeds: seeds.names().into(),
         bootstrap: config.peers.clone(),
         max_links: config.max_links.get(),
-        items: Vec::new(),
+        items,
         gossipers: vec![Box::new(RingGossiper::new(
             layout,
             identity.clone().map(|current| (Checker::new(current), believed)),
@@ -196,33 +238,17 @@ pub async fn build(config: Config, cluster: Option<Cluster>) -> anyhow::Result<R
     };
     let member = cluster.map(|cluster| cluster::Member::new(cluster, incarnation.0)).transpose()?;
     let (outgoing_sender, outgoing) = mpsc::channel(QUEUE);
-    let (ipam, ipam_task) = ipam::task::start(ipam_config, store, found, outgoing_sender).await?;
+    let (ipam, allocator) = ipam::task::start(ipam_config, store, found, outgoing_sender).await?;
+    let (queues, offloads) = match queues {
+        Some(adopted) => adopted,
+        None => datapath::task::open(TUN, threads)?,
+    };
     // What the agent before this one has left is in force until then.
     let policies = policy::Policies::start(&config).await.context("start network policies")?;
-    let (queues, offloads) = datapath::task::open(TUN, threads)?;
     let desired = desired(&config, &observed, &ipam.view().borrow());
     let links = links::spawn(config.state_dir.clone(), desired).await.context("set up links")?;
     let tables = Arc::new(ArcSwap::default());
     let (sealing_peers, sealing_watch) = watch::channel(Vec::new());
-    let agree = || {
-        let handshake_config = handshake::Config {
-            name: config.name.clone(),
-            secret,
-            key: data_key,
-            incarnation,
-            algorithm: Algorithm::preferred(),
-            lanes: u8::try_from(sockets.iter().map(Vec::len).sum::<usize>()).context("--data-threads")?,
-            random: session_task::random(),
-        };
-        session_task::spawn(handshake_config, &sockets[0][0], sealing_watch, threads)
-    };
-    let handshakes = sealed.then(agree).transpose().context("start the handshakes")?;
-    let sealing = handshakes.as_ref().map(|handshakes| handshakes.sealing().clone());
-    let sessions = sealing.as_ref().map(|sealing| sealing.sessions.clone());
-    let refusals = handshakes.as_ref().map(Handshakes::refusals);
-    let datapath_config =
-        datapath::task::Config { tun: TUN.into(), queues, offloads, sockets, linger: config.poll, sealing };
-    let datapath = datapath::task::spawn(datapath_config, tables.clone())?;
     std::fs::write(&marker, incarnation.0.to_string())
         .with_context(|| format!("--run-dir: write {}", marker.display()))?;
 
@@ -245,15 +271,63 @@ pub async fn build(config: Config, cluster: Option<Cluster>) -> anyhow::Result<R
         leaving,
     };
     tasks.spawn(board.run(early));
+    let (probed, probed_watch) = watch::channel(Default::default());
+    let (views_sender, views) = watch::channel(Default::default());
+    let (revived, mut revivals) = mpsc::channel(QUEUE);
+    let ways =
+        steering::Ways { tables: tables.clone(), sealing: sealing_peers, probed, views: views.clone() };
+    let state = steering::State::new(&config, &mesh, &ipam, &links, (&readiness, starting), ways);
+    let call_again = mesh.clone();
     tasks.spawn(async move {
-        ipam_task.await.context("the allocator's task panicked")?;
-        bail!("the allocator has stopped")
+        while let Some(peer) = revivals.recv().await {
+            // Why the mesh has stopped, others say.
+            let _ = call_again.heard(peer).await;
+        }
+        bail!("paths are no longer probed")
     });
-    let state =
-        steering::State::new(&config, &mesh, &ipam, &links, (&readiness, starting), (tables, sealing_peers));
     let (steered, node, cni_readiness) = (state.steered(), state.node(), state.cni_readiness());
     let beat = heartbeats.register("steering", Instant::now());
     tasks.spawn(state.run(beat, Instant::now));
+
+    let estate = match predecessor {
+        Some(predecessor) => {
+            // Packets that wait are to find their way.
+            let steered = timeout(PATIENCE, steered.clone().changed()).await;
+            steered.context("take over: the forwarding table was not made in time")??;
+            Some(predecessor.sessions().await?)
+        }
+        None => None,
+    };
+    let agree = || {
+        let handshake_config = handshake::Config {
+            name: config.name.clone(),
+            secret: secret.clone(),
+            key: data_key,
+            incarnation,
+            algorithm: Algorithm::preferred(),
+            lanes: u8::try_from(sockets.iter().map(Vec::len).sum::<usize>()).context("--data-threads")?,
+            random: session_task::random(),
+        };
+        session_task::spawn(handshake_config, &sockets[0][0], sealing_watch, threads, tables.clone(), estate)
+    };
+    let handshakes = sealed.then(agree).transpose().context("start the handshakes")?;
+    let sealing = handshakes.as_ref().map(|handshakes| handshakes.sealing().clone());
+    let sessions = sealing.as_ref().map(|sealing| sealing.sessions.clone());
+    let refusals = handshakes.as_ref().map(Handshakes::refusals);
+    let probing = path_task::bind(&sockets).context("--listen")?;
+    let datapath_config =
+        datapath::task::Config { tun: TUN.into(), queues, offloads, sockets, linger: config.poll, sealing };
+    let datapath = datapath::task::spawn(datapath_config, tables.clone())?;
+    let health_config = path_task::Config {
+        secret: sealed.then_some(secret),
+        sockets: probing,
+        tables,
+        traffic: datapath.reader(),
+        handshakes: handshakes.as_ref().map(|handshakes| handshakes.sealing().requests.clone()),
+        since: unix_time(),
+    };
+    let health =
+        path_task::spawn(health_config, probed_watch, views_sender, revived).context("probe paths")?;
 
     let cni_config = cni::Config {
         run_dir: config.run_dir.clone(),
@@ -281,6 +355,8 @@ pub async fn build(config: Config, cluster: Option<Cluster>) -> anyhow::Result<R
         packets: datapath.reader(),
         sessions,
         refusals,
+        views,
+        probes: health.passed(),
         readiness: readiness.clone(),
         links: links.watch(),
         cni_warnings: cni.warnings(),
@@ -310,7 +386,7 @@ pub async fn build(config: Config, cluster: Option<Cluster>) -> anyhow::Result<R
     local_front.open(routes.into_axum_router());
     let endpoints: Vec<_> = config.endpoints.iter().map(ToString::to_string).collect();
     info!(name = %config.name, %incarnation, universe = %config.universe, endpoints = endpoints.join(","), "started");
-    Ok(Running { mesh, datapath, _handshakes: handshakes, tasks, servers, stopping })
+    Ok(Running { mesh, allocator, datapath, handshakes, health, listeners, tasks, servers, stopping })
 }
 
 impl Running {
@@ -320,20 +396,67 @@ impl Running {
             why = self.datapath.failed() => Err(anyhow!(why)),
             Some(ended) = self.tasks.join_next() => ended.context("a task panicked")?,
             Some(ended) = self.servers.join_next() => ended.context("a server panicked")?,
+            ended = &mut self.allocator => {
+                ended.context("the allocator's task panicked")?;
+                bail!("the allocator has stopped")
+            }
         }
     }
 
     /// Ends the agent; pods, links and routes stay as they are.
     pub async fn stop(mut self) {
+        self.end_control().await;
+        self.datapath.stop();
+        info!("stopped; pods, links and routes stay");
+    }
+
+    /// Ends the agent, step by step, as the next one begins.
+    ///
+    /// # Errors
+    /// The next one ended before it had begun: then neither carries packets.
+    pub async fn hand_over(mut self, successor: &Successor) -> anyhow::Result<()> {
+        info!("handing over to the next agent");
+        let own = self.mesh.peers().borrow().own().clone();
+        let items = self.mesh.items().await.context("ask the mesh for what it knows")?;
+        self.end_control().await;
+        timeout(GRACE, &mut self.allocator)
+            .await
+            .context("the allocator does not end")?
+            .context("the allocator")?;
+        let workers = self.datapath.descriptors();
+        let agent = takeover::agent(&own, workers.len());
+        successor.hand_over(agent, &self.listeners, workers, items).await?;
+        successor.ready().await?;
+        self.datapath.stop();
+        drop(self.health);
+        let estate = match self.handshakes {
+            Some(handshakes) => handshakes.release().await?,
+            None => Estate::default(),
+        };
+        successor.hand_over_sessions(estate).await?;
+        info!("handed over");
+        Ok(())
+    }
+
+    /// Ends all but what carries packets.
+    async fn end_control(&mut self) {
         self.stopping.send_replace(true);
         if timeout(GRACE, async { while self.servers.join_next().await.is_some() {} }).await.is_err() {
             warn!("calls under way were not answered in time");
         }
+        self.servers.shutdown().await;
         self.mesh.stop().await;
         self.tasks.shutdown().await;
-        self.datapath.stop();
-        info!("stopped; pods, links and routes stay");
     }
+}
+
+/// Only answers probes, for ever.
+async fn rest(probe_socket: Option<&Path>) -> anyhow::Result<()> {
+    if let Some(path) = probe_socket {
+        let over = Front::default().router(Pages::over);
+        HttpServer::bind_probes(path)?.serve(over, pending()).await;
+    }
+    pending().await
 }
 
 /// What the local API answers before there is more to say. A runtime tries again.
@@ -451,5 +574,7 @@ fn unix_time() -> Duration {
 const BOOT_MARKER: &str = "boot";
 /// Messages between subjects; senders wait when it is full, and merge what waits.
 const QUEUE: usize = 64;
+/// How long a part of the start may take while another agent waits for it.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// How long calls under way may take to be answered at the end.
 const GRACE: Duration = Duration::from_secs(3);

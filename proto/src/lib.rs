@@ -4,6 +4,7 @@
 //!   agent ──mesh.proto──▶ agent       control links, TCP 6783
 //!   weft-cni ┐
 //!   weft CLI ┴─local.proto──▶ agent   unix socket /run/weft/weft.sock
+//!   agent ──takeover.proto──▶ agent   unix socket /run/weft/takeover.sock
 //! ```
 #![forbid(unsafe_code)]
 
@@ -17,4 +18,10 @@ pub mod mesh {
 pub mod local {
     #![allow(clippy::all, clippy::unwrap_used)]
     tonic::include_proto!("weft.local.v1");
+}
+
+/// From an agent to the one that takes its work over, on the same node.
+pub mod takeover {
+    #![allow(clippy::all, clippy::unwrap_used)]
+    tonic::include_proto!("weft.takeover.v1");
 }

@@ -69,12 +69,18 @@ async fn a_secret_that_somebody_filled_is_used_as_it_is() {
     let next = Ca::create(now).unwrap();
     let replaced = json!({"data": {"tls.crt": bytes(&next.cert), "tls.key": bytes(&next.key)}});
     scene.secrets().patch("weft-ca", &PatchParams::default(), &Patch::Merge(replaced)).await.unwrap();
+    let lf = |pem: &str| pem.trim().replace("\r\n", "\n");
+    until("both are believed, and the old one signs", async || {
+        check(Trust::from_pem(cert().as_bytes(), None)?.cas() == 2, "not yet")
+    })
+    .await;
+    assert_eq!(lf(&fs::read_to_string(scene.dir().join("a-keys/ca.key")).unwrap()), lf(&made.key));
     until("the CA is taken up and the other retired", async || {
         let retired = fs::read_to_string(scene.dir().join("a-keys/retired.crt")).unwrap_or_default();
         let noted =
             scene.secrets().get("weft-ca").await?.data.is_some_and(|data| data.contains_key("retired.crt"));
-        check(cert().trim() == next.cert.trim().replace("\r\n", "\n"), "not taken up")?;
-        check(noted && retired.trim() == made.cert.trim().replace("\r\n", "\n"), "not retired")
+        check(cert().trim() == lf(&next.cert), "not taken up")?;
+        check(noted && retired.trim() == lf(&made.cert), "not retired")
     })
     .await;
     scene.end().await;

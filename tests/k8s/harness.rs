@@ -1,4 +1,7 @@
 //! A server, a way to it, and objects that are gone when the test ends.
+//!
+//! Of `deploy/weft.yaml` everything but the DaemonSet is applied, under names of the test's own; agents come with their service
+//! account's token. So they may do what the manifest allows them and no more, on the lab's server as on a real one.
 use std::{
     fs,
     net::{SocketAddr, ToSocketAddrs},
@@ -11,10 +14,13 @@ use std::{
 };
 
 use anyhow::ensure;
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, Secret};
+use k8s_openapi::api::{
+    authentication::v1::TokenRequest,
+    core::v1::{ConfigMap, Event, Namespace, Node, Pod, Secret, ServiceAccount},
+};
 use kube::{
     Api, Client,
-    api::{DeleteParams, ListParams, PostParams},
+    api::{ApiResource, DeleteParams, DynamicObject, ListParams, PostParams},
     config::{Config, KubeConfigOptions, Kubeconfig},
 };
 use serde_json::{Value, json};
@@ -35,6 +41,7 @@ pub struct Scene {
     pub client: Client,
     /// The lab's own server; none where a real one is used.
     pub own: Option<ApiServer>,
+    /// With the agents' token.
     config: Kubeconfig,
     server: SocketAddr,
     dir: tempfile::TempDir,
@@ -48,7 +55,6 @@ pub struct Member {
 }
 
 impl Scene {
-    /// With ConfigMap and Secret as the manifests ship them.
     pub async fn new() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let micros = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros() as u64;
@@ -66,13 +72,44 @@ impl Scene {
         let (host, port) = (loaded.cluster_url.host().unwrap(), loaded.cluster_url.port_u16().unwrap_or(443));
         let server = (host.trim_matches(['[', ']']), port).to_socket_addrs().unwrap().next().unwrap();
         let client = Client::try_from(loaded).unwrap();
-        let scene = Self { id, client, own, config, server, dir: tempfile::tempdir().unwrap() };
+        let mut scene = Self { id, client, own, config, server, dir: tempfile::tempdir().unwrap() };
+        let namespace = json!({"metadata": {"name": scene.id}});
+        scene.make::<Namespace>(&Api::all(scene.client.clone()), namespace).await;
+        for (api, object) in scene.shipped() {
+            scene.make(&api, object).await;
+        }
+        let accounts: Api<ServiceAccount> = Api::namespaced(scene.client.clone(), &scene.id);
+        let wish = TokenRequest::default();
+        let token = accounts.create_token_request(&scene.id, &PostParams::default(), &wish).await.unwrap();
+        let user = json!({"token": token.status.unwrap().token});
+        for known in &mut scene.config.auth_infos {
+            known.auth_info = Some(serde_json::from_value(user.clone()).unwrap());
+        }
         scene
-            .make::<Namespace>(&Api::all(scene.client.clone()), json!({"metadata": {"name": scene.id}}))
-            .await;
-        scene.make(&scene.maps(), json!({"metadata": {"name": "weft-seed"}})).await;
-        scene.make(&scene.secrets(), json!({"metadata": {"name": "weft-ca"}, "type": "Opaque"})).await;
-        scene
+    }
+
+    /// What `deploy/weft.yaml` ships beside the DaemonSet, with our names, and where it goes.
+    fn shipped(&self) -> Vec<(Api<DynamicObject>, Value)> {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/weft.yaml");
+        let text = fs::read_to_string(path)
+            .unwrap()
+            .replace("namespace: kube-system", &format!("namespace: {}", self.id));
+        let text = text.replace(" name: weft\n", &format!(" name: {}\n", self.id));
+        let documents =
+            text.split("\n---\n").map(|document| serde_saphyr::from_str::<Value>(document).unwrap());
+        let ours = documents.filter(|object| object["kind"] != "DaemonSet");
+        let place = |object: Value| {
+            let text = |part: &Value| part.as_str().unwrap().to_string();
+            let (version, kind) = (text(&object["apiVersion"]), text(&object["kind"]));
+            let (group, version) = version.rsplit_once('/').unwrap_or(("", &version));
+            let resource = ApiResource::from_gvk(&kube::api::GroupVersionKind::gvk(group, version, &kind));
+            let api = match object["metadata"]["namespace"].as_str() {
+                Some(namespace) => Api::namespaced_with(self.client.clone(), namespace, &resource),
+                None => Api::all_with(self.client.clone(), &resource),
+            };
+            (api, object)
+        };
+        ours.map(place).collect()
     }
 
     /// A name that nobody else has.
@@ -168,6 +205,7 @@ impl Scene {
             keys_dir: Some(of_node("keys")),
             peers: Vec::new(),
             port: 6783,
+            step: Duration::from_secs(2),
             elects: true,
         }
     }
@@ -195,18 +233,16 @@ impl Scene {
                 self.nodes().delete(&name, &DeleteParams::default()).await.unwrap();
             }
         }
-        let events: Api<k8s_openapi::api::core::v1::Event> = Api::namespaced(self.client.clone(), "default");
-        for name in events
-            .list(&ListParams::default())
-            .await
-            .unwrap()
-            .items
-            .into_iter()
-            .filter_map(|e| e.metadata.name)
-        {
+        let events: Api<Event> = Api::namespaced(self.client.clone(), "default");
+        let made = events.list(&ListParams::default()).await.unwrap();
+        for name in made.items.into_iter().filter_map(|event| event.metadata.name) {
             if name.starts_with(&self.id) {
+                // A real server forgets them by itself.
                 let _ = events.delete(&name, &DeleteParams::default()).await;
             }
+        }
+        for (api, object) in self.shipped() {
+            api.delete(object["metadata"]["name"].as_str().unwrap(), &DeleteParams::default()).await.unwrap();
         }
         let namespaces: Api<Namespace> = Api::all(self.client.clone());
         namespaces.delete(&self.id, &DeleteParams::default()).await.unwrap();

@@ -1,7 +1,15 @@
 //! Real agents on nodes of a cluster, each with a way of its own to the API server. Needs root.
-use std::{collections::BTreeSet, net::TcpListener, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fs,
+    net::TcpListener,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, ensure};
+use kube::api::{Patch, PatchParams};
 use serde_json::json;
 use tokio::runtime::Runtime;
 use weft::kube::TAINT;
@@ -45,6 +53,9 @@ impl Cluster {
                 settings.more.extend(["--kubernetes".into(), "--node-name".into(), name.clone()]);
                 settings.more.extend(["--pod-namespace".into(), cluster.scene.id.clone()]);
                 settings.more.extend(["--kubeconfig".into(), kubeconfig.display().to_string()]);
+                let conf_dir = cluster.scene.dir().join(node.name());
+                fs::create_dir(&conf_dir).unwrap();
+                settings.more.extend(["--cni-conf-dir".into(), conf_dir.display().to_string()]);
                 settings.name = name;
                 (settings.seed, settings.ca_dir) = (None, None);
                 settings.peers.clear();
@@ -85,6 +96,11 @@ impl Cluster {
         let object = weft::kube::node(&object, 6783).context("a Node")?;
         ensure!(object.network_available && !object.tainted, "{object:?}");
         Ok(())
+    }
+
+    /// Where the node's agent writes the runtime's configuration.
+    fn conflist(&self, node: &Node) -> PathBuf {
+        self.scene.dir().join(node.name()).join("10-weft.conflist")
     }
 
     fn end(self) {
@@ -130,6 +146,80 @@ fn the_nodes_of_a_cluster_become_a_network_and_outlive_its_api_server() {
     cluster.relays.iter().for_each(|relay| relay.set(Quality::Good));
     wait::until("it answers again", START, || {
         ensure!(warned(&nodes[1]).is_err());
+        Ok(())
+    })
+    .unwrap();
+    cluster.end();
+}
+
+#[test]
+fn pods_can_run_within_three_seconds_of_an_agents_start() {
+    let cluster = Cluster::new(3);
+    let nodes = cluster.lab.nodes();
+    // Before the clock runs, as nothing is built while images are pulled.
+    nodes[0].binaries().unwrap();
+    let start = Instant::now();
+    nodes.iter().for_each(|node| node.start_agent().unwrap());
+    for node in &nodes {
+        wait::until("the node is free for pods", START, || {
+            ensure!(cluster.conflist(node).exists(), "no conflist yet");
+            cluster.is_available(node)
+        })
+        .unwrap();
+        let took = start.elapsed();
+        println!("{} is free for pods after {took:.2?}", node.name());
+        assert!(took < Duration::from_secs(3), "{took:?}; {}", node.log_tail());
+    }
+    cluster.end();
+}
+
+#[test]
+fn with_podcidr_a_nodes_pods_have_addresses_of_its_range_also_without_a_server() {
+    let cluster = Cluster::new(2);
+    let nodes = cluster.lab.nodes();
+    for (node, range) in nodes.iter().zip(["10.99.1.0/24", "10.99.2.0/24"]) {
+        let patch = Patch::Merge(json!({"spec": {"podCIDR": range, "podCIDRs": [range]}}));
+        let (api, name) = (cluster.scene.nodes(), cluster.scene.name(node.name()));
+        cluster.runtime.block_on(api.patch(&name, &PatchParams::default(), &patch)).unwrap();
+        node.configure(|settings| {
+            settings.universe = Some("10.99.0.0/16".into());
+            settings.more.extend(["--ipam".into(), "podcidr".into()]);
+        });
+    }
+    cluster.start();
+    let mut pods: Vec<_> = nodes.iter().map(|node| cluster.attached(node)).collect();
+    all_reach_all(&pods);
+    cluster.relays.iter().for_each(Relay::close);
+    nodes[1].stop_agent().unwrap();
+    nodes[1].start_agent().unwrap();
+    nodes[1].wait_ready(START).unwrap();
+    pods.push(cluster.attached(&nodes[1]));
+    all_reach_all(&pods);
+    for (pod, range) in pods.iter().zip(["10.99.1.", "10.99.2.", "10.99.2."]) {
+        let address = pod.address().unwrap().to_string();
+        assert!(address.starts_with(range), "{} has {address}", pod.full_name());
+    }
+    cluster.end();
+}
+
+#[test]
+fn an_agent_is_alive_while_it_waits_for_the_api_server() {
+    let cluster = Cluster::new(1);
+    let node = &cluster.lab.nodes()[0];
+    let socket = cluster.scene.dir().join("probe.sock").display().to_string();
+    node.configure(|settings| settings.more.extend(["--probe-socket".into(), socket.clone()]));
+    cluster.relays[0].close();
+    node.start_agent().unwrap();
+    wait::until("it has asked in vain, more than once", START, || {
+        ensure!(node.log().matches("waiting for the API server").count() > 1);
+        Ok(())
+    })
+    .unwrap();
+    let probe = |what: &str| node.weft(&["probe", what, "--probe-socket", &socket]).unwrap().status.code();
+    assert_eq!((probe("live"), probe("ready")), (Some(0), Some(1)));
+    cluster.relays[0].set(Quality::Good);
+    wait::until("it is ready", START, || {
+        ensure!(probe("ready") == Some(0));
         Ok(())
     })
     .unwrap();

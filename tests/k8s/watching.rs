@@ -1,7 +1,11 @@
 //! What is heard of nodes and pods: by list and watch, through whatever happens on the way.
 use std::time::{Duration, Instant};
 
-use kube::api::{Patch, PatchParams};
+use k8s_openapi::api::core::v1::Endpoints;
+use kube::{
+    Api,
+    api::{Patch, PatchParams},
+};
 use serde_json::json;
 use weft::kube::{ENDPOINTS, View, join};
 use weft_lab::relay::Quality;
@@ -93,6 +97,15 @@ async fn a_watch_that_is_cut_goes_on_and_nothing_is_missed() {
 
 #[tokio::test]
 async fn what_the_server_has_forgotten_is_listed_anew() {
+    forgotten(false).await;
+}
+
+#[tokio::test]
+async fn what_the_server_has_forgotten_is_listed_anew_also_if_it_refuses_the_watch() {
+    forgotten(true).await;
+}
+
+async fn forgotten(bluntly: bool) {
     let scene = Scene::new().await;
     let relay = scene.relay();
     scene.make_node("a", "192.0.2.1", json!({})).await;
@@ -105,7 +118,7 @@ async fn what_the_server_has_forgotten_is_listed_anew() {
     scene.delete_node("b").await;
     scene.make_node("c", "192.0.2.3", json!({})).await;
     // 410 Gone to who was there before. A real server does so by itself, after minutes.
-    scene.own.iter().for_each(|server| server.compact());
+    scene.own.iter().for_each(|server| server.compact(bluntly));
     relay.set(Quality::Good);
     member
         .sees("b has gone and c come", |view| {
@@ -186,5 +199,30 @@ async fn who_has_joined_before_starts_without_a_server() {
     assert_eq!((&second.cache.seeds, second.elected), (&first.cache.seeds, false));
     assert_eq!(second.cache.nodes[&b].endpoints, first.cache.nodes[&b].endpoints);
     assert_eq!(second.cache.nodes[&b].pod_cidrs.len(), 1);
+    scene.end().await;
+}
+
+#[tokio::test]
+async fn where_the_service_does_not_work_the_server_itself_is_asked() {
+    let scene = Scene::new().await;
+    let relay = scene.relay();
+    scene.make_node("a", "192.0.2.1", json!({})).await;
+    if scene.own.is_some() {
+        // A real server tells its own address by itself.
+        let server = scene.server();
+        let subset = json!({"addresses": [{"ip": server.ip()}], "ports": [{"port": server.port()}]});
+        let api: Api<Endpoints> = Api::namespaced(scene.client.clone(), "default");
+        scene.make(&api, json!({"metadata": {"name": "kubernetes"}, "subsets": [subset]})).await;
+    }
+    drop(scene.join("a", &relay).await);
+    relay.close();
+    let before = relay.calls();
+    let mut member = scene.member("a", &relay).await;
+    scene.make_node("b", "192.0.2.2", json!({})).await;
+    let b = scene.name("b");
+    let found = member.view.wait_for(|view| !endpoints(view, &b).is_empty());
+    tokio::time::timeout(Duration::from_secs(60), found).await.expect("it is asked").unwrap();
+    // Of four watches, each ever more seldom.
+    assert!(relay.calls() - before < 60, "{} calls of a server that is not there", relay.calls() - before);
     scene.end().await;
 }

@@ -18,3 +18,4 @@ mod refusals;
 mod reset;
 mod restart;
 mod silence;
+mod takeover;

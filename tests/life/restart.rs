@@ -4,8 +4,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::ensure;
 use nix::sys::signal::Signal;
-use weft_lab::{Lab, node::Node, traffic::Stream};
+use weft_lab::{
+    Lab,
+    node::Node,
+    traffic::{Datagrams, Manner, Stream},
+    wait,
+};
 
 use crate::{
     harness::{START, lab, metric, reaches},
@@ -42,6 +48,37 @@ fn a_stopped_agent_leaves_everything_and_the_next_changes_nothing() {
     }
     local.finish().unwrap();
     check(&lab);
+}
+
+#[test]
+fn packets_between_nodes_flow_a_quarter_of_a_second_after_the_next_process_begins() {
+    let lab = lab(2, 1);
+    let node = lab.node("n1").unwrap();
+    let (a, b) = (lab.pod("n1/p1").unwrap(), lab.pod("n2/p1").unwrap());
+    reaches(&a, &b);
+    let tick = Manner { per_second: 1000, size: 64, at_once: 1 };
+    let flows = [(&a, &b), (&b, &a)]
+        .map(|(from, to)| Datagrams::start(from.netns(), to.netns(), to.address().unwrap(), tick).unwrap());
+    let mut gaps = Vec::new();
+    for end in [End::By(Signal::SIGTERM), End::Killed, End::By(Signal::SIGTERM), End::Killed, End::Killed] {
+        stop(&node, &end);
+        let before = flows.each_ref().map(Datagrams::received);
+        let begun = Instant::now();
+        node.start_agent().unwrap();
+        let gap = wait::until("both directions flow", START, || {
+            let now = flows.each_ref().map(Datagrams::received);
+            ensure!(now.iter().zip(before).all(|(now, before)| *now > before), "{now:?}");
+            Ok(begun.elapsed())
+        });
+        gaps.push(gap.unwrap());
+        node.wait_ready(START).unwrap();
+    }
+    gaps.sort();
+    println!("{gaps:?}");
+    assert!(gaps[gaps.len() / 2] <= Duration::from_millis(250), "{gaps:?}");
+    for flow in flows {
+        flow.finish().unwrap();
+    }
 }
 
 /// Ends the node's agent; by a signal within a second, with 0.

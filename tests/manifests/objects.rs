@@ -30,7 +30,7 @@ fn every_value_of_the_chart_renders_to_what_kubernetes_knows() {
         ("/extraArgs", json!(["--data-threads=2"])),
         ("/extraEnv", json!([{ "name": "WEFT_POLL_US", "value": "0" }])),
         ("/privileged", json!(true)),
-        ("/maxUnavailable", json!("10%")),
+        ("/maxSurge", json!("10%")),
         ("/podMonitor", json!({ "enabled": true, "labels": { "release": "p" } })),
         ("/prometheusRule", json!({ "enabled": true, "labels": { "release": "p" } })),
     ] {
@@ -72,7 +72,8 @@ fn the_agent_is_not_privileged_and_mounts_only_what_it_needs() {
         container.volume_mounts.iter().flatten().map(|mount| mount.mount_path.clone()).collect()
     };
     assert_eq!(mounts(install), ["/opt/cni/bin"]);
-    let own = ["/etc/cni/net.d", "/run/weft", "/var/lib/weft", "/dev/net/tun", "/host/proc/sys/net"];
+    let own =
+        ["/etc/cni/net.d", "/run/weft", "/run/probe", "/var/lib/weft", "/dev/net/tun", "/host/proc/sys/net"];
     assert_eq!(mounts(agent), own);
     let paths: Vec<_> =
         spec.volumes.iter().flatten().filter_map(|volume| volume.host_path.as_ref()).collect();
@@ -104,9 +105,16 @@ fn what_containers_are_told_is_what_weft_understands() {
     let agents = agents_pod();
     let containers = agents.containers.iter().chain(agents.init_containers.iter().flatten());
     for container in containers.chain(&uninstall.containers) {
-        let arguments = container.args.iter().flatten().map(String::as_str);
-        let parsed = <weft::cli::Cli as clap::Parser>::try_parse_from(["weft"].into_iter().chain(arguments));
+        let arguments: Vec<&str> = container.args.iter().flatten().map(String::as_str).collect();
+        let parsed = <weft::cli::Cli as clap::Parser>::try_parse_from([&["weft"], &arguments[..]].concat());
         parsed.unwrap_or_else(|error| panic!("{}: {error}", container.name));
+        let weft = <weft::cli::Cli as clap::CommandFactory>::command();
+        let command = weft.find_subcommand(arguments[0]).unwrap();
+        let twins: Vec<_> =
+            command.get_arguments().filter_map(|argument| argument.get_env()?.to_str()).collect();
+        for variable in container.env.iter().flatten() {
+            assert!(twins.contains(&variable.name.as_str()), "{} is no flag's: {twins:?}", variable.name);
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use std::{
     sync::OnceLock,
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 
 use crate::claim;
 
@@ -35,6 +35,25 @@ impl Binaries {
         self.weft_cni.parent().expect("a file lies in a directory")
     }
 
+    /// The shim as the image has it: static, as it runs on nodes with whatever C library they have.
+    pub fn static_shim() -> anyhow::Result<PathBuf> {
+        let _one_at_a_time = build_lock()?;
+        let mut cargo = cargo();
+        cargo.args([
+            "build",
+            "--release",
+            "--package",
+            "weft-cni",
+            "--message-format=json-render-diagnostics",
+        ]);
+        // With a target given, the flag is not for what runs while building.
+        cargo.args(["--target", &format!("{}-unknown-linux-gnu", env::consts::ARCH)]);
+        cargo.env("RUSTFLAGS", "-C target-feature=+crt-static").stdin(Stdio::null()).stderr(Stdio::inherit());
+        let output = cargo.output().context("run cargo")?;
+        ensure!(output.status.success(), "building a static weft-cni failed: see above");
+        executable(&String::from_utf8_lossy(&output.stdout), "weft-cni")
+    }
+
     fn in_directory(directory: &Path) -> anyhow::Result<Self> {
         let path = |name: &str| {
             fs::canonicalize(directory.join(name))
@@ -46,8 +65,7 @@ impl Binaries {
     /// One call for all, so that what they share is compiled once and with the same features as for `cargo lab`; the
     /// linker drops what the shim does not use.
     fn build() -> anyhow::Result<Self> {
-        fs::create_dir_all(claim::base()).context("create the labs' directory")?;
-        let _one_at_a_time = claim::lock(&claim::base().join("build"))?;
+        let _one_at_a_time = build_lock()?;
         let mut cargo = cargo();
         cargo.args(["build", "--release", "--bins"]);
         cargo.args(["--package", "weft", "--package", "weft-cni", "--package", "weft-lab"]);
@@ -59,6 +77,11 @@ impl Binaries {
         let artifacts = String::from_utf8_lossy(&output.stdout);
         Ok(Self { weft: executable(&artifacts, "weft")?, weft_cni: executable(&artifacts, "weft-cni")? })
     }
+}
+
+fn build_lock() -> anyhow::Result<impl Sized> {
+    fs::create_dir_all(claim::base()).context("create the labs' directory")?;
+    claim::lock(&claim::base().join("build"))
 }
 
 /// Cargo in the workspace, as if it were not called from one of its own children.

@@ -17,7 +17,7 @@ pub fn assemble(archive: &Path) -> anyhow::Result<()> {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace is above");
     let mut command = Command::new("sh");
     command.arg(workspace.join("deploy/image.sh")).arg(archive);
-    command.env("WEFT_BIN_DIR", Binaries::get()?.directory());
+    command.env("WEFT_BIN_DIR", Binaries::get()?.directory()).env("WEFT_CNI", Binaries::static_shim()?);
     command.env("WEFT_PLUGIN_DIR", Suite::plugins()?);
     command.env("NFT", tools::find("nft").context("nft is missing: install the package nftables")?);
     let output = command.stdin(Stdio::null()).output().context("run deploy/image.sh")?;

@@ -53,6 +53,7 @@ pub mod report;
 pub mod runtime;
 pub mod sandbox;
 pub mod sandboxes;
+pub mod scenario;
 pub mod soak;
 pub mod suite;
 pub mod tools;

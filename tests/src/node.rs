@@ -123,6 +123,20 @@ impl Node {
         Ok(())
     }
 
+    /// Starts a second agent, which takes over from the one that runs, and waits until that has ended.
+    pub fn take_over(&self, within: Duration) -> anyhow::Result<()> {
+        let mut settings = self.settings().clone();
+        settings.more.push("--takeover".into());
+        let next = Agent::start(self.binaries()?, &self.claim, &self.netns, &settings)?;
+        let mut before =
+            self.agent().replace(next).with_context(|| format!("no agent runs on {}", self.name))?;
+        let status = wait::until(&format!("the agent of {} has handed over", self.name), within, || {
+            before.ended()?.context("it still runs")
+        })?;
+        ensure!(status.success(), "the agent of {} that handed over: {status}", self.name);
+        Ok(())
+    }
+
     /// The command by which its agent starts, to be changed and run by hand.
     pub fn agent_command(&self) -> anyhow::Result<Command> {
         Ok(self.settings().command(self.binaries()?))

@@ -1,6 +1,10 @@
 //! A way between a client and a server that can be made bad: it refuses, goes silent, is slow, or is cut.
 use std::{
     net::{SocketAddr, TcpListener},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -18,6 +22,7 @@ use crate::background::Background;
 pub struct Relay {
     address: SocketAddr,
     way: watch::Sender<Way>,
+    calls: Arc<AtomicU64>,
     _background: Background,
 }
 
@@ -45,16 +50,19 @@ impl Relay {
         let address = listener.local_addr()?;
         listener.set_nonblocking(true)?;
         let (way, seen) = watch::channel(Way { quality: Quality::Good, cuts: 0 });
+        let calls = Arc::<AtomicU64>::default();
+        let count = calls.clone();
         let accept = async move {
             let listener = tokio::net::TcpListener::from_std(listener)?;
             loop {
                 let (client, _) = listener.accept().await?;
+                count.fetch_add(1, Ordering::Relaxed);
                 if seen.borrow().quality != Quality::Refusing {
                     tokio::spawn(pass(client, server, seen.clone()));
                 }
             }
         };
-        Ok(Self { address, way, _background: Background::run(accept)? })
+        Ok(Self { address, way, calls, _background: Background::run(accept)? })
     }
 
     /// On a free port of 127.0.0.1, in the caller's network namespace.
@@ -68,6 +76,11 @@ impl Relay {
 
     pub fn set(&self, quality: Quality) {
         self.way.send_modify(|way| way.quality = quality);
+    }
+
+    /// How many connections have been begun, refused ones too.
+    pub fn calls(&self) -> u64 {
+        self.calls.load(Ordering::Relaxed)
     }
 
     /// Whether a connection stands.

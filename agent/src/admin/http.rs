@@ -10,6 +10,7 @@ use axum::{
     http::{StatusCode, header::CONTENT_TYPE},
     response::{Html, IntoResponse, Response},
     routing::get,
+    serve::Listener,
 };
 use hyper::server::conn::http1;
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
@@ -17,21 +18,29 @@ use std::{
     collections::VecDeque,
     fmt::Write as _,
     net::SocketAddr,
+    os::fd::{AsFd, BorrowedFd},
+    path::{Path, PathBuf},
     pin::pin,
     sync::Arc,
     time::{Duration, Instant},
 };
 use tokio::{
-    net::{TcpListener, TcpStream},
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, UnixListener},
     task::{AbortHandle, JoinSet},
-    time::{sleep, timeout},
+    time::timeout,
 };
-use tracing::warn;
 
 /// Bound, not yet serving: so that a port in use is known before anything is touched.
 #[derive(Debug)]
-pub struct HttpServer {
-    listener: TcpListener,
+pub struct HttpServer<L = TcpListener> {
+    listener: L,
+}
+
+impl AsFd for HttpServer {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
 }
 
 /// What the pages show.
@@ -47,6 +56,8 @@ pub struct Pages {
 pub enum HttpError {
     #[error("--metrics-addr {address}: cannot listen: {source}{}", hint(.source))]
     Bind { address: SocketAddr, source: std::io::Error },
+    #[error("--probe-socket {}: cannot listen: {source}", path.display())]
+    BindProbes { path: PathBuf, source: std::io::Error },
 }
 
 impl HttpServer {
@@ -56,32 +67,45 @@ impl HttpServer {
         Ok(Self { listener })
     }
 
+    /// A listener of another agent's.
+    pub fn adopt(listener: std::net::TcpListener) -> std::io::Result<Self> {
+        Ok(Self { listener: TcpListener::from_std(listener)? })
+    }
+}
+
+impl HttpServer<UnixListener> {
+    /// In the place of a socket that is there: that was of a process before.
+    pub fn bind_probes(path: &Path) -> Result<Self, HttpError> {
+        let bind = || {
+            match std::fs::remove_file(path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            UnixListener::bind(path)
+        };
+        let listener = bind().map_err(|source| HttpError::BindProbes { path: path.into(), source })?;
+        Ok(Self { listener })
+    }
+}
+
+impl<L: Listener> HttpServer<L> {
     /// Serves until `shutdown` resolves and the requests under way are answered, or `GRACE` later at the latest.
-    pub async fn serve(self, router: Router, shutdown: impl Future<Output = ()> + Send) {
+    pub async fn serve(mut self, router: Router, shutdown: impl Future<Output = ()> + Send) {
         let (mut shutdown, mut tasks) = (pin!(shutdown), JoinSet::new());
         let mut open: VecDeque<AbortHandle> = VecDeque::new();
         loop {
-            let stream = tokio::select! {
+            let (stream, _) = tokio::select! {
                 accepted = self.listener.accept() => accepted,
                 () = &mut shutdown => break,
             };
             while tasks.try_join_next().is_some() {}
             open.retain(|connection| !connection.is_finished());
-            match stream {
-                Ok((stream, _)) => {
-                    if open.len() == CONNECTIONS
-                        && let Some(oldest) = open.pop_front()
-                    {
-                        oldest.abort();
-                    }
-                    open.push_back(tasks.spawn(answer_one(stream, router.clone())));
-                }
-                Err(error) => {
-                    // Out of descriptors, mostly: callers wait in the kernel's queue meanwhile.
-                    warn!(%error, "accept on --metrics-addr");
-                    sleep(ACCEPT_PAUSE).await;
-                }
+            if open.len() == CONNECTIONS
+                && let Some(oldest) = open.pop_front()
+            {
+                oldest.abort();
             }
+            open.push_back(tasks.spawn(answer_one(stream, router.clone())));
         }
         drop(self.listener);
         let _ = timeout(GRACE, async { while tasks.join_next().await.is_some() {} }).await;
@@ -89,7 +113,7 @@ impl HttpServer {
 }
 
 /// One request, from the connection to its end. What goes wrong is the caller's business.
-async fn answer_one(stream: TcpStream, router: Router) {
+async fn answer_one(stream: impl AsyncRead + AsyncWrite + Unpin, router: Router) {
     let service = TowerToHyperService::new(router);
     let connection = http1::Builder::new().keep_alive(false).serve_connection(TokioIo::new(stream), service);
     let _ = timeout(PATIENCE, connection).await;
@@ -110,6 +134,14 @@ impl Pages {
         match request.uri().path() {
             "/livez" => "ok\n".into_response(),
             _ => (StatusCode::SERVICE_UNAVAILABLE, format!("{STARTING}\n")).into_response(),
+        }
+    }
+
+    /// What is answered once the next agent does the work: alive, and no use.
+    pub fn over(request: &Request) -> Response {
+        match request.uri().path() {
+            "/livez" => "ok\n".into_response(),
+            _ => (StatusCode::SERVICE_UNAVAILABLE, "the next agent has taken over\n").into_response(),
         }
     }
 }
@@ -161,7 +193,6 @@ const CONNECTIONS: usize = 64;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// For answers to slow readers at the end.
 const GRACE: Duration = Duration::from_secs(1);
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 #[cfg(test)]
 mod tests {
@@ -169,6 +200,7 @@ mod tests {
     use crate::admin::{Pending, snapshot::example};
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpStream,
         sync::oneshot,
         task::JoinHandle,
     };

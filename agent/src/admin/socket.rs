@@ -6,6 +6,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use std::{
     fs::{DirBuilder, File, OpenOptions, Permissions},
     io,
+    os::fd::{AsFd, BorrowedFd},
     os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     time::Duration,
@@ -19,6 +20,12 @@ use tracing::warn;
 pub struct LocalSocket {
     listener: UnixListener,
     path: PathBuf,
+}
+
+impl AsFd for LocalSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +68,11 @@ impl LocalSocket {
         socket.listen(BACKLOG).map_err(io("listen on", path))?;
         let listener = UnixListener::from_std(socket.into()).map_err(io("listen on", path))?;
         Ok(Self { listener, path: path.into() })
+    }
+
+    /// The socket of another agent, which listens at that path.
+    pub fn adopt(listener: std::os::unix::net::UnixListener, path: &Path) -> io::Result<Self> {
+        Ok(Self { listener: UnixListener::from_std(listener)?, path: path.into() })
     }
 
     pub fn path(&self) -> &Path {

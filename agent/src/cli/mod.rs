@@ -10,12 +10,14 @@
 
 mod client;
 mod policy;
+mod probe;
 mod tables;
 mod units;
 mod view;
 
 pub use client::{CallError, Client};
 pub use policy::PolicyCommand;
+pub use probe::ProbeArgs;
 
 use crate::{
     config::{self, DEFAULT_RUN_DIR, socket_in},
@@ -56,6 +58,8 @@ pub enum Command {
     InstallCni(run::InstallCniArgs),
     /// Remove from this node all that Weft made and installed, whatever is attached: once the agent is deleted
     Uninstall(run::UninstallArgs),
+    /// Ask an agent's --probe-socket, and exit with 0 or, with the reasons, 1: for Kubernetes' probes
+    Probe(ProbeArgs),
     /// Make the keys by which nodes know each other
     #[command(subcommand)]
     Ca(CaCommand),

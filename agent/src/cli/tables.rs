@@ -158,7 +158,19 @@ impl Paint {
 }
 
 fn peer_table(peers: &[Peer]) -> String {
-    let header = ["NAME", "PATH", "LINK", "MTU", "ADDRESSES", "SENT", "RECEIVED", "ENDPOINTS", "SOFTWARE"];
+    let header = [
+        "NAME",
+        "PATH",
+        "RTT",
+        "LOSS",
+        "MTU",
+        "LINK",
+        "ADDRESSES",
+        "SENT",
+        "RECEIVED",
+        "ENDPOINTS",
+        "SOFTWARE",
+    ];
     let rows = peers.iter().map(|peer| {
         let link = match (peer.me, peer.linked) {
             (true, _) => "",
@@ -167,9 +179,15 @@ fn peer_table(peers: &[Peer]) -> String {
         };
         [
             named(&peer.name, peer.me),
-            peer.path.clone(),
-            link.into(),
+            match (&peer.via, &peer.why) {
+                (Some(via), _) => format!("{} via {via}", peer.path),
+                (_, Some(why)) => format!("{}: {why}", peer.path),
+                (None, None) => peer.path.clone(),
+            },
+            peer.rtt_us.map(|micros| format!("{:.1} ms", f64::from(micros) / 1e3)).unwrap_or_default(),
+            peer.loss.map(|loss| format!("{:.0} %", loss * 100.0)).unwrap_or_default(),
             peer.mtu.to_string(),
+            link.into(),
             count(peer.addresses),
             if peer.me { String::new() } else { bytes(peer.bytes_sent) },
             if peer.me { String::new() } else { bytes(peer.bytes_received) },
@@ -177,7 +195,7 @@ fn peer_table(peers: &[Peer]) -> String {
             peer.software.clone(),
         ]
     });
-    table(header, &[3, 4, 5, 6], rows)
+    table(header, &[2, 3, 4, 6, 7, 8], rows)
 }
 
 fn pod_table(pods: &[Pod]) -> String {

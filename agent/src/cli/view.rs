@@ -88,8 +88,16 @@ pub(super) struct Peer {
     pub me: bool,
     /// A control link is up; links are not routes.
     pub linked: bool,
-    /// `local`, `direct`, `down` …
+    /// `local`, `direct`, `relayed`, `down`.
     pub path: String,
+    /// Who relays.
+    pub via: Option<String>,
+    /// Why it is down.
+    pub why: Option<String>,
+    /// Mean round trip in µs.
+    pub rtt_us: Option<u32>,
+    /// Part of the latest probes that were lost, 0 to 1.
+    pub loss: Option<f32>,
     /// Bytes.
     pub mtu: u32,
     /// Addresses that it owns.
@@ -185,6 +193,10 @@ impl From<local::PeersReply> for Peers {
             me: peer.me,
             linked: peer.linked,
             path: peer.path,
+            via: Some(peer.via).filter(|via| !via.is_empty()),
+            why: Some(peer.why).filter(|why| !why.is_empty()),
+            rtt_us: (peer.rtt_us != 0).then_some(peer.rtt_us),
+            loss: peer.loss,
             mtu: peer.mtu,
             addresses: peer.addresses,
             packets_sent: peer.packets_sent,

@@ -1,6 +1,7 @@
 //! The flags of `weft agent` as the command line and the environment give them: text, not yet checked.
 
 use clap::ValueEnum;
+use std::path::PathBuf;
 
 /// What `weft agent` was asked for. Every flag has a twin in the environment, `WEFT_` and its name in capitals;
 /// lists are comma separated there. A flag beats its twin; an empty twin is the same as none.
@@ -72,6 +73,22 @@ pub struct Args {
     /// The same on all nodes. With `podcidr` the universe is the cluster's CIDR.
     #[arg(long, env = "WEFT_IPAM", hide_env_values = true, value_name = "MODE", default_value = "ring", help_heading = ADDRESSES)]
     pub ipam: Ipam,
+
+    /// Answer /livez and /readyz on this unix socket, too
+    ///
+    /// While an agent takes over, both may answer on --metrics-addr; this socket is the process's own. See `weft probe`.
+    ///
+    /// Default: none.
+    #[arg(long, env = "WEFT_PROBE_SOCKET", hide_env_values = true, value_name = "PATH", help_heading = NODE)]
+    pub probe_socket: Option<PathBuf>,
+
+    /// Take over from the agent that runs on this node, if one does, without losing a packet
+    ///
+    /// Sockets, sessions and what peers know go over, then the other agent ends (with --kubernetes it waits to be ended).
+    /// Name, universe, addresses to listen on and encryption must be the same; the new number of --data-threads has to
+    /// wait for a stop and start. If the new agent fails on the way, start it again.
+    #[arg(long, env = "WEFT_TAKEOVER", hide_env_values = true, value_parser = clap::builder::FalseyValueParser::new(), help_heading = NODE)]
+    pub takeover: bool,
 
     /// Run as a part of a Kubernetes cluster: peers are its Nodes, the first agent has the universe and makes the CA
     ///

@@ -67,6 +67,8 @@ pub(super) fn check(args: &Args, host: &HostFacts) -> Result<Config, ConfigError
             universe,
             ipam_seed,
             ipam: args.ipam,
+            probe_socket: args.probe_socket.clone(),
+            takeover: args.takeover,
             kubernetes,
             identity,
             mtu,

@@ -63,6 +63,10 @@ pub struct Config {
     pub policy_log: Option<u16>,
     pub state_dir: PathBuf,
     pub run_dir: PathBuf,
+    /// None: no probes but on `metrics`.
+    pub probe_socket: Option<PathBuf>,
+    /// From the agent that runs, if one does.
+    pub takeover: bool,
     /// None: the CNI configuration is not written.
     pub cni_conf_dir: Option<PathBuf>,
     pub metrics: SocketAddr,

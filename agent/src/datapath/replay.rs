@@ -31,6 +31,16 @@ impl Window {
         Self { next: 0, blocks: [0; BLOCKS] }
     }
 
+    /// Goes on where another ended, which said `next`: what it had not seen below that is lost.
+    pub fn resumed(next: u64) -> Self {
+        Self { next, blocks: [u64::MAX; BLOCKS] }
+    }
+
+    /// One more than the highest counter that came.
+    pub fn next(&self) -> u64 {
+        self.next
+    }
+
     /// Whether a packet of that counter would be news.
     pub fn check(&self, counter: u64) -> Result<(), Stale> {
         if counter >= self.next {
@@ -105,6 +115,20 @@ mod tests {
         assert_eq!(window.check(highest + 1 - WIDTH), Ok(()));
         assert_eq!(window.check(highest - WIDTH), Err(Stale::TooOld));
         assert_eq!(window.check(0), Err(Stale::TooOld));
+    }
+
+    #[test]
+    fn a_resumed_window_takes_only_what_is_newer_than_all_before() {
+        for next in [0, 1, 63, 64, 65, 10_000] {
+            let mut window = Window::resumed(next);
+            for before in [next.checked_sub(1), next.checked_sub(WIDTH)].into_iter().flatten() {
+                assert_eq!(window.check(before), Err(Stale::Replayed), "{before} of {next}");
+            }
+            for new in [next, next + 2, next + 1, next + 500, next + 2 * WIDTH, next + WIDTH + 1] {
+                assert_eq!(window.commit(new), Ok(()), "{new} of {next}");
+                assert_eq!(window.commit(new), Err(Stale::Replayed), "{new} of {next}");
+            }
+        }
     }
 
     #[test]

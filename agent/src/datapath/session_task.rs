@@ -10,9 +10,11 @@
 //! its queue full is dropped, and the worker counts it: peers say everything again.
 
 use super::{
-    handshake::{Config, Machine, Peer, Random, Refusal, message::MESSAGE_LEN_MAX},
+    handshake::{Config, Datagram, Estate, Machine, Peer, Random, Refusal, message::MESSAGE_LEN_MAX},
     icmp::Bucket,
+    relay::Prefix,
     sessions::{SessionIndex, Sessions},
+    table::Table,
 };
 use crate::{linux::udp::Socket, types::PeerName};
 use anyhow::Context;
@@ -29,7 +31,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
     task::JoinHandle,
     time::sleep_until,
 };
@@ -50,6 +52,7 @@ enum Signal {
     Shown { index: SessionIndex, from: SocketAddr },
     Moved { index: SessionIndex, before: SocketAddr, from: SocketAddr },
     Confirmed(SessionIndex),
+    Revived(PeerName),
 }
 
 struct Message {
@@ -66,7 +69,8 @@ pub struct Refusals(Arc<[AtomicU64; Refusal::ALL.len()]>);
 pub struct Handshakes {
     sealing: Sealing,
     refusals: Refusals,
-    task: JoinHandle<()>,
+    ending: Option<oneshot::Sender<()>>,
+    task: JoinHandle<Machine>,
 }
 
 /// What the workers need to seal and open packets.
@@ -79,7 +83,8 @@ pub struct Sealing {
 }
 
 /// Starts the task for so many workers, each of which may have several lanes. It sends from `socket`, which stays with
-/// its worker, and neither calls nor hears anybody until `peers` has some.
+/// its worker, and neither calls nor hears anybody until `peers` has some. `tables` say who is to be reached by a relay.
+/// It goes on with what another agent's handed over.
 ///
 /// # Errors
 /// The socket cannot be shared.
@@ -88,25 +93,35 @@ pub fn spawn(
     socket: &Socket,
     peers: watch::Receiver<Vec<Peer>>,
     workers: usize,
+    tables: Arc<ArcSwap<Table>>,
+    estate: Option<Estate>,
 ) -> anyhow::Result<Handshakes> {
     let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
     let wakes = (0..workers).map(|_| EventFd::from_flags(flags).map(Arc::new)).collect::<Result<Vec<_>, _>>();
     let (wakes, sessions) = (wakes.context("make an eventfd for each data worker")?, Arc::default());
+    let mut machine = Machine::new(config, Instant::now());
+    if let Some(estate) = estate {
+        machine.resume(&estate, Instant::now());
+    }
     let socket = socket.as_fd().try_clone_to_owned().context("share a data socket with the handshakes")?;
     let (signals, signal_queue) = mpsc::channel(SIGNALS);
     let (messages, message_queue) = mpsc::channel(MESSAGES);
     let refusals = Refusals::default();
-    let task = Task {
-        machine: Machine::new(config, Instant::now()),
+    let (ending, ended) = oneshot::channel();
+    let mut task = Task {
+        machine,
         socket: socket.into(),
         sessions: Arc::clone(&sessions),
         workers: wakes.clone(),
         refusals: refusals.clone(),
+        tables,
     };
-    let task = tokio::spawn(task.run(peers, signal_queue, message_queue));
+    // The workers have them when they start.
+    task.carry_out();
+    let task = tokio::spawn(task.run(peers, signal_queue, message_queue, ended));
     let (surprises, moves) = (Bucket::new(SURPRISE, SURPRISE_BURST), Bucket::new(MOVE, MOVE_BURST));
     let requests = Requests { signals, messages, surprises, moves };
-    Ok(Handshakes { sealing: Sealing { sessions, requests, wakes }, refusals, task })
+    Ok(Handshakes { sealing: Sealing { sessions, requests, wakes }, refusals, ending: Some(ending), task })
 }
 
 /// Random bytes for [`Config`], by way of the crypto library.
@@ -140,6 +155,11 @@ impl Requests {
         self.signals.try_send(Signal::Confirmed(index)).is_ok()
     }
 
+    /// The peer answers probes again. If it is not taken, the next try comes in a second or two.
+    pub fn revived(&self, peer: &PeerName) -> bool {
+        self.signals.try_send(Signal::Revived(peer.clone())).is_ok()
+    }
+
     /// A datagram of kind 3, 4 or 5. One that is too long is none of the handshake's, and not taken.
     pub fn message(&self, from: SocketAddr, datagram: &[u8]) -> bool {
         let mut bytes = [0; MESSAGE_LEN_MAX];
@@ -168,6 +188,16 @@ impl Handshakes {
     pub fn refusals(&self) -> Refusals {
         self.refusals.clone()
     }
+
+    /// Ends, once no worker seals or opens any more, and gives what another agent's can go on with.
+    ///
+    /// # Errors
+    /// The task has panicked.
+    pub async fn release(mut self) -> anyhow::Result<Estate> {
+        self.ending.take().map(|ending| ending.send(()));
+        let machine = (&mut self.task).await.context("the handshakes' task")?;
+        Ok(machine.release(Instant::now()))
+    }
 }
 
 impl Drop for Handshakes {
@@ -182,6 +212,7 @@ struct Task {
     sessions: Arc<ArcSwap<Sessions>>,
     workers: Vec<Arc<EventFd>>,
     refusals: Refusals,
+    tables: Arc<ArcSwap<Table>>,
 }
 
 impl Task {
@@ -190,7 +221,8 @@ impl Task {
         mut peers: watch::Receiver<Vec<Peer>>,
         mut signals: mpsc::Receiver<Signal>,
         mut messages: mpsc::Receiver<Message>,
-    ) {
+        mut ended: oneshot::Receiver<()>,
+    ) -> Machine {
         let mut batch = Vec::with_capacity(BATCH);
         // Who calls right at the start, before anybody is known, is heard a moment later, not refused.
         let mut acquainted = false;
@@ -199,16 +231,19 @@ impl Task {
             let wake = self.machine.next_wake().unwrap_or_else(|| Instant::now() + IDLE);
             tokio::select! {
                 biased;
+                _ = &mut ended => return self.machine,
                 () = sleep_until(wake.into()) => {}
                 Ok(()) = peers.changed() => {
                     let peers = peers.borrow_and_update().clone();
                     acquainted |= !peers.is_empty();
-                    self.machine.set_peers(peers, Instant::now());
+                    if acquainted {
+                        self.machine.set_peers(peers, Instant::now());
+                    }
                 }
                 Some(signal) = signals.recv() => self.signal(signal),
                 received = messages.recv_many(&mut batch, BATCH), if acquainted => {
                     if received == 0 {
-                        return;
+                        return self.machine;
                     }
                     batch.drain(..).for_each(|message| self.message(&message));
                 }
@@ -225,6 +260,7 @@ impl Task {
             Signal::Shown { index, from } => self.machine.shown(index, from),
             Signal::Moved { index, before, from } => self.machine.moved(index, before, from, Instant::now()),
             Signal::Confirmed(index) => self.machine.confirmed(index),
+            Signal::Revived(peer) => self.machine.revived(&peer, Instant::now()),
         }
     }
 
@@ -246,10 +282,22 @@ impl Task {
             }
         }
         while let Some(datagram) = self.machine.poll_datagram() {
-            if let Err(error) = self.socket.send_to(&datagram.bytes, datagram.to) {
+            if let Err(error) = self.send(&datagram) {
                 // As good as lost on its way: it is said again.
                 tracing::debug!(to = %datagram.to, %error, "a handshake message was not sent");
             }
+        }
+    }
+}
+
+impl Task {
+    /// Who does not answer at an address of its own is sent to by a relay.
+    fn send(&self, Datagram { to, bytes }: &Datagram) -> std::io::Result<usize> {
+        let table = self.tables.load();
+        let relayed = table.peers().iter().find(|peer| peer.endpoint == Some(*to) && peer.relay.is_some());
+        match relayed.and_then(|peer| Some((peer.relay?, Prefix::new(table.me(), peer.data_id)))) {
+            Some((relay, prefix)) => self.socket.send_to(&[&prefix.encode()[..], bytes].concat(), relay),
+            None => self.socket.send_to(bytes, to),
         }
     }
 }
@@ -316,7 +364,7 @@ mod tests {
             lanes: 1,
             random: random(),
         };
-        let handshakes = spawn(config, &data, peers, 1).unwrap();
+        let handshakes = spawn(config, &data, peers, 1, Arc::default(), None).unwrap();
         let Sealing { sessions, wakes, .. } = handshakes.sealing().clone();
         let worker = wakes[0].clone();
         let address = data.local_address().unwrap();

@@ -111,6 +111,22 @@ impl Sending {
         Self { index, key, lanes: (0..lanes).map(|_| Numbers::default()).collect() }
     }
 
+    /// Goes on where another ended, by what it had taken of each lane. Numbers are left out, so that none is used twice
+    /// even if it had taken some more.
+    pub fn resumed(index: SessionIndex, key: SealKey, taken: &[u64]) -> Self {
+        let session = Self::new(index, key, taken.len());
+        for (numbers, taken) in session.lanes.iter().zip(taken) {
+            // If there are so few left, the lane is exhausted.
+            let _ = numbers.take(taken.saturating_add(LEFT_OUT));
+        }
+        session
+    }
+
+    /// How many counters of each lane have been taken.
+    pub fn by_lane(&self) -> impl Iterator<Item = u64> {
+        self.lanes.iter().map(Numbers::taken)
+    }
+
     pub fn index(&self) -> SessionIndex {
         self.index
     }
@@ -150,6 +166,24 @@ impl Receiving {
     /// `index` is what we call the session.
     pub fn new(index: SessionIndex, peer: PeerName, key: OpenKey) -> Self {
         Self { index, peer, key, lanes: Default::default(), confirmed: AtomicBool::new(false) }
+    }
+
+    /// Goes on where another ended, by what it says that came in each lane.
+    pub fn resumed(index: SessionIndex, peer: PeerName, key: OpenKey, next: &[u64]) -> Self {
+        let session = Self::new(index, peer, key);
+        for (lane, next) in (0..=u8::MAX).zip(next).filter(|(_, next)| **next > 0) {
+            lock(session.new_lane(lane)).window = Window::resumed(*next);
+        }
+        session.confirm();
+        session
+    }
+
+    /// One more than the highest counter that came in each lane, up to the last in which one did.
+    pub fn by_lane(&self) -> Vec<u64> {
+        let next = |lane| self.lane(lane).map_or(0, |lane| lock(lane).window.next());
+        let mut lanes: Vec<_> = (0..=u8::MAX).map(next).collect();
+        lanes.truncate(lanes.iter().rposition(|next| *next > 0).map_or(0, |last| last + 1));
+        lanes
     }
 
     pub fn index(&self) -> SessionIndex {
@@ -276,6 +310,8 @@ fn lock(lane: &Mutex<Lane>) -> MutexGuard<'_, Lane> {
 
 type Shelf = [OnceLock<Box<Mutex<Lane>>>; SHELF];
 
+/// Numbers of each lane that whoever takes over does not use.
+const LEFT_OUT: u64 = 1 << 20;
 /// The counter's top byte names the lane.
 pub const LANES: usize = 256;
 /// Lanes' places are made so many at once: few peers have more queues.

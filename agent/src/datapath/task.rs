@@ -17,7 +17,7 @@ use arc_swap::ArcSwap;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::{
     net::SocketAddr,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Weak},
     thread::{self, JoinHandle},
@@ -47,6 +47,20 @@ pub fn open(name: &str, threads: usize) -> Result<(Vec<Vec<Queue>>, Offloads), T
     Ok(((0..threads).map(|_| queues.by_ref().take(each).collect()).collect(), offloads))
 }
 
+/// The queues and sockets of another agent's workers, as [`Datapath::descriptors`] gave them.
+pub fn adopt(name: &str, workers: Vec<Descriptors>) -> anyhow::Result<Adopted> {
+    let (mut queues, mut sockets) = (Vec::new(), Vec::new());
+    let mut offloads = None;
+    for worker in workers {
+        let (adopted, offers) = tun::adopt(name, worker.queues)?;
+        offloads = Some(offers);
+        queues.push(adopted);
+        let lanes: std::io::Result<_> = worker.lanes.into_iter().map(Socket::adopt).collect();
+        sockets.push(lanes.context("adopt the data sockets")?);
+    }
+    Ok((queues, sockets, offloads.context("adopt the data path: it has no workers")?))
+}
+
 /// The sockets of `threads` workers; see [`Socket::bind_workers`].
 pub fn bind(address: SocketAddr, threads: usize) -> Result<Vec<Vec<Socket>>, UdpError> {
     // The handshakes count their own packets in a lane as well.
@@ -56,7 +70,7 @@ pub fn bind(address: SocketAddr, threads: usize) -> Result<Vec<Vec<Socket>>, Udp
 /// The running threads. They end, and are joined, when it is stopped or dropped.
 pub struct Datapath {
     counters: Reader,
-    _kernel: Arc<Kernel>,
+    kernel: Arc<Kernel>,
     stop: Arc<EventFd>,
     threads: Vec<JoinHandle<()>>,
     failure: watch::Receiver<Option<String>>,
@@ -70,10 +84,19 @@ pub struct Reader {
     kernel: Weak<Kernel>,
 }
 
-/// Where the kernel drops packets that no worker has seen.
+/// What a worker reads from and writes to.
+#[derive(Debug, Default)]
+pub struct Descriptors {
+    pub queues: Vec<OwnedFd>,
+    pub lanes: Vec<OwnedFd>,
+}
+
+type Adopted = (Vec<Vec<Queue>>, Vec<Vec<Socket>>, Offloads);
+
+/// What the kernel has of ours: it drops packets there that no worker has seen.
 struct Kernel {
     tun: String,
-    sockets: Vec<OwnedFd>,
+    workers: Vec<Descriptors>,
 }
 
 /// Starts the threads. What is stored in `tables` from then on holds for the next batch of each.
@@ -89,13 +112,13 @@ pub fn spawn(config: Config, tables: Arc<ArcSwap<Table>>) -> anyhow::Result<Data
     let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
     let stop = Arc::new(EventFd::from_flags(flags).context("start the data path: make an eventfd")?);
     let (failed, failure) = watch::channel(None);
-    let duplicates = sockets.iter().flatten().map(|socket| socket.as_fd().try_clone_to_owned());
-    let sockets_again =
-        duplicates.collect::<Result<_, _>>().context("start the data path: watch its sockets")?;
-    let kernel = Arc::new(Kernel { tun, sockets: sockets_again });
+    let workers = queues.iter().zip(&sockets).map(|(queues, lanes)| Descriptors::of(queues, lanes));
+    let workers =
+        workers.collect::<Result<_, _>>().context("start the data path: duplicate its descriptors")?;
+    let kernel = Arc::new(Kernel { tun, workers });
     let reader = Reader { counters: counters.clone(), kernel: Arc::downgrade(&kernel) };
     let mut datapath =
-        Datapath { counters: reader, _kernel: kernel, stop: stop.clone(), threads: Vec::new(), failure };
+        Datapath { counters: reader, kernel, stop: stop.clone(), threads: Vec::new(), failure };
     for (number, (queues, lanes)) in queues.into_iter().zip(sockets).enumerate() {
         let parts = Parts { number, queues, offloads, lanes, linger, sealing: sealing.clone() };
         let worker = Worker::new(parts, tables.clone(), counters.clone(), stop.clone())
@@ -131,6 +154,11 @@ impl Datapath {
         }
     }
 
+    /// Each worker's descriptors: whoever has them too can go on where this data path stops.
+    pub fn descriptors(&self) -> &[Descriptors] {
+        &self.kernel.workers
+    }
+
     /// Ends the threads and waits for them: at most the batch that they are at.
     pub fn stop(self) {}
 }
@@ -149,11 +177,21 @@ impl Reader {
     pub fn read(&self) -> Snapshot {
         let mut snapshot = self.counters.snapshot();
         if let Some(kernel) = self.kernel.upgrade() {
-            let refused = kernel.sockets.iter().map(|socket| udp::refused(socket).unwrap_or(0)).sum();
+            let sockets = kernel.workers.iter().flat_map(|worker| &worker.lanes);
+            let refused = sockets.map(|socket| udp::refused(socket).unwrap_or(0)).sum();
             snapshot.drops.insert(Drop::ReceiveBufferFull, refused);
             snapshot.drops.insert(Drop::TunQueueFull, tun::refused(&kernel.tun).unwrap_or(0));
         }
         snapshot
+    }
+}
+
+impl Descriptors {
+    fn of(queues: &[impl AsFd], lanes: &[impl AsFd]) -> std::io::Result<Self> {
+        let clones = |fds: Vec<BorrowedFd<'_>>| fds.into_iter().map(|fd| fd.try_clone_to_owned()).collect();
+        let queues: std::io::Result<_> = clones(queues.iter().map(AsFd::as_fd).collect());
+        let lanes: std::io::Result<_> = clones(lanes.iter().map(AsFd::as_fd).collect());
+        Ok(Self { queues: queues?, lanes: lanes? })
     }
 }
 

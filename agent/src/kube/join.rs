@@ -34,7 +34,7 @@ use std::{
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
-    time::{Duration, SystemTime},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
@@ -55,6 +55,8 @@ pub struct Settings {
     pub peers: Vec<PeerAddress>,
     /// Where agents listen unless a Node says otherwise.
     pub port: u16,
+    /// How long all have to hear of another CA, before any shows its certificates.
+    pub step: Duration,
     /// Agents agree by the ConfigMap on who shares the universe at the start.
     pub elects: bool,
 }
@@ -120,9 +122,8 @@ async fn ask(settings: &Settings, access: &Access, cached: &Cache) -> anyhow::Re
         bail!("there is no Node {}: is --node-name (spec.nodeName) right?", settings.node);
     }
     if let Some(dir) = &settings.keys_dir {
-        let files =
-            keys_of(&client, &settings.namespace).await.with_context(|| format!("Secret {SECRET}"))?;
-        write_keys(dir, &files)?;
+        let keys = keys_of(&client, &settings.namespace).await.with_context(|| format!("Secret {SECRET}"))?;
+        write_keys(dir, &keys, settings.step)?;
     }
     let (mut seeds, mut elected, mut takeovers) = (cached.seeds.clone(), false, Vec::new());
     if settings.elects {
@@ -168,7 +169,7 @@ pub async fn update_board(
 }
 
 /// The CA in the Secret; if there is none, one that we make.
-async fn keys_of(client: &Client, namespace: &str) -> anyhow::Result<keys::Files> {
+async fn keys_of(client: &Client, namespace: &str) -> anyhow::Result<keys::Keys> {
     let made = Ca::create(SystemTime::now())?;
     let (data, wrote) = update_secret(client, namespace, |data| {
         let empty = keys::read(data).is_ok_and(|files| files.is_none());
@@ -213,20 +214,28 @@ pub fn secret_data(secret: &Secret) -> keys::Data {
     data.map(|(key, value)| (key.clone(), value.0.clone())).collect()
 }
 
-/// Puts the CA where `identity` looks for it; what is the same is not touched.
+/// Puts the CA where `identity` looks for it; what is the same is not touched. Says when to call again, if at all.
 ///
 /// # Errors
 /// A file cannot be written.
-pub fn write_keys(dir: &Path, files: &keys::Files) -> anyhow::Result<()> {
-    let write = |name: &str, text: &str| match fs::read_to_string(dir.join(name)) {
-        Ok(there) if there == text => Ok(()),
-        _ => write_file(&dir.join(name), text),
+pub fn write_keys(dir: &Path, keys: &keys::Keys, step: Duration) -> anyhow::Result<Option<Duration>> {
+    let read = |name: &str| fs::read_to_string(dir.join(name)).unwrap_or_default();
+    let there =
+        keys::Files { ca_cert: read(CA_CERT), ca_key: read(CA_KEY).into(), retired: read(RETIRED_CERT) };
+    let (files, changes) = keys.files(&there, unix_time(), step);
+    let write = |name: &str, text: &str, there: &str| match text == there {
+        true => Ok(()),
+        false => write_file(&dir.join(name), text),
     };
-    if !files.retired.is_empty() {
-        write(RETIRED_CERT, &files.retired)?;
-    }
-    write(CA_KEY, &files.ca_key)?;
-    write(CA_CERT, &files.ca_cert)
+    write(RETIRED_CERT, &files.retired, &there.retired)?;
+    write(CA_KEY, &files.ca_key, &there.ca_key)?;
+    write(CA_CERT, &files.ca_cert, &there.ca_cert)?;
+    Ok(changes)
+}
+
+/// In seconds since 1970.
+pub fn unix_time() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 /// Where the API server itself listens; empty where that cannot be told, which is no harm while its Service works.

@@ -24,6 +24,7 @@ pub mod peers;
 pub mod policies;
 mod report;
 pub mod task;
+mod watches;
 
 pub use convert::{node, pod};
 pub use index::View;

@@ -1,9 +1,6 @@
 //! Watches what network policies are made of: policies, namespaces, and all the cluster's pods.
 
-use super::{
-    client::WATCH,
-    task::{Handle, Patience},
-};
+use super::{client::WATCH, task::Handle, watches::Patience};
 use futures_util::{Stream, StreamExt, stream::select_all};
 use k8s_openapi::api::{
     core::v1::{Namespace, Pod},

@@ -1,35 +1,28 @@
-//! Watches the API server, keeps the view and the cache, and makes the calls of others.
+//! Keeps the view and the cache of what the API server says, and makes the calls of others.
 //!
 //! ```text
-//!   nodes ───────┐
-//!   our pods ────┤ list, then watch; a watch that breaks goes on where it was, and where the
-//!   ConfigMap ───┤ server does not know that any more (410) it lists again; waits grow to 10 s
-//!   Secret ──────┘
-//!        ▼
-//!      index ──▶ View ──▶ cache, at most every 5 s
+//!   watches ──▶ index ──▶ View ──▶ cache, at most every 5 s
 //! ```
 //! When all calls fail for long, the next way to the server is tried ([`Access`]).
 
 use super::{
-    CONFIG_MAP, Node, Pod, SECRET, Uid, View,
+    Node, Pod, Uid, View,
     board::{Board, Takeover},
     cache::Cache,
-    client::{Access, Clients, WATCH, explain, is_conflict, is_missing, write_file},
+    client::{Access, Clients, explain, is_conflict, is_missing, write_file},
     convert,
     events::Post,
     index::Index,
     join::{self, Cluster, Settings, cache_file, list, update_board, update_secret},
     keys, report,
+    watches::{self, FIRST_PAUSE, LONGEST_PAUSE, Said, is_expired, on_node},
 };
 use crate::{
     identity::task::CA_CERT,
     types::{PeerAddress, PeerName},
 };
 use anyhow::Context;
-use futures_util::{
-    Stream, StreamExt,
-    stream::{SelectAll, select_all},
-};
+use futures_util::StreamExt;
 use k8s_openapi::{
     api::core::v1::{ConfigMap, Event as EventObject, Node as NodeObject, Pod as PodObject, Secret},
     jiff::Timestamp,
@@ -37,19 +30,17 @@ use k8s_openapi::{
 use kube::{
     Api,
     api::{Patch, PatchParams, PostParams},
-    runtime::{
-        WatchStreamExt,
-        utils::Backoff,
-        watcher::{self, Event, watcher},
-    },
+    runtime::watcher::Event,
 };
 use std::{
     fs,
-    pin::Pin,
     sync::Arc,
     time::{Duration, Instant},
 };
-use tokio::{sync::watch, time::sleep_until};
+use tokio::{
+    sync::watch,
+    time::{sleep, sleep_until},
+};
 use tracing::{debug, info, warn};
 
 /// What the others see and may ask for; cheap to clone. The task ends when all are dropped.
@@ -75,19 +66,11 @@ pub struct Task {
     trouble: watch::Sender<Option<String>>,
     clients: watch::Sender<Clients>,
     save_at: Option<Instant>,
+    /// The Secret as last heard.
+    secret: Option<Secret>,
+    /// When it is to be looked at again.
+    keys_at: Option<Instant>,
 }
-
-/// One thing that the server has said.
-#[expect(clippy::large_enum_variant, reason = "each is taken at once and none is kept")]
-enum Said {
-    Node(Event<NodeObject>),
-    Pod(Event<PodObject>),
-    Map(Event<ConfigMap>),
-    Secret(Event<Secret>),
-    Failed(watcher::Error),
-}
-
-type Watches = SelectAll<Pin<Box<dyn Stream<Item = Said> + Send>>>;
 
 /// Begins with what was known at the start; run [`Task::run`].
 ///
@@ -119,6 +102,8 @@ pub fn new(cluster: Cluster, agent: u64) -> anyhow::Result<(Handle, Task)> {
         trouble,
         clients,
         save_at: None,
+        secret: None,
+        keys_at: None,
     };
     Ok((handle, task))
 }
@@ -225,12 +210,16 @@ impl Task {
                 Err(error) => return self.note(Some(format!("{error:#}"))),
             };
             self.clients.send_replace(clients.clone());
-            let mut watches = self.watches(&clients.watches);
+            let mut watches = watches::open(&self.settings, &clients.watches);
             let mut failing = None;
             loop {
-                let save_at = self.save_at.map(tokio::time::Instant::from_std);
                 tokio::select! {
                     said = watches.next() => match said {
+                        Some(Said::Failed(error)) if is_expired(&error) => {
+                            debug!("the server has forgotten what a watch goes on from: all is listed anew");
+                            sleep(FIRST_PAUSE).await;
+                            break;
+                        }
                         Some(Said::Failed(error)) => {
                             let since = *failing.get_or_insert_with(Instant::now);
                             let server = self.access.server();
@@ -241,34 +230,22 @@ impl Task {
                             }
                         }
                         Some(said) => {
-                            failing = None;
-                            self.note(None);
+                            if said.is_an_answer() {
+                                failing = None;
+                                self.note(None);
+                            }
                             self.hear(said, &clients).await;
                             self.confirm().await;
                             self.publish();
                         }
                         None => break,
                     },
-                    () = sleep_until(save_at.unwrap_or_else(tokio::time::Instant::now)), if save_at.is_some() => self.save(),
+                    () = until(self.save_at) => self.save(),
+                    () = until(self.keys_at) => self.look_at_keys(&clients).await,
                     () = self.view.closed() => return,
                 }
             }
         }
-    }
-
-    fn watches(&self, client: &kube::Client) -> Watches {
-        let config = || watcher::Config::default().timeout(WATCH.as_secs() as u32);
-        let named = |name: &str| config().fields(&format!("metadata.name={name}"));
-        let namespace = &self.settings.namespace;
-        let mut watches = vec![
-            stream(Api::all(client.clone()), config(), Said::Node),
-            stream(Api::all(client.clone()), config().fields(&on_node(&self.settings.node)), Said::Pod),
-            stream(Api::namespaced(client.clone(), namespace), named(CONFIG_MAP), Said::Map),
-        ];
-        if self.settings.keys_dir.is_some() {
-            watches.push(stream(Api::namespaced(client.clone(), namespace), named(SECRET), Said::Secret));
-        }
-        select_all(watches)
     }
 
     async fn hear(&mut self, said: Said, clients: &Clients) {
@@ -305,9 +282,8 @@ impl Task {
             }
             Said::Map(Event::Apply(map) | Event::InitApply(map)) => self.read_board(map, clients).await,
             Said::Secret(Event::Apply(secret) | Event::InitApply(secret)) => {
-                if let Err(error) = self.read_keys(&secret, clients).await {
-                    warn!(error = format!("{error:#}"), "the CA in the Secret is not taken up");
-                }
+                self.secret = Some(secret);
+                self.look_at_keys(clients).await;
             }
             // What is agreed on and the CA count for as long as there is a network, whoever removes them.
             Said::Map(_) | Said::Secret(_) | Said::Failed(_) => {}
@@ -347,18 +323,29 @@ impl Task {
         }
     }
 
-    async fn read_keys(&self, secret: &Secret, clients: &Clients) -> anyhow::Result<()> {
-        let Some(dir) = &self.settings.keys_dir else { return Ok(()) };
-        let Some(files) = keys::read(&join::secret_data(secret))? else { return Ok(()) };
+    async fn look_at_keys(&mut self, clients: &Clients) {
+        let again = self.read_keys(clients).await.unwrap_or_else(|error| {
+            warn!(error = format!("{error:#}"), "the CA in the Secret is not taken up");
+            Some(LONGEST_PAUSE)
+        });
+        self.keys_at = again.map(|pause| Instant::now() + pause);
+    }
+
+    /// Says when to look again.
+    async fn read_keys(&self, clients: &Clients) -> anyhow::Result<Option<Duration>> {
+        let Settings { keys_dir, namespace, step, .. } = self.settings.as_ref();
+        let (Some(dir), Some(secret)) = (keys_dir, &self.secret) else { return Ok(None) };
+        let Some(mut keys) = keys::read(&join::secret_data(secret))? else { return Ok(None) };
         let before = fs::read_to_string(dir.join(CA_CERT)).unwrap_or_default();
-        if before != files.ca_cert && !before.is_empty() {
-            warn!("the CA in the Secret is another; seals of the one before still count");
-            let retire = |data: &mut keys::Data| keys::retire(data, &before);
-            let (data, _) = update_secret(&clients.calls, &self.settings.namespace, retire).await?;
-            let files = keys::read(&data)?.context("the Secret is empty")?;
-            return join::write_keys(dir, &files);
+        if before != keys.ca_cert() && !before.is_empty() {
+            let retire = |data: &mut keys::Data| keys::retire(data, &before, join::unix_time());
+            let (data, wrote) = update_secret(&clients.calls, namespace, retire).await?;
+            if wrote {
+                warn!("the CA in the Secret is another: it replaces the one before, whose seals still count");
+            }
+            keys = keys::read(&data)?.context("the Secret is empty")?;
         }
-        join::write_keys(dir, &files)
+        join::write_keys(dir, &keys, *step)
     }
 
     fn publish(&mut self) {
@@ -404,16 +391,12 @@ impl Task {
     }
 }
 
-fn stream<K>(
-    api: Api<K>,
-    config: watcher::Config,
-    said: fn(Event<K>) -> Said,
-) -> Pin<Box<dyn Stream<Item = Said> + Send>>
-where
-    K: kube::Resource + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + 'static,
-{
-    let events = watcher(api, config).backoff(Patience::default());
-    Box::pin(events.map(move |event| event.map_or_else(Said::Failed, said)))
+/// For ever where there is no such moment.
+async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => sleep_until(moment.into()).await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn is_gone(client: &kube::Client, node: &PeerName, uid: &Uid) -> anyhow::Result<bool> {
@@ -422,39 +405,11 @@ async fn is_gone(client: &kube::Client, node: &PeerName, uid: &Uid) -> anyhow::R
     Ok(found.is_none_or(|found| found.metadata.uid.as_deref() != Some(&uid.0)))
 }
 
-fn on_node(node: &PeerName) -> String {
-    format!("spec.nodeName={node}")
-}
-
 fn now() -> String {
     // Kubernetes' times of this kind have whole seconds.
     format!("{:.0}", Timestamp::now())
 }
 
-/// Doubles from a third of a second to ten, with a part left to chance; begins anew with each answer.
-#[derive(Default)]
-pub(super) struct Patience {
-    failures: u32,
-}
-
-impl Iterator for Patience {
-    type Item = Duration;
-
-    fn next(&mut self) -> Option<Duration> {
-        let pause = (FIRST_PAUSE * (1 << self.failures.min(10))).min(LONGEST_PAUSE);
-        self.failures += 1;
-        Some(pause.mul_f64(rand::random_range(0.5..1.0)))
-    }
-}
-
-impl Backoff for Patience {
-    fn reset(&mut self) {
-        self.failures = 0;
-    }
-}
-
-const FIRST_PAUSE: Duration = Duration::from_millis(300);
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// After so long without an answer another way to the server is tried.
 const GIVE_UP: Duration = Duration::from_secs(15);
 /// How long a change may wait for others before it is cached.

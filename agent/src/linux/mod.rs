@@ -10,6 +10,8 @@ pub mod nft;
 #[cfg(feature = "agent")]
 pub mod privileges;
 #[cfg(feature = "agent")]
+pub mod seqpacket;
+#[cfg(feature = "agent")]
 pub mod store;
 pub mod sysctl;
 #[cfg(feature = "agent")]

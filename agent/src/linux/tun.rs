@@ -117,6 +117,14 @@ pub fn open(name: &str, queues: usize) -> Result<(Vec<Queue>, Offloads), TunErro
     Ok((queues, offloads))
 }
 
+/// Queues of the device `name` that another agent has opened.
+pub fn adopt(name: &str, queues: Vec<OwnedFd>) -> Result<(Vec<Queue>, Offloads), TunError> {
+    let os =
+        |source: Errno| TunError::Os { name: name.into(), what: "ask for offloads", source: source.into() };
+    let offloads = ask_offloads(queues.first().ok_or(Errno::EBADF).map_err(os)?).map_err(os)?;
+    Ok((queues.into_iter().map(Queue).collect(), offloads))
+}
+
 /// Removes the device `name`, or makes it go with the last process that holds it; false where there is none.
 pub fn remove(name: &str) -> Result<bool, TunError> {
     let control = open_control()?;

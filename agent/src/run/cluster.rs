@@ -55,6 +55,7 @@ pub async fn join(args: &Args, config: &Config, host: &HostFacts) -> anyhow::Res
         keys_dir: config.cluster_keys(),
         peers: config.peers.clone(),
         port: config.listen.port(),
+        step: CA_STEP,
         elects: config.ipam == Ipam::Ring && config.ipam_seed.is_empty(),
     };
     let cluster = join::join(settings).await?;
@@ -270,6 +271,8 @@ async fn tell(handle: Handle, ring: watch::Receiver<Arc<Ring>>, observer: Observ
     }
 }
 
+/// Longer than it takes an agent to hear of another CA by a watch that has just broken.
+const CA_STEP: Duration = Duration::from_secs(20);
 const NOT_WATCHED: &str = "the API server is watched no more";
 /// How often others of the Nodes that nobody knows are called.
 const CALL_OTHERS: Duration = Duration::from_secs(30);

@@ -1,6 +1,6 @@
 //! Takes a node out of the network and removes all that Weft made on it.
 
-use super::BOOT_MARKER;
+use super::{BOOT_MARKER, takeover};
 use crate::{
     cli::{CallError, Client, print},
     cni::{conflist, tombstone},
@@ -103,7 +103,7 @@ fn clear(dir: &Path, is_ours: fn(&str) -> bool) -> anyhow::Result<()> {
 }
 
 fn in_run_dir(name: &str) -> bool {
-    [SOCKET, SOCKET_LOCK, BOOT_MARKER, CLUSTER_KEYS, tombstone::DIRECTORY].contains(&name)
+    [SOCKET, SOCKET_LOCK, takeover::SOCKET, BOOT_MARKER, CLUSTER_KEYS, tombstone::DIRECTORY].contains(&name)
 }
 
 fn in_state_dir(name: &str) -> bool {
@@ -175,7 +175,7 @@ mod tests {
         let run = temp.path().join("run");
         fs::create_dir_all(run.join(tombstone::DIRECTORY)).unwrap();
         fs::write(run.join(tombstone::DIRECTORY).join("wf000000000000.json"), "").unwrap();
-        for file in [SOCKET, SOCKET_LOCK, BOOT_MARKER] {
+        for file in [SOCKET, SOCKET_LOCK, takeover::SOCKET, BOOT_MARKER] {
             fs::write(run.join(file), "").unwrap();
         }
         clear(&run, in_run_dir).unwrap();

@@ -1,18 +1,23 @@
-//! A small Kubernetes API server: core/v1 objects in memory, with the semantics that clients depend on.
+//! A small Kubernetes API server: objects in memory, with the semantics that clients depend on.
 //!
 //! ```text
-//!   GET    list (pages, field selectors), get, watch (chunked; bookmarks; 410 Gone in an ERROR event; timeoutSeconds)
+//!   GET    list (pages, field selectors), get, watch (chunked; bookmarks; 410 Gone; timeoutSeconds)
 //!   POST   create: 409 AlreadyExists        PUT    replace: 409 Conflict on another resourceVersion
 //!   PATCH  merge and strategic merge (conditions by type), of objects and of their status        DELETE
 //! ```
-//! Nothing is authenticated. What goes wrong on the way to a server is the relay's business ([`crate::relay`]).
+//! Who comes with a service account's token may do what roles and bindings allow ([`rbac`]), who comes without everything.
+//! What goes wrong on the way to a server is the relay's business ([`crate::relay`]).
+mod rbac;
 mod store;
 
 use std::{
     collections::HashMap,
     convert::Infallible,
     net::{SocketAddr, TcpListener},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -21,7 +26,7 @@ use axum::{
     Router,
     body::{Body, Bytes},
     extract::{Query, State},
-    http::{Method, StatusCode, Uri, header},
+    http::{HeaderMap, Method, StatusCode, Uri, header},
     response::Response,
 };
 use futures_util::stream;
@@ -33,7 +38,8 @@ use tokio::{
 
 use crate::background::Background;
 
-pub use store::{Change, Failure, Kind, Selector, Store};
+use rbac::Wish;
+use store::{Failure, Kind, Selector, Store};
 
 /// Runs until it is dropped.
 pub struct ApiServer {
@@ -46,6 +52,8 @@ struct Shared {
     store: Mutex<Store>,
     /// The version of the last change: wakes those who watch.
     version: watch::Sender<u64>,
+    /// 410 Gone is the answer to a watch, not an event in it.
+    is_blunt: AtomicBool,
 }
 
 type Parameters = HashMap<String, String>;
@@ -56,7 +64,11 @@ impl ApiServer {
         let listener = TcpListener::bind("127.0.0.1:0").context("listen")?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
-        let shared = Arc::new(Shared { store: Mutex::default(), version: watch::Sender::new(0) });
+        let shared = Arc::new(Shared {
+            store: Mutex::default(),
+            version: watch::Sender::new(0),
+            is_blunt: AtomicBool::new(false),
+        });
         let router = Router::new().fallback(serve).with_state(shared.clone());
         let serve = async move { axum::serve(tokio::net::TcpListener::from_std(listener)?, router).await };
         Ok(Self { address, shared, _background: Background::run(serve)? })
@@ -66,8 +78,10 @@ impl ApiServer {
         self.address
     }
 
-    /// Forgets what has happened so far: who watches from before is told 410 Gone.
-    pub fn compact(&self) {
+    /// Forgets what has happened so far: who watches from before is told 410 Gone, by an event, as today's servers do, or
+    /// `bluntly` by the answer's status.
+    pub fn compact(&self, bluntly: bool) {
+        self.shared.is_blunt.store(bluntly, Ordering::Relaxed);
         self.shared.store().compact();
     }
 
@@ -85,25 +99,36 @@ impl Shared {
     fn answer(
         &self,
         method: &Method,
-        path: &[&str],
+        target: &Target<'_>,
         body: &[u8],
         query: &Parameters,
         kind: &str,
     ) -> Result<Value, Failure> {
         let mut store = self.store();
         *store.requests.entry(method.to_string()).or_default() += 1;
-        let target = Target::parse(path)?;
         let answer = match (method.as_str(), target.name) {
+            ("POST", Some(name)) if target.part == Some("token") => {
+                let account = store.get(&target.kind, target.namespace, name)?;
+                Ok(rbac::token(&account, parse(body)?))
+            }
+            (_, _) if target.part.is_some_and(|part| part != "status") => Err(missing(target.path)),
             ("GET", None) => store.list(&target.kind, &selector(target.namespace, query), query),
             ("GET", Some(name)) => store.get(&target.kind, target.namespace, name),
             ("POST", None) => store.create(&target.kind, target.namespace, parse(body)?),
             ("PUT", Some(name)) => store.replace(&target.kind, target.namespace, name, parse(body)?),
             ("PATCH", Some(name)) => {
-                let strategic = kind.starts_with("application/strategic-merge-patch");
-                store.patch(&target.kind, target.namespace, name, &parse(body)?, strategic, target.status)
+                let strategic = match kind {
+                    "application/strategic-merge-patch+json" => true,
+                    "application/merge-patch+json" => false,
+                    other => {
+                        return Err(Failure::new(415, "UnsupportedMediaType", format!("a patch of {other}")));
+                    }
+                };
+                let status = target.part.is_some();
+                store.patch(&target.kind, target.namespace, name, &parse(body)?, strategic, status)
             }
             ("DELETE", Some(name)) => store.delete(&target.kind, target.namespace, name),
-            _ => Err(Failure::new(405, "MethodNotAllowed", format!("{method} {path:?}"))),
+            _ => Err(Failure::new(405, "MethodNotAllowed", format!("{method} {:?}", target.path))),
         };
         self.version.send_replace(store.version());
         answer
@@ -112,28 +137,37 @@ impl Shared {
 
 /// What a path is about.
 struct Target<'a> {
+    path: &'a [&'a str],
     kind: Kind,
     namespace: Option<&'a str>,
     name: Option<&'a str>,
-    status: bool,
+    /// What of it: `status`, `token`.
+    part: Option<&'a str>,
 }
 
 impl<'a> Target<'a> {
-    fn parse(path: &[&'a str]) -> Result<Self, Failure> {
-        let missing = || Failure::new(404, "NotFound", format!("no such path: {path:?}"));
-        let (namespace, rest) = match path {
-            ["api", "v1", "namespaces", namespace, rest @ ..] if !rest.is_empty() => (Some(*namespace), rest),
-            ["api", "v1", rest @ ..] => (None, rest),
-            _ => return Err(missing()),
+    fn parse(path: &'a [&'a str]) -> Result<Self, Failure> {
+        let (group, rest) = match path {
+            ["api", "v1", rest @ ..] => ("", rest),
+            ["apis", group, "v1", rest @ ..] => (*group, rest),
+            _ => return Err(missing(path)),
         };
-        let (plural, name, status) = match rest {
-            [plural] => (*plural, None, false),
-            [plural, name] => (*plural, Some(*name), false),
-            [plural, name, "status"] => (*plural, Some(*name), true),
-            _ => return Err(missing()),
+        let (namespace, rest) = match rest {
+            ["namespaces", namespace, rest @ ..] if !rest.is_empty() => (Some(*namespace), rest),
+            rest => (None, rest),
         };
-        Ok(Self { kind: Kind::of(plural).ok_or_else(missing)?, namespace, name, status })
+        let (plural, name, part) = match rest {
+            [plural] => (*plural, None, None),
+            [plural, name] => (*plural, Some(*name), None),
+            [plural, name, part] => (*plural, Some(*name), Some(*part)),
+            _ => return Err(missing(path)),
+        };
+        Ok(Self { path, kind: Kind::of(group, plural).ok_or_else(|| missing(path))?, namespace, name, part })
     }
+}
+
+fn missing(path: &[&str]) -> Failure {
+    Failure::new(404, "NotFound", format!("no such path: {path:?}"))
 }
 
 async fn serve(
@@ -141,18 +175,42 @@ async fn serve(
     method: Method,
     uri: Uri,
     Query(query): Query<Parameters>,
-    headers: axum::http::HeaderMap,
+    headers: HeaderMap,
     body: Bytes,
 ) -> Response {
     let path: Vec<&str> = uri.path().split('/').filter(|part| !part.is_empty()).collect();
-    if method == Method::GET && query.get("watch").is_some_and(|watch| watch == "true" || watch == "1") {
-        return match Target::parse(&path) {
-            Ok(target) => watching(shared, target.kind, selector(target.namespace, &query), &query),
-            Err(failure) => reply(failure.code, &failure.status()),
+    let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let watches =
+        method == Method::GET && query.get("watch").is_some_and(|watch| watch == "true" || watch == "1");
+    let target = Target::parse(&path).and_then(|target| {
+        let selector = selector(target.namespace, &query);
+        let wish = Wish {
+            verb: match (method.as_str(), target.name) {
+                ("GET", None) if watches => "watch",
+                ("GET", None) => "list",
+                ("GET", Some(_)) => "get",
+                ("POST", _) => "create",
+                ("PUT", _) => "update",
+                ("PATCH", _) => "patch",
+                _ => "delete",
+            },
+            group: target.kind.group,
+            resource: target
+                .part
+                .map_or(target.kind.plural.into(), |part| format!("{}/{part}", target.kind.plural)),
+            namespace: target.namespace,
+            name: target.name.or_else(|| selector.name()),
         };
-    }
-    let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
-    match shared.answer(&method, &path, &body, &query, kind) {
+        rbac::check(&shared.store(), text(header::AUTHORIZATION), &wish).map(|()| target)
+    });
+    let answer = match target {
+        Ok(target) if watches => {
+            return watching(shared, target.kind, selector(target.namespace, &query), &query);
+        }
+        Ok(target) => shared.answer(&method, &target, &body, &query, text(header::CONTENT_TYPE)),
+        Err(failure) => Err(failure),
+    };
+    match answer {
         Ok(object) if method == Method::POST => reply(201, &object),
         Ok(object) => reply(200, &object),
         Err(failure) => reply(failure.code, &failure.status()),
@@ -166,6 +224,11 @@ fn watching(shared: Arc<Shared>, kind: Kind, selector: Selector, query: &Paramet
     let bookmarks = query.get("allowWatchBookmarks").is_some_and(|wanted| wanted == "true");
     let seen = shared.version.subscribe();
     let from = number("resourceVersion").unwrap_or_else(|| shared.store().version());
+    if shared.is_blunt.load(Ordering::Relaxed)
+        && let Err(gone) = shared.store().since(&kind, &selector, from)
+    {
+        return reply(gone.code, &gone.status());
+    }
     let state = (shared, seen, from, false);
     let lines = stream::unfold(state, move |(shared, mut seen, mut from, ended)| {
         let (kind, selector) = (kind.clone(), selector.clone());

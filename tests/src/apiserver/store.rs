@@ -3,10 +3,10 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde_json::{Map, Value, json};
 
-/// A kind of core/v1.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Kind {
-    plural: &'static str,
+    pub group: &'static str,
+    pub plural: &'static str,
     kind: &'static str,
     namespaced: bool,
 }
@@ -50,8 +50,12 @@ pub struct Failure {
 }
 
 impl Kind {
-    pub fn of(plural: &str) -> Option<Self> {
-        KINDS.iter().find(|kind| kind.plural == plural).cloned()
+    pub fn of(group: &str, plural: &str) -> Option<Self> {
+        KINDS.iter().find(|kind| kind.group == group && kind.plural == plural).cloned()
+    }
+
+    fn api_version(&self) -> String {
+        if self.group.is_empty() { "v1".into() } else { format!("{}/v1", self.group) }
     }
 
     fn key(&self, namespace: Option<&str>, name: &str) -> Key {
@@ -72,6 +76,12 @@ impl Store {
 
     pub fn get(&self, kind: &Kind, namespace: Option<&str>, name: &str) -> Result<Value, Failure> {
         self.objects.get(&kind.key(namespace, name)).cloned().ok_or_else(|| missing(kind, name))
+    }
+
+    pub fn all(&self, kind: &Kind, namespace: Option<&str>) -> impl Iterator<Item = &Value> {
+        let here =
+            move |key: &Key| key.0 == kind.plural && namespace.is_none_or(|namespace| key.1 == namespace);
+        self.objects.iter().filter(move |(key, _)| here(key)).map(|(_, object)| object)
     }
 
     /// A page of objects; the token for the next is the last name on it.
@@ -96,9 +106,8 @@ impl Store {
             metadata["continue"] = json!(items.last().map(|(path, _)| path));
         }
         let items: Vec<_> = items.into_iter().map(|(_, object)| object).collect();
-        Ok(
-            json!({"apiVersion": "v1", "kind": format!("{}List", kind.kind), "metadata": metadata, "items": items}),
-        )
+        let list = format!("{}List", kind.kind);
+        Ok(json!({"apiVersion": kind.api_version(), "kind": list, "metadata": metadata, "items": items}))
     }
 
     /// What has happened after a version, in order.
@@ -188,7 +197,7 @@ impl Store {
 
     fn put(&mut self, kind: &Kind, key: Key, mut object: Value, what: &str) -> Value {
         self.version += 1;
-        (object["apiVersion"], object["kind"]) = (json!("v1"), json!(kind.kind));
+        (object["apiVersion"], object["kind"]) = (json!(kind.api_version()), json!(kind.kind));
         object["metadata"]["resourceVersion"] = json!(self.version.to_string());
         let event = json!({"type": what, "object": object});
         let before = self.objects.insert(key.clone(), object.clone());
@@ -219,6 +228,11 @@ impl Selector {
         Self { namespace: namespace.map(Into::into), fields: fields.split(',').filter_map(field).collect() }
     }
 
+    /// The one object that is meant, if it is one.
+    pub fn name(&self) -> Option<&str> {
+        self.fields.iter().find(|(path, _)| path == "metadata.name").map(|(_, name)| name.as_str())
+    }
+
     fn matches(&self, object: &Value) -> bool {
         let at = |path: &str| path.split('.').fold(object, |object, part| &object[part]);
         self.namespace.as_deref().is_none_or(|namespace| object["metadata"]["namespace"] == namespace)
@@ -239,7 +253,7 @@ impl Failure {
 
 pub fn bookmark(kind: &Kind, version: u64) -> Value {
     let metadata = json!({"resourceVersion": version.to_string()});
-    json!({"type": "BOOKMARK", "object": {"apiVersion": "v1", "kind": kind.kind, "metadata": metadata}})
+    json!({"type": "BOOKMARK", "object": {"apiVersion": kind.api_version(), "kind": kind.kind, "metadata": metadata}})
 }
 
 fn missing(kind: &Kind, name: &str) -> Failure {
@@ -290,14 +304,25 @@ fn merge(into: &mut Value, patch: &Value, strategic: bool) {
     }
 }
 
-const KINDS: [Kind; 7] = [
-    Kind { plural: "configmaps", kind: "ConfigMap", namespaced: true },
-    Kind { plural: "endpoints", kind: "Endpoints", namespaced: true },
-    Kind { plural: "events", kind: "Event", namespaced: true },
-    Kind { plural: "namespaces", kind: "Namespace", namespaced: false },
-    Kind { plural: "nodes", kind: "Node", namespaced: false },
-    Kind { plural: "pods", kind: "Pod", namespaced: true },
-    Kind { plural: "secrets", kind: "Secret", namespaced: true },
+const fn kind(group: &'static str, plural: &'static str, kind: &'static str, namespaced: bool) -> Kind {
+    Kind { group, plural, kind, namespaced }
+}
+
+pub const RBAC: &str = "rbac.authorization.k8s.io";
+
+const KINDS: [Kind; 12] = [
+    kind("", "configmaps", "ConfigMap", true),
+    kind("", "endpoints", "Endpoints", true),
+    kind("", "events", "Event", true),
+    kind("", "namespaces", "Namespace", false),
+    kind("", "nodes", "Node", false),
+    kind("", "pods", "Pod", true),
+    kind("", "secrets", "Secret", true),
+    kind("", "serviceaccounts", "ServiceAccount", true),
+    kind(RBAC, "clusterrolebindings", "ClusterRoleBinding", false),
+    kind(RBAC, "clusterroles", "ClusterRole", false),
+    kind(RBAC, "rolebindings", "RoleBinding", true),
+    kind(RBAC, "roles", "Role", true),
 ];
 
 #[cfg(test)]
@@ -305,7 +330,7 @@ mod tests {
     use super::*;
 
     fn kind(plural: &str) -> Kind {
-        Kind::of(plural).unwrap()
+        Kind::of("", plural).unwrap()
     }
 
     #[test]

@@ -33,8 +33,9 @@ pub struct Machine {
     config: Config,
     gate: Gate,
     started: Instant,
-    moment: u64,
-    peers: BTreeMap<PeerName, State>,
+    /// Of the last initiation that was said.
+    pub(super) moment: u64,
+    pub(super) peers: BTreeMap<PeerName, State>,
     tag: NameTag,
     names: BTreeMap<NameTag, PeerName>,
     /// Who uses an index; what nobody uses any more leaves with the next sweep.
@@ -61,6 +62,19 @@ impl Machine {
             changed: false,
             datagrams: VecDeque::new(),
         }
+    }
+
+    /// Lanes of each session: all workers', and the last for the packet that shows that we have the key.
+    pub(super) fn lanes(&self) -> usize {
+        usize::from(self.config.lanes) + 1
+    }
+
+    /// A state that another machine had; those indices are taken.
+    pub(super) fn take_in(&mut self, name: PeerName, state: State, indices: Vec<SessionIndex>) {
+        self.names.insert(NameTag::of(&name), name.clone());
+        self.indices.extend(indices.into_iter().map(|index| (index, name.clone())));
+        self.peers.insert(name, state);
+        self.changed = true;
     }
 
     /// Takes over what the records say: all peers that there are. A peer that has restarted while we had a session is
@@ -131,6 +145,14 @@ impl Machine {
     pub fn confirmed(&mut self, index: SessionIndex) {
         let Some(name) = self.indices.get(&index) else { return };
         self.changed |= self.peers.get_mut(name).is_some_and(State::confirmed);
+    }
+
+    /// The peer can be reached again: what was said in vain is said again now.
+    pub fn revived(&mut self, peer: &PeerName, now: Instant) {
+        let Some(state) = self.peers.get_mut(peer) else { return };
+        if state.attempt.as_mut().is_some_and(|attempt| attempt.retry.hurry(now)) {
+            send_initiation(state, &mut self.datagrams);
+        }
     }
 
     /// A datagram of the handshake's kinds came.
@@ -404,8 +426,9 @@ impl Agreed {
         // The last lane is for the packet that shows that we have the key.
         let lanes = usize::from(workers) + 1;
         Session {
-            sending: Arc::new(Sending::new(self.theirs, self.keys.sending, lanes)),
-            receiving: Arc::new(Receiving::new(self.ours, peer.clone(), self.keys.receiving)),
+            sending: Arc::new(Sending::new(self.theirs, self.keys.seal_key(), lanes)),
+            receiving: Arc::new(Receiving::new(self.ours, peer.clone(), self.keys.open_key())),
+            keys: self.keys,
             born: now,
             called: self.called,
             incarnation: self.incarnation,

@@ -13,6 +13,7 @@ mod machine;
 pub mod message;
 mod noise;
 mod peer;
+mod resume;
 #[cfg(test)]
 mod sim;
 #[cfg(test)]
@@ -21,6 +22,7 @@ mod tests;
 pub use gate::Door;
 pub use machine::Machine;
 pub use peer::PATIENCE;
+pub use resume::{Estate, forget};
 
 use crate::{
     datapath::seal::Algorithm,

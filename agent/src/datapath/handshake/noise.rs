@@ -16,7 +16,7 @@
 use super::message::{ANSWER_LEN, HELLO_LEN, INITIATION_NOISE, NAME_TAG_LEN, PREFIX_LEN, RESPONSE_NOISE};
 use crate::{
     datapath::{
-        seal::{Algorithm, OpenKey, SealKey},
+        seal::{Algorithm, KEY_LEN, OpenKey, SealKey},
         sessions::SessionIndex,
     },
     types::{DataKey, DataSecret, Incarnation, PeerName},
@@ -77,8 +77,9 @@ pub struct Answer {
 
 /// One end's keys of a session.
 pub struct Keys {
-    pub sending: SealKey,
-    pub receiving: OpenKey,
+    pub algorithm: Algorithm,
+    pub sending: Zeroizing<[u8; KEY_LEN]>,
+    pub receiving: Zeroizing<[u8; KEY_LEN]>,
 }
 
 /// The message is not from who it should be, not for us, or was changed.
@@ -95,6 +96,16 @@ pub struct Responder {
     /// Whose initiation it is, proved: the name in the hello must fit it.
     pub key: DataKey,
     pub hello: Hello,
+}
+
+impl Keys {
+    pub fn seal_key(&self) -> SealKey {
+        SealKey::new(self.algorithm, &self.sending)
+    }
+
+    pub fn open_key(&self) -> OpenKey {
+        OpenKey::new(self.algorithm, &self.receiving)
+    }
 }
 
 impl Initiator {
@@ -119,12 +130,8 @@ impl Initiator {
         let mut answer = [0; ANSWER_LEN];
         self.0.read_message(noise, &mut answer)?;
         let answer = Answer::decode(&answer).ok_or(Unopened)?;
-        let (ours, theirs) = split(&mut self.0);
-        let keys = Keys {
-            sending: SealKey::new(answer.algorithm, &ours),
-            receiving: OpenKey::new(answer.algorithm, &theirs),
-        };
-        Ok((answer, keys))
+        let (sending, receiving) = split(&mut self.0);
+        Ok((answer, Keys { algorithm: answer.algorithm, sending, receiving }))
     }
 }
 
@@ -149,12 +156,8 @@ impl Responder {
     pub fn answer(mut self, answer: Answer) -> Result<([u8; RESPONSE_NOISE], Keys), Unopened> {
         let mut noise = [0; RESPONSE_NOISE];
         self.state.write_message(&answer.encode(), &mut noise)?;
-        let (theirs, ours) = split(&mut self.state);
-        let keys = Keys {
-            sending: SealKey::new(answer.algorithm, &ours),
-            receiving: OpenKey::new(answer.algorithm, &theirs),
-        };
-        Ok((noise, keys))
+        let (receiving, sending) = split(&mut self.state);
+        Ok((noise, Keys { algorithm: answer.algorithm, sending, receiving }))
     }
 }
 
@@ -209,14 +212,14 @@ impl Answer {
     }
 }
 
-fn code(algorithm: Algorithm) -> u8 {
+pub(super) fn code(algorithm: Algorithm) -> u8 {
     match algorithm {
         Algorithm::Aes256Gcm => 1,
         Algorithm::ChaCha20Poly1305 => 2,
     }
 }
 
-fn algorithm(code: &[u8]) -> Option<Algorithm> {
+pub(super) fn algorithm(code: &[u8]) -> Option<Algorithm> {
     match code {
         [1] => Some(Algorithm::Aes256Gcm),
         [2] => Some(Algorithm::ChaCha20Poly1305),
@@ -334,16 +337,16 @@ pub(super) mod tests {
         let (answer, ours) = initiator.finish(&response).unwrap();
         assert_eq!(answer, ANSWER);
         let header = [1; SEALED_HEADER_LEN];
-        for (sealer, opener) in [(&ours.sending, &theirs.receiving), (&theirs.sending, &ours.receiving)] {
+        for (sealer, opener) in [(ours.seal_key(), theirs.open_key()), (theirs.seal_key(), ours.open_key())] {
             let (mut body, mut tag) = (*b"inner", [0; TAG_LEN]);
             sealer.seal(&header, &mut body, &mut tag);
             let mut sealed = [&body[..], &tag].concat();
             assert_eq!(opener.open(&header, &mut sealed), Ok(5));
         }
         let (mut body, mut tag) = (*b"inner", [0; TAG_LEN]);
-        ours.sending.seal(&header, &mut body, &mut tag);
+        ours.seal_key().seal(&header, &mut body, &mut tag);
         let mut sealed = [&body[..], &tag].concat();
-        assert!(ours.receiving.open(&header, &mut sealed).is_err(), "each direction has its own key");
+        assert!(ours.open_key().open(&header, &mut sealed).is_err(), "each direction has its own key");
     }
 
     #[test]

@@ -12,7 +12,7 @@
 use super::{
     gate::{COOKIE_LIFE, Cookie, Door},
     message::{INITIATION_LEN, RESPONSE_LEN},
-    noise::{Initiator, Stamp},
+    noise::{Initiator, Keys, Stamp},
 };
 use crate::{
     datapath::{
@@ -51,6 +51,8 @@ pub(super) struct State {
 
 /// A session with both directions' keys.
 pub(super) struct Session {
+    /// For whom takes over.
+    pub keys: Keys,
     pub sending: Arc<Sending>,
     pub receiving: Arc<Receiving>,
     pub born: Instant,

@@ -12,16 +12,6 @@ pub(super) union Name {
 }
 
 impl Name {
-    pub(super) fn len(&self) -> libc::socklen_t {
-        // SAFETY: every form begins with the family, and all of them are plain integers that are always initialised.
-        match i32::from(unsafe { self.family }) {
-            libc::AF_INET => size_of::<libc::sockaddr_in>() as libc::socklen_t,
-            _ => size_of::<libc::sockaddr_in6>() as libc::socklen_t,
-        }
-    }
-}
-
-impl Name {
     /// No address at all.
     pub(super) const NONE: Self = Self {
         v6: libc::sockaddr_in6 {
@@ -32,6 +22,14 @@ impl Name {
             sin6_scope_id: 0,
         },
     };
+
+    pub(super) fn len(&self) -> libc::socklen_t {
+        // SAFETY: every form begins with the family, and all of them are plain integers that are always initialised.
+        match i32::from(unsafe { self.family }) {
+            libc::AF_INET => size_of::<libc::sockaddr_in>() as libc::socklen_t,
+            _ => size_of::<libc::sockaddr_in6>() as libc::socklen_t,
+        }
+    }
 
     pub(super) fn address(&self) -> Option<SocketAddr> {
         // SAFETY: every form begins with the family, which tells the form; all are plain integers and initialised.
