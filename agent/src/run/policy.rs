@@ -220,7 +220,7 @@ impl Plain {
     }
 
     /// Writes down first what then holds.
-    async fn become_(&mut self, objects: BTreeMap<ObjectKey, Value>, handle: &Handle) -> anyhow::Result<()> {
+    async fn take_up(&mut self, objects: BTreeMap<ObjectKey, Value>, handle: &Handle) -> anyhow::Result<()> {
         let text = Self::text(&objects);
         let parsed = Objects::parse(&text)?;
         let new = self.file.with_extension("new");
@@ -252,7 +252,7 @@ impl policy_server::Policy for Policies {
         objects.extend(new);
         let deleted = plain.objects.keys().filter(|key| !objects.contains_key(*key)).map(ToString::to_string);
         let deleted = deleted.collect();
-        plain.become_(objects, &self.handle).await.map_err(failed)?;
+        plain.take_up(objects, &self.handle).await.map_err(failed)?;
         Ok(Response::new(local::PolicyApplyReply { applied, deleted }))
     }
 
@@ -266,7 +266,7 @@ impl policy_server::Policy for Policies {
         if objects.remove(&key).is_none() {
             return Err(Status::not_found(format!("there is no {key}")));
         }
-        plain.become_(objects, &self.handle).await.map_err(failed)?;
+        plain.take_up(objects, &self.handle).await.map_err(failed)?;
         Ok(Response::new(local::PolicyDeleteReply {}))
     }
 

@@ -153,23 +153,20 @@ impl Field {
                 expected.insert(key, (cell.passes()?, cell.to_string()));
             }
             let tries: Vec<Try> = expected.keys().copied().collect();
-            let dropped_before = self.dropped()?;
-            *number += 1;
-            let mut round = Round::begin(*number, tries, stations)?;
-            let wanted: BTreeSet<_> =
-                expected.iter().filter(|(_, (passes, _))| *passes).map(|(it, _)| *it).collect();
-            let over = wait::until("every try is heard or dropped", ANSWER, || {
-                round.look(stations)?;
-                ensure!(wanted.is_subset(&round.heard), "not all arrive that should");
-                let dropped = self.dropped()?.saturating_sub(dropped_before);
-                let (heard, all) = (round.heard.len() as u64, expected.len() as u64);
-                ensure!(heard + dropped >= all, "of {all} tries {heard} were heard and {dropped} dropped");
-                Ok(())
-            });
-            round.look(stations)?;
+            // What is neither heard nor dropped was lost on the way: that says nothing, and it is tried again.
+            let mut heard = BTreeSet::new();
+            let mut over = Ok(());
+            for _ in 0..ATTEMPTS {
+                *number += 1;
+                (heard, over) = self.send(*number, &tries, stations)?;
+                let arrived = expected.iter().all(|(it, (passes, _))| !passes || heard.contains(it));
+                if over.is_ok() && arrived {
+                    break;
+                }
+            }
             for (it, (passes, cell)) in &expected {
                 outcome.cells += 1;
-                let heard = round.heard.contains(it);
+                let heard = heard.contains(it);
                 if heard != *passes {
                     let was = if heard { "passed, and should not" } else { "did not arrive" };
                     let why = self.explain(it);
@@ -181,6 +178,27 @@ impl Field {
             }
         }
         Ok(())
+    }
+
+    /// Sends each once; returns what was heard, and whether all the others were dropped.
+    fn send(
+        &self,
+        number: u32,
+        tries: &[Try],
+        stations: &Stations<'_>,
+    ) -> anyhow::Result<(BTreeSet<Try>, anyhow::Result<()>)> {
+        let before = self.dropped()?;
+        let mut round = Round::begin(number, tries.to_vec(), stations)?;
+        let over = wait::until("every try is heard or dropped", ANSWER, || {
+            round.look(stations)?;
+            let dropped = self.dropped()?.saturating_sub(before);
+            // Once more: what was not dropped may have arrived since.
+            round.look(stations)?;
+            let (heard, all) = (round.heard.len() as u64, tries.len() as u64);
+            ensure!(heard + dropped >= all, "of {all} tries {heard} were heard and {dropped} dropped");
+            Ok(())
+        });
+        Ok((round.heard, over))
     }
 
     /// Has all nodes know these objects, and no others.
@@ -284,5 +302,6 @@ fn universe(addresses: &BTreeSet<IpAddr>) -> anyhow::Result<IpNet> {
 /// Nodes that share the universe; those that have no pod are never started.
 const SHARES: usize = 8;
 const PATIENCE: Duration = Duration::from_secs(30);
+const ATTEMPTS: usize = 5;
 /// Before TCP tries again, and is counted again.
 const ANSWER: Duration = Duration::from_millis(900);
