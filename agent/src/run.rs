@@ -17,6 +17,7 @@ mod forwarding;
 mod host;
 mod install;
 mod observe;
+mod policy;
 mod porch;
 mod reset;
 mod steering;
@@ -77,7 +78,7 @@ use tokio::{
 };
 use tonic::{Status, service::Routes};
 use tracing::{error, info, warn};
-use weft_proto::local::cni_server::CniServer;
+use weft_proto::local::{cni_server::CniServer, policy_server::PolicyServer};
 
 /// What `weft agent` does, until SIGTERM, SIGINT, or something that it cannot go on without fails.
 pub async fn agent(args: &Args) -> anyhow::Result<()> {
@@ -238,6 +239,8 @@ pub async fn build(
     let member = cluster.map(|cluster| cluster::Member::new(cluster, incarnation.0)).transpose()?;
     let (outgoing_sender, outgoing) = mpsc::channel(QUEUE);
     let (ipam, allocator) = ipam::task::start(ipam_config, store, found, outgoing_sender).await?;
+    // What the agent before this one has left is in force until then.
+    let policies = policy::Policies::start(&config).await.context("start network policies")?;
     let (queues, offloads) = match queues {
         Some(adopted) => adopted,
         None => datapath::task::open(TUN, threads)?,
@@ -332,7 +335,12 @@ pub async fn build(
         conf_dir: config.cni_conf_dir.clone(),
     };
     let addresses = attach::IpamAddresses(ipam.clone());
-    let ports = attach::LinksPorts { links: links.clone(), steered: steered.clone() };
+    if let Some(policies) = &policies {
+        policies.follow(&config, ipam.view(), &mut tasks);
+    }
+    let in_force = policies.as_ref().map(|policies| policies.handle().watch());
+    let ports =
+        attach::LinksPorts { links: links.clone(), steered: steered.clone(), policies: in_force.clone() };
     let cni = cni::Service::new(cni_config, addresses, ports, node, cni_readiness)?;
     tasks.spawn(cni.clone().run());
 
@@ -352,6 +360,7 @@ pub async fn build(
         readiness: readiness.clone(),
         links: links.watch(),
         cni_warnings: cni.warnings(),
+        policies: in_force,
         cluster: member.as_ref().map(cluster::Member::trouble),
     });
     if let Some(member) = member {
@@ -359,6 +368,9 @@ pub async fn build(
         let readiness = readiness.clone();
         let (observer, steered) = (observer.clone(), steered.clone());
         let subjects = cluster::Subjects { mesh, ipam, cni, readiness, observer, steered, believe };
+        if let Some(policies) = &policies {
+            policies.follow_cluster(member.handle().clone(), &mut tasks);
+        }
         member.spawn(&config, subjects, &mut tasks);
     }
     let mut metrics = Metrics::new(observer.clone());
@@ -367,6 +379,10 @@ pub async fn build(
     http_front.open(pages.router());
     let routes =
         Routes::new(CniServer::new(cni)).add_service(AdminService::new(observer, leave).into_server());
+    let routes = match policies {
+        Some(policies) => routes.add_service(PolicyServer::new(policies)),
+        None => routes,
+    };
     local_front.open(routes.into_axum_router());
     let endpoints: Vec<_> = config.endpoints.iter().map(ToString::to_string).collect();
     info!(name = %config.name, %incarnation, universe = %config.universe, endpoints = endpoints.join(","), "started");

@@ -1,11 +1,13 @@
 //! The image in a real containerd, run as the manifests say: their arguments, mounts and rights.
-use std::{fs, path::Path};
+use std::{fs, path::Path, process::Command};
 
 use anyhow::ensure;
 use k8s_openapi::api::{apps::v1::DaemonSet, batch::v1::Job, core::v1::Container};
 use serde::de::DeserializeOwned;
 use weft_lab::{
-    Lab, image,
+    Lab,
+    binaries::Binaries,
+    image,
     runtime::{
         Containerd, Version,
         cri::{
@@ -66,6 +68,17 @@ fn the_image_runs_as_the_manifests_say_and_leaves_a_clean_node() {
     runtime.remove(&sandbox).unwrap();
     drop(runtime);
     lab.finish().unwrap();
+}
+
+#[test]
+fn the_images_shim_runs_on_a_node_without_any_library() {
+    let root = tempfile::tempdir().unwrap();
+    fs::copy(Binaries::static_shim().unwrap(), root.path().join("weft-cni")).unwrap();
+    let output = Command::new("chroot").arg(root.path()).arg("/weft-cni").output().unwrap();
+    assert!(
+        output.status.success() && String::from_utf8_lossy(&output.stderr).contains("1.1.0"),
+        "{output:?}"
+    );
 }
 
 /// As kubelet would, but that the host's paths are the lab's, and that there is no API server.

@@ -46,6 +46,7 @@ pub mod links;
 pub mod namespace;
 pub mod node;
 pub mod pod;
+pub mod policy;
 pub mod process;
 pub mod progress;
 pub mod relay;

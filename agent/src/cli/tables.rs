@@ -3,7 +3,7 @@
 
 use super::{
     units::{bytes, count, counted, duration},
-    view::{Ipam, Peer, Peers, Pod, Pods, Range, Report, Status},
+    view::{Explanation, Ipam, Peer, Peers, Pod, Pods, Policies, Range, Report, Status},
 };
 use crate::{admin::addresses_in, types::Prefix};
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
@@ -93,6 +93,32 @@ pub(super) fn ipam(ipam: &Ipam) -> String {
 
 pub(super) fn pods(Pods { pods }: &Pods) -> String {
     pod_table(pods)
+}
+
+pub(super) fn policies(Policies { policies }: &Policies) -> String {
+    if policies.is_empty() {
+        return "no network policies\n".into();
+    }
+    let header = ["POLICY", "ISOLATES", "ALLOWED", "DENIED", "PODS HERE"];
+    let rows = policies.iter().map(|policy| {
+        let directions = [(policy.ingress, "ingress"), (policy.egress, "egress")];
+        let directions: Vec<_> = directions.iter().filter(|(is, _)| *is).map(|(_, word)| *word).collect();
+        [
+            policy.name.clone(),
+            directions.join(", "),
+            count(policy.allowed),
+            count(policy.denied),
+            policy.pods.join(", "),
+        ]
+    });
+    table(header, &[2, 3], rows)
+}
+
+pub(super) fn explanation(said: &Explanation) -> String {
+    let verdict = if said.allowed { "allowed" } else { "denied" };
+    let mut text = format!("{} to {}: {verdict}\n", said.source, said.destination);
+    text += &format!("  egress   {}\n  ingress  {}\n", said.egress, said.ingress);
+    text + &said.caveats.iter().map(|caveat| format!("  but {caveat}\n")).collect::<String>()
 }
 
 pub(super) fn report(report: &Report, paint: Paint) -> String {

@@ -5,6 +5,8 @@
 //! * `weft ipam --json`: [`Ipam`]
 //! * `weft pods --json`: [`Pods`]
 //! * `weft report --json`: [`Report`]
+//! * `weft policy list --json`: [`Policies`]
+//! * `weft policy explain --json`: [`Explanation`]
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use serde::Serialize;
@@ -39,6 +41,37 @@ pub(super) struct Status {
     pub uptime_seconds: u64,
     /// `packets_sent`, `bytes_sent`, `packets_received`, `bytes_received`, `repairs`, and `drops/…`, `gossip/…`.
     pub counters: BTreeMap<String, u64>,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Policies {
+    pub policies: Vec<Policy>,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Policy {
+    /// `namespace/name`.
+    pub name: String,
+    /// It isolates pods for what comes in, for what goes out.
+    pub ingress: bool,
+    pub egress: bool,
+    /// Of this node, those that it isolates.
+    pub pods: Vec<String>,
+    /// First packets of connections that it has let begin.
+    pub allowed: u64,
+    /// Packets dropped of pods that it isolates and no policy let through.
+    pub denied: u64,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Explanation {
+    pub allowed: bool,
+    pub source: String,
+    pub destination: String,
+    /// What decides at the source, at the destination.
+    pub egress: String,
+    pub ingress: String,
+    pub caveats: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -213,4 +246,21 @@ impl From<local::PodsReply> for Pods {
 
 fn some(text: String) -> Option<String> {
     (!text.is_empty()).then_some(text)
+}
+
+impl From<local::PolicyListReply> for Policies {
+    fn from(reply: local::PolicyListReply) -> Self {
+        let policy = |it: local::PolicyEntry| {
+            let local::PolicyEntry { name, ingress, egress, pods, allowed, denied } = it;
+            Policy { name, ingress, egress, pods, allowed, denied }
+        };
+        Self { policies: reply.policies.into_iter().map(policy).collect() }
+    }
+}
+
+impl From<local::PolicyExplainReply> for Explanation {
+    fn from(reply: local::PolicyExplainReply) -> Self {
+        let local::PolicyExplainReply { allowed, source, destination, egress, ingress, caveats } = reply;
+        Self { allowed, source, destination, egress, ingress, caveats }
+    }
 }

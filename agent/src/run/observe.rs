@@ -21,6 +21,7 @@ use crate::{
         machine,
         peers::{PeerRecord, PeerSet},
     },
+    policy,
     types::{Incarnation, PeerName, Prefix},
 };
 use arc_swap::ArcSwap;
@@ -52,6 +53,8 @@ pub struct Sources {
     pub readiness: Readiness,
     pub links: watch::Receiver<links::Status>,
     pub cni_warnings: watch::Receiver<Vec<String>>,
+    /// None: network policies are not enforced.
+    pub policies: Option<watch::Receiver<Arc<policy::Status>>>,
     /// Why the cluster cannot be heard; none outside of one.
     pub cluster: Option<watch::Receiver<Option<String>>>,
 }
@@ -104,6 +107,8 @@ impl Sources {
         let mut warnings = self.cni_warnings.borrow().clone();
         warnings.extend(self.cluster.iter().filter_map(|trouble| trouble.borrow().clone()));
         warnings.extend(self.unsealed(peers));
+        let policies = self.policies.iter().filter_map(|status| status.borrow().error.clone());
+        warnings.extend(policies.map(|error| format!("network policies are not in force: {error}")));
         match &self.identity {
             Some(current) => warnings.extend(current.borrow().warnings(SystemTime::now())),
             None => warnings.push(INSECURE.into()),

@@ -7,6 +7,7 @@ use crate::{
     config::{CLUSTER_KEYS, DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, SOCKET, SOCKET_LOCK, socket_in},
     kube, links,
     linux::store,
+    policy,
     types::{BRIDGE, TUN},
 };
 use anyhow::{Context, bail};
@@ -59,6 +60,7 @@ pub async fn reset(args: ResetArgs) -> anyhow::Result<()> {
         }
         Err(error) => return Err(error.into()),
     }
+    policy::remove().await?;
     for removed in links::remove(&args.state_dir, BRIDGE, TUN).await? {
         print(&format!("{removed}\n"))?;
     }
@@ -105,7 +107,7 @@ fn in_run_dir(name: &str) -> bool {
 }
 
 fn in_state_dir(name: &str) -> bool {
-    [store::FILE, links::FOUND, kube::CACHE].iter().any(|file| name.starts_with(file))
+    [store::FILE, links::FOUND, kube::CACHE, super::policy::FILE].iter().any(|file| name.starts_with(file))
 }
 
 /// The agent answers first and ends then; until its process has ended it may repair what is removed.
