@@ -82,6 +82,7 @@ fn inputs(ranges: u32) -> Inputs {
             name: format!("node-{id}").parse().expect("a name"),
             data_id: DataId(id),
             endpoint: Some(SocketAddr::from((Ipv4Addr::from_bits(0xc000_0200 + id), 6783))),
+            relay: None,
             mtu: 1464,
         })
         .collect();

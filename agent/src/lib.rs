@@ -14,6 +14,7 @@
 //!                             whom we believe
 //! ```
 //!
+//! Two more subjects have no room in the picture: `kube`, the cluster's word, and `policy`, who may begin to talk to whom.
 //! Pure files hold the thinking and know no clock, socket or lock; one `task.rs` per subject owns those.
 //! With `default-features = false` only [`types`] and a part of [`linux`] are there: what the CNI shim needs.
 
@@ -40,6 +41,8 @@ pub mod kube;
 pub mod links;
 #[cfg(feature = "agent")]
 pub mod mesh;
+#[cfg(feature = "agent")]
+pub mod policy;
 #[cfg(feature = "agent")]
 pub mod run;
 

@@ -17,6 +17,7 @@ mod forwarding;
 mod host;
 mod install;
 mod observe;
+mod policy;
 mod porch;
 mod reset;
 mod steering;
@@ -39,6 +40,7 @@ use crate::{
     datapath::{
         self,
         handshake::{self, Estate},
+        path_task::{self, Health},
         seal::Algorithm,
         session_task::{self, Handshakes},
     },
@@ -76,7 +78,7 @@ use tokio::{
 };
 use tonic::{Status, service::Routes};
 use tracing::{error, info, warn};
-use weft_proto::local::cni_server::CniServer;
+use weft_proto::local::{cni_server::CniServer, policy_server::PolicyServer};
 
 /// What `weft agent` does, until SIGTERM, SIGINT, or something that it cannot go on without fails.
 pub async fn agent(args: &Args) -> anyhow::Result<()> {
@@ -128,6 +130,7 @@ pub struct Running {
     datapath: datapath::task::Datapath,
     /// None where packets go in clear.
     handshakes: Option<Handshakes>,
+    health: Health,
     listeners: Listeners,
     /// Each ends by itself only when the agent cannot or need not go on.
     tasks: JoinSet<anyhow::Result<()>>,
@@ -236,6 +239,8 @@ pub async fn build(
     let member = cluster.map(|cluster| cluster::Member::new(cluster, incarnation.0)).transpose()?;
     let (outgoing_sender, outgoing) = mpsc::channel(QUEUE);
     let (ipam, allocator) = ipam::task::start(ipam_config, store, found, outgoing_sender).await?;
+    // What the agent before this one has left is in force until then.
+    let policies = policy::Policies::start(&config).await.context("start network policies")?;
     let (queues, offloads) = match queues {
         Some(adopted) => adopted,
         None => datapath::task::open(TUN, threads)?,
@@ -266,14 +271,20 @@ pub async fn build(
         leaving,
     };
     tasks.spawn(board.run(early));
-    let state = steering::State::new(
-        &config,
-        &mesh,
-        &ipam,
-        &links,
-        (&readiness, starting),
-        (tables.clone(), sealing_peers),
-    );
+    let (probed, probed_watch) = watch::channel(Default::default());
+    let (views_sender, views) = watch::channel(Default::default());
+    let (revived, mut revivals) = mpsc::channel(QUEUE);
+    let ways =
+        steering::Ways { tables: tables.clone(), sealing: sealing_peers, probed, views: views.clone() };
+    let state = steering::State::new(&config, &mesh, &ipam, &links, (&readiness, starting), ways);
+    let call_again = mesh.clone();
+    tasks.spawn(async move {
+        while let Some(peer) = revivals.recv().await {
+            // Why the mesh has stopped, others say.
+            let _ = call_again.heard(peer).await;
+        }
+        bail!("paths are no longer probed")
+    });
     let (steered, node, cni_readiness) = (state.steered(), state.node(), state.cni_readiness());
     let beat = heartbeats.register("steering", Instant::now());
     tasks.spawn(state.run(beat, Instant::now));
@@ -290,22 +301,33 @@ pub async fn build(
     let agree = || {
         let handshake_config = handshake::Config {
             name: config.name.clone(),
-            secret,
+            secret: secret.clone(),
             key: data_key,
             incarnation,
             algorithm: Algorithm::preferred(),
             lanes: u8::try_from(sockets.iter().map(Vec::len).sum::<usize>()).context("--data-threads")?,
             random: session_task::random(),
         };
-        session_task::spawn(handshake_config, &sockets[0][0], sealing_watch, threads, estate)
+        session_task::spawn(handshake_config, &sockets[0][0], sealing_watch, threads, tables.clone(), estate)
     };
     let handshakes = sealed.then(agree).transpose().context("start the handshakes")?;
     let sealing = handshakes.as_ref().map(|handshakes| handshakes.sealing().clone());
     let sessions = sealing.as_ref().map(|sealing| sealing.sessions.clone());
     let refusals = handshakes.as_ref().map(Handshakes::refusals);
+    let probing = path_task::bind(&sockets).context("--listen")?;
     let datapath_config =
         datapath::task::Config { tun: TUN.into(), queues, offloads, sockets, linger: config.poll, sealing };
-    let datapath = datapath::task::spawn(datapath_config, tables)?;
+    let datapath = datapath::task::spawn(datapath_config, tables.clone())?;
+    let health_config = path_task::Config {
+        secret: sealed.then_some(secret),
+        sockets: probing,
+        tables,
+        traffic: datapath.reader(),
+        handshakes: handshakes.as_ref().map(|handshakes| handshakes.sealing().requests.clone()),
+        since: unix_time(),
+    };
+    let health =
+        path_task::spawn(health_config, probed_watch, views_sender, revived).context("probe paths")?;
 
     let cni_config = cni::Config {
         run_dir: config.run_dir.clone(),
@@ -313,7 +335,12 @@ pub async fn build(
         conf_dir: config.cni_conf_dir.clone(),
     };
     let addresses = attach::IpamAddresses(ipam.clone());
-    let ports = attach::LinksPorts { links: links.clone(), steered: steered.clone() };
+    if let Some(policies) = &policies {
+        policies.follow(&config, ipam.view(), &mut tasks);
+    }
+    let in_force = policies.as_ref().map(|policies| policies.handle().watch());
+    let ports =
+        attach::LinksPorts { links: links.clone(), steered: steered.clone(), policies: in_force.clone() };
     let cni = cni::Service::new(cni_config, addresses, ports, node, cni_readiness)?;
     tasks.spawn(cni.clone().run());
 
@@ -328,9 +355,12 @@ pub async fn build(
         packets: datapath.reader(),
         sessions,
         refusals,
+        views,
+        probes: health.passed(),
         readiness: readiness.clone(),
         links: links.watch(),
         cni_warnings: cni.warnings(),
+        policies: in_force,
         cluster: member.as_ref().map(cluster::Member::trouble),
     });
     if let Some(member) = member {
@@ -338,6 +368,9 @@ pub async fn build(
         let readiness = readiness.clone();
         let (observer, steered) = (observer.clone(), steered.clone());
         let subjects = cluster::Subjects { mesh, ipam, cni, readiness, observer, steered, believe };
+        if let Some(policies) = &policies {
+            policies.follow_cluster(member.handle().clone(), &mut tasks);
+        }
         member.spawn(&config, subjects, &mut tasks);
     }
     let mut metrics = Metrics::new(observer.clone());
@@ -346,10 +379,14 @@ pub async fn build(
     http_front.open(pages.router());
     let routes =
         Routes::new(CniServer::new(cni)).add_service(AdminService::new(observer, leave).into_server());
+    let routes = match policies {
+        Some(policies) => routes.add_service(PolicyServer::new(policies)),
+        None => routes,
+    };
     local_front.open(routes.into_axum_router());
     let endpoints: Vec<_> = config.endpoints.iter().map(ToString::to_string).collect();
     info!(name = %config.name, %incarnation, universe = %config.universe, endpoints = endpoints.join(","), "started");
-    Ok(Running { mesh, allocator, datapath, handshakes, listeners, tasks, servers, stopping })
+    Ok(Running { mesh, allocator, datapath, handshakes, health, listeners, tasks, servers, stopping })
 }
 
 impl Running {
@@ -391,6 +428,7 @@ impl Running {
         successor.hand_over(agent, &self.listeners, workers, items).await?;
         successor.ready().await?;
         self.datapath.stop();
+        drop(self.health);
         let estate = match self.handshakes {
             Some(handshakes) => handshakes.release().await?,
             None => Estate::default(),

@@ -193,7 +193,7 @@ fn reach(from: &Pod, to: &Pod) {
 }
 
 /// The kernel's own multicasts into the TUN are dropped for other reasons.
-const INWARD: [&str; 9] = [
+const INWARD: [&str; 11] = [
     "malformed",
     "unknown_version",
     "unknown_kind",
@@ -203,6 +203,8 @@ const INWARD: [&str; 9] = [
     "unknown_peer",
     "spoofed_source",
     "not_local",
+    "probe",
+    "relay_unknown_peer",
 ];
 /// Few enough of each that no socket's buffer runs over.
 const ROUNDS: usize = 5;

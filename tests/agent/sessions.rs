@@ -43,9 +43,8 @@ fn a_restart_costs_a_quarter_of_a_second_of_traffic() {
         "to the first answer: {took:?} from the process' start, {since_linked:.3?} s from the link to n2"
     );
     // How long a process takes to start is the machine's affair: what it then needs to agree on keys is ours.
-    // A busy machine makes it longer, and nothing makes it shorter: the second best counts.
     since_linked.sort_by(f64::total_cmp);
-    assert!(since_linked[1] <= 0.25, "{since_linked:?}");
+    assert!(since_linked[RESTARTS / 2] <= 0.25, "{since_linked:?}");
     lab.finish().unwrap();
 }
 

@@ -48,6 +48,8 @@ impl Cluster {
             let kubeconfig = cluster.scene.kubeconfig(&relay, node.name());
             let name = cluster.scene.name(node.name());
             node.configure(|settings| {
+                // Pods are attached here that the API server has never heard of.
+                settings.more.extend(["--network-policy".into(), "off".into()]);
                 settings.more.extend(["--kubernetes".into(), "--node-name".into(), name.clone()]);
                 settings.more.extend(["--pod-namespace".into(), cluster.scene.id.clone()]);
                 settings.more.extend(["--kubeconfig".into(), kubeconfig.display().to_string()]);

@@ -368,6 +368,7 @@ fn table(side: usize, underlay: [&str; 2], mtu: u16) -> Table {
         name: ["a", "b"][other].parse().unwrap(),
         data_id: DataId(other as u32 + 1),
         endpoint: Some(SocketAddr::new(underlay[other].parse().unwrap(), 6783)),
+        relay: None,
         mtu,
     };
     let ranges = [(side, Owner::Me), (other, Owner::Peer(0))].into_iter().flat_map(|(number, owner)| {
@@ -408,7 +409,7 @@ fn handshakes(side: usize, underlay: [&str; 2], sockets: &[Vec<Socket>]) -> Hand
         endpoint: Some(SocketAddr::new(underlay[other].parse().unwrap(), 6783)),
     };
     let (_, peers) = tokio::sync::watch::channel(vec![peer]);
-    session_task::spawn(config, &sockets[0][0], peers, sockets.len(), None).unwrap()
+    session_task::spawn(config, &sockets[0][0], peers, sockets.len(), Arc::default(), None).unwrap()
 }
 
 fn namespace() -> File {

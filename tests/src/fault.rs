@@ -65,6 +65,21 @@ impl<'a> Fault<'a> {
         Self::apply(underlay, &format!("iifname \"{name}\" {lose} oifname \"{name}\" {lose}"))
     }
 
+    /// No data passes between two nodes, in either direction: only their control links stand.
+    pub fn no_data(underlay: &'a Underlay, one: &Node, other: &Node) -> anyhow::Result<Self> {
+        let (one, other) = (one.name(), other.name());
+        let drop =
+            |from, to| format!("iifname \"{from}\" oifname \"{to}\" ip protocol udp udp dport 6783 drop;");
+        Self::apply(underlay, &[drop(one, other), drop(other, one)].concat())
+    }
+
+    /// What is larger than that on the wire is lost between two nodes without a word, in either direction.
+    pub fn narrow(underlay: &'a Underlay, one: &Node, other: &Node, mtu: u16) -> anyhow::Result<Self> {
+        let (one, other) = (one.name(), other.name());
+        let drop = |from, to| format!("iifname \"{from}\" oifname \"{to}\" ip length > {mtu} drop;");
+        Self::apply(underlay, &[drop(one, other), drop(other, one)].concat())
+    }
+
     /// Nothing that the node sends to others' data ports arrives; a tap on its cable hears it.
     pub fn mute(underlay: &'a Underlay, node: &Node) -> anyhow::Result<Self> {
         Self::apply(underlay, &format!("iifname \"{}\" ip protocol udp udp dport 6783 drop;", node.name()))

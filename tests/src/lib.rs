@@ -12,7 +12,7 @@
 //! ```
 //!
 //! ```text
-//!                            main ─▶ demo, up, bench, soak, suite
+//!                            main ─▶ demo, up, bench, soak, chaos, suite
 //!                                        │
 //!                                  Lab (lab.rs)
 //!      ┌──────────┬───────────┬──────────┼──────────┬──────────┬──────────┐
@@ -31,6 +31,7 @@ pub mod apiserver;
 pub mod bench;
 pub mod binaries;
 pub mod capacity;
+pub mod chaos;
 pub mod claim;
 pub mod cni;
 pub mod debian;
@@ -45,6 +46,7 @@ pub mod links;
 pub mod namespace;
 pub mod node;
 pub mod pod;
+pub mod policy;
 pub mod process;
 pub mod progress;
 pub mod relay;
@@ -52,6 +54,7 @@ pub mod report;
 pub mod runtime;
 pub mod sandbox;
 pub mod sandboxes;
+pub mod scenario;
 pub mod soak;
 pub mod suite;
 pub mod tools;

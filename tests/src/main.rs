@@ -2,7 +2,7 @@
 use std::{path::PathBuf, process::ExitCode, thread};
 
 use clap::{Parser, Subcommand};
-use weft_lab::{bench, claim, demo, image, sandboxes, soak, suite, up};
+use weft_lab::{bench, chaos, claim, demo, image, policy, sandboxes, soak, suite, up};
 
 /// A Weft network on one machine: nodes are network namespaces, and nothing is left behind
 #[derive(Parser)]
@@ -24,6 +24,10 @@ enum Verb {
     Image { archive: PathBuf },
     /// Send gigabytes of checked traffic over a network that loses and reorders, while agents are killed
     Soak(soak::Options),
+    /// Cut, narrow and kill, and measure how long the network notices
+    Chaos(chaos::Options),
+    /// Run NetworkPolicy conformance cases through the engine, and as packets between pods
+    PolicyCases(policy::Options),
     /// Install what the tests call, then run all tests of the workspace
     Test {
         /// Only name the programs that are missing, and fail
@@ -58,6 +62,8 @@ fn main() -> ExitCode {
         }
         Verb::Image { archive } => image::run(archive).map(|()| ExitCode::SUCCESS),
         Verb::Soak(options) => clean_up_on_signals().and_then(|()| soak::run(options)),
+        Verb::Chaos(options) => clean_up_on_signals().and_then(|()| chaos::run(options)),
+        Verb::PolicyCases(options) => clean_up_on_signals().and_then(|()| policy::run(options)),
         Verb::Test { no_install, arguments } => suite::run(!no_install, arguments),
         Verb::Up(options) => up::up(options).map(|()| ExitCode::SUCCESS),
         Verb::Exec { place, command } => up::exec(place, command).map(|()| ExitCode::SUCCESS),

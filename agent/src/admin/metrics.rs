@@ -118,6 +118,13 @@ fn data(page: &mut Page<'_>, now: &Snapshot) -> fmt::Result {
         ways(packets_sent, packets_received),
     )?;
     page.counters("weft_bytes", "Bytes of these packets", ways(bytes_sent, bytes_received))?;
+    let (packets, bytes) = now.relayed;
+    page.counter(
+        "weft_relayed_packets",
+        "Packets passed on between nodes that do not reach each other",
+        packets,
+    )?;
+    page.counter("weft_relayed_bytes", "Bytes of these packets", bytes)?;
     page.counters("weft_drops", "Packets dropped", labelled("reason", &now.drops))
 }
 
@@ -140,8 +147,12 @@ fn peers(page: &mut Page<'_>, now: &Snapshot) -> fmt::Result {
         "1 if a control link to the peer is up",
         by(now, |p| u64::from(p.linked)),
     )?;
-    let path = now.others().map(|p| ([("peer", p.name.as_str()), ("path", p.path.as_str())], 1u64));
+    let path = now.others().map(|p| ([("peer", p.name.as_str()), ("path", p.path.kind())], 1u64));
     page.gauges("weft_peer_path", "1 for the way on which data reaches the peer now", path)?;
+    let measured = now.others().filter_map(|p| Some(([("peer", p.name.as_str())], p.rtt?.as_secs_f64())));
+    page.gauges("weft_peer_path_rtt_seconds", "Mean round trip of probes", measured)?;
+    let measured = now.others().filter_map(|p| Some(([("peer", p.name.as_str())], f64::from(p.loss?))));
+    page.gauges("weft_peer_path_loss_ratio", "Part of the latest probes that were lost, 0 to 1", measured)?;
     page.gauges("weft_peer_mtu_bytes", "MTU of the path to the peer", by(now, |p| u64::from(p.mtu)))?;
     page.counters(
         "weft_peer_packets",
@@ -279,6 +290,12 @@ weft_packets_total{direction="received"} 900
 # TYPE weft_bytes counter
 weft_bytes_total{direction="sent"} 3145728
 weft_bytes_total{direction="received"} 5000
+# HELP weft_relayed_packets Packets passed on between nodes that do not reach each other
+# TYPE weft_relayed_packets counter
+weft_relayed_packets_total 7
+# HELP weft_relayed_bytes Bytes of these packets
+# TYPE weft_relayed_bytes counter
+weft_relayed_bytes_total 9000
 # HELP weft_drops Packets dropped
 # TYPE weft_drops counter
 weft_drops_total{reason="no_peer"} 3
@@ -291,6 +308,12 @@ weft_peer_linked{peer="node-3"} 0
 # TYPE weft_peer_path gauge
 weft_peer_path{peer="node-2",path="direct"} 1
 weft_peer_path{peer="node-3",path="down"} 1
+# HELP weft_peer_path_rtt_seconds Mean round trip of probes
+# TYPE weft_peer_path_rtt_seconds gauge
+weft_peer_path_rtt_seconds{peer="node-2"} 0.000234
+# HELP weft_peer_path_loss_ratio Part of the latest probes that were lost, 0 to 1
+# TYPE weft_peer_path_loss_ratio gauge
+weft_peer_path_loss_ratio{peer="node-2"} 0.125
 # HELP weft_peer_mtu_bytes MTU of the path to the peer
 # TYPE weft_peer_mtu_bytes gauge
 weft_peer_mtu_bytes{peer="node-2"} 1440

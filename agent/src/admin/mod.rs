@@ -28,7 +28,7 @@ pub(crate) use snapshot::addresses_in;
 #[cfg(test)]
 pub(crate) use snapshot::example;
 pub use snapshot::{
-    Counters, Encryption, Observe, Observer, PeerView, PodView, RangeView, Snapshot, Traffic,
+    Counters, Encryption, Observe, Observer, Path, PeerView, PodView, RangeView, Snapshot, Traffic,
 };
 pub use socket::{LocalSocket, SocketError};
 

@@ -1,7 +1,7 @@
 //! A snapshot in the words of local.proto.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
-use super::snapshot::Snapshot;
+use super::snapshot::{Path, Snapshot};
 use weft_proto::local;
 
 pub(super) fn status(now: &Snapshot) -> local::StatusReply {
@@ -36,7 +36,17 @@ pub(super) fn peers(now: &Snapshot) -> local::PeersReply {
         software: peer.software.clone(),
         me: peer.name == now.name,
         linked: peer.linked,
-        path: peer.path.clone(),
+        path: peer.path.kind().into(),
+        via: match &peer.path {
+            Path::Relayed(relay) => relay.to_string(),
+            _ => String::new(),
+        },
+        why: match &peer.path {
+            Path::Down(why) => why.clone(),
+            _ => String::new(),
+        },
+        rtt_us: peer.rtt.map_or(0, |rtt| count(rtt.as_micros() as usize).max(1)),
+        loss: peer.loss,
         mtu: peer.mtu.into(),
         addresses: clamp(shares.get(&peer.name).copied().unwrap_or_default()),
         packets_sent: peer.traffic.packets_sent,

@@ -17,7 +17,7 @@ impl<F: Fn() -> Snapshot + Send + Sync + 'static> Observe for F {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Snapshot {
     pub name: PeerName,
     pub incarnation: Incarnation,
@@ -46,6 +46,8 @@ pub struct Snapshot {
     pub pods: Vec<PodView>,
     /// Of all peers together, those that are gone included.
     pub traffic: Traffic,
+    /// Datagrams and bytes that passed through here between other nodes.
+    pub relayed: (u64, u64),
     /// Packets dropped, by reason.
     pub drops: Counters,
     /// Events of the gossip, such as `items_sent` or `items_rejected`.
@@ -63,15 +65,30 @@ pub enum Encryption {
     Required,
 }
 
+/// How data reaches a peer now.
 #[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Path {
+    /// To ourselves.
+    Local,
+    Direct,
+    /// By that peer first.
+    Relayed(PeerName),
+    /// And why.
+    Down(String),
+}
+
+#[derive(Clone, Debug, PartialEq)]
 pub struct PeerView {
     pub name: PeerName,
     pub endpoints: Vec<Endpoint>,
     pub software: String,
     /// A control link is up.
     pub linked: bool,
-    /// How data reaches it now: `direct`, `down` …; `local` for ourselves.
-    pub path: String,
+    pub path: Path,
+    /// Round trip on that path; none where nobody has measured it.
+    pub rtt: Option<Duration>,
+    /// Part of the probes of late that were lost, 0 to 1.
+    pub loss: Option<f32>,
     /// Of the path to it, or of the pods where that is not known, in bytes.
     pub mtu: u16,
     pub traffic: Traffic,
@@ -140,6 +157,18 @@ impl Snapshot {
     }
 }
 
+impl Path {
+    /// Its kind, in metrics.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Direct => "direct",
+            Self::Relayed(_) => "relayed",
+            Self::Down(_) => "down",
+        }
+    }
+}
+
 impl fmt::Display for Encryption {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -164,12 +193,14 @@ pub(crate) mod example {
         let counters = |list: &[(&str, u64)]| list.iter().map(|(name, n)| (name.to_string(), *n)).collect();
         let traffic =
             Traffic { packets_sent: 1200, bytes_sent: 3 << 20, packets_received: 900, bytes_received: 5000 };
-        let peer = |name: &str, endpoint: &str, path: &str, linked| PeerView {
+        let peer = |name: &str, endpoint: &str, path, linked| PeerView {
             name: name.parse().unwrap(),
             endpoints: vec![endpoint.parse().unwrap()],
             software: "weft 0.1.0".into(),
             linked,
-            path: path.into(),
+            rtt: linked.then_some(Duration::from_micros(234)),
+            loss: linked.then_some(0.125),
+            path,
             mtu: 1440,
             traffic: if linked { traffic } else { Traffic::default() },
         };
@@ -198,9 +229,9 @@ pub(crate) mod example {
             mtu: 1440,
             bridge_address: Some("10.32.0.1".parse().unwrap()),
             peers: vec![
-                peer("node-1", "192.0.2.1:6783", "local", false),
-                peer("node-2", "192.0.2.2:6783", "direct", true),
-                peer("node-3", "[2001:db8::3]:6783", "down", false),
+                peer("node-1", "192.0.2.1:6783", Path::Local, false),
+                peer("node-2", "192.0.2.2:6783", Path::Direct, true),
+                peer("node-3", "[2001:db8::3]:6783", Path::Down("no answer, no relay".into()), false),
             ],
             ranges: vec![
                 range("10.32.0.0/13", "node-1", 3, 1),
@@ -215,6 +246,7 @@ pub(crate) mod example {
                 pod("88aa", "web-1", "10.32.0.3", false),
             ],
             traffic,
+            relayed: (7, 9000),
             drops: counters(&[("no_peer", 3), ("too_big", 1)]),
             gossip: counters(&[("items_received", 40), ("items_rejected", 0)]),
             repairs: 1,

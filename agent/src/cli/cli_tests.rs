@@ -98,10 +98,10 @@ software    weft 0.1.0, up 3h 2m
 async fn peers_are_listed() {
     let agent = Agent::start(example::snapshot());
     assert_snapshot!(agent.answers(&["peers"]).await.unwrap(), @r"
-NAME                PATH    LINK   MTU  ADDRESSES     SENT  RECEIVED  ENDPOINTS           SOFTWARE
-node-1 (this node)  local         1440    524,288                     192.0.2.1:6783      weft 0.1.0
-node-2              direct  up    1440    262,144  3.0 MiB   4.9 KiB  192.0.2.2:6783      weft 0.1.0
-node-3              down    none  1440    262,144      0 B       0 B  [2001:db8::3]:6783  weft 0.1.0
+NAME                PATH                          RTT  LOSS   MTU  LINK  ADDRESSES     SENT  RECEIVED  ENDPOINTS           SOFTWARE
+node-1 (this node)  local                                    1440          524,288                     192.0.2.1:6783      weft 0.1.0
+node-2              direct                     0.2 ms  12 %  1440  up      262,144  3.0 MiB   4.9 KiB  192.0.2.2:6783      weft 0.1.0
+node-3              down: no answer, no relay                1440  none    262,144      0 B       0 B  [2001:db8::3]:6783  weft 0.1.0
 ");
 }
 
@@ -187,13 +187,17 @@ async fn json_has_stable_names() {
         "192.0.2.1:6783"
       ],
       "linked": false,
+      "loss": null,
       "me": true,
       "mtu": 1440,
       "name": "node-1",
       "packets_received": 0,
       "packets_sent": 0,
       "path": "local",
-      "software": "weft 0.1.0"
+      "rtt_us": null,
+      "software": "weft 0.1.0",
+      "via": null,
+      "why": null
     },
     {
       "addresses": 262144,
@@ -203,13 +207,17 @@ async fn json_has_stable_names() {
         "192.0.2.2:6783"
       ],
       "linked": true,
+      "loss": 0.125,
       "me": false,
       "mtu": 1440,
       "name": "node-2",
       "packets_received": 900,
       "packets_sent": 1200,
       "path": "direct",
-      "software": "weft 0.1.0"
+      "rtt_us": 234,
+      "software": "weft 0.1.0",
+      "via": null,
+      "why": null
     },
     {
       "addresses": 262144,
@@ -219,13 +227,17 @@ async fn json_has_stable_names() {
         "[2001:db8::3]:6783"
       ],
       "linked": false,
+      "loss": null,
       "me": false,
       "mtu": 1440,
       "name": "node-3",
       "packets_received": 0,
       "packets_sent": 0,
       "path": "down",
-      "software": "weft 0.1.0"
+      "rtt_us": null,
+      "software": "weft 0.1.0",
+      "via": null,
+      "why": "no answer, no relay"
     }
   ],
   "pods": [

@@ -11,7 +11,7 @@ use tonic::{
     Code, Response, Status,
     transport::{Channel, Endpoint, Uri},
 };
-use weft_proto::local::{self, admin_client::AdminClient};
+use weft_proto::local::{self, admin_client::AdminClient, policy_client::PolicyClient};
 
 /// A connection to an agent.
 #[derive(Debug)]
@@ -19,6 +19,7 @@ pub struct Client {
     socket: PathBuf,
     process: Option<u32>,
     admin: AdminClient<Channel>,
+    policy: PolicyClient<Channel>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -65,8 +66,9 @@ impl Client {
         let channel = Endpoint::from_static("http://weft.local").connect_with_connector(connector).await;
         let channel = channel
             .map_err(|error| CallError::Connect { socket: socket.into(), source: io::Error::other(error) })?;
+        let policy = PolicyClient::new(channel.clone()).max_decoding_message_size(LARGEST_REPLY);
         let admin = AdminClient::new(channel).max_decoding_message_size(LARGEST_REPLY);
-        Ok(Self { socket: socket.into(), process, admin })
+        Ok(Self { socket: socket.into(), process, admin, policy })
     }
 
     /// The agent's process id, if the kernel tells.
@@ -88,6 +90,31 @@ impl Client {
 
     pub async fn pods(&mut self) -> Result<local::PodsReply, CallError> {
         within(&self.socket, PATIENCE, self.admin.pods(local::PodsRequest {})).await
+    }
+
+    pub async fn policy_apply(
+        &mut self,
+        request: local::PolicyApplyRequest,
+    ) -> Result<local::PolicyApplyReply, CallError> {
+        within(&self.socket, PATIENCE_FOR_POLICIES, self.policy.apply(request)).await
+    }
+
+    pub async fn policy_delete(
+        &mut self,
+        request: local::PolicyDeleteRequest,
+    ) -> Result<local::PolicyDeleteReply, CallError> {
+        within(&self.socket, PATIENCE_FOR_POLICIES, self.policy.delete(request)).await
+    }
+
+    pub async fn policy_list(&mut self) -> Result<local::PolicyListReply, CallError> {
+        within(&self.socket, PATIENCE, self.policy.list(local::PolicyListRequest {})).await
+    }
+
+    pub async fn policy_explain(
+        &mut self,
+        request: local::PolicyExplainRequest,
+    ) -> Result<local::PolicyExplainReply, CallError> {
+        within(&self.socket, PATIENCE, self.policy.explain(request)).await
     }
 
     /// Has the agent hand its addresses to a peer and stop.
@@ -120,6 +147,8 @@ async fn within<T>(
 
 /// An agent answers from what it has at hand.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Thousands of objects take a while until they are in force.
+const PATIENCE_FOR_POLICIES: Duration = Duration::from_secs(30);
 /// Leaving takes until a peer has the addresses.
 const PATIENCE_FOR_LEAVE: Duration = Duration::from_secs(30);
 /// Some hundred bytes for each of thousands of peers and ranges.

@@ -9,12 +9,14 @@
 //! Exit code 0: done; 1: it failed, and standard error says why; 2: the command line was wrong.
 
 mod client;
+mod policy;
 mod probe;
 mod tables;
 mod units;
 mod view;
 
 pub use client::{CallError, Client};
+pub use policy::PolicyCommand;
 pub use probe::ProbeArgs;
 
 use crate::{
@@ -47,6 +49,9 @@ pub enum Command {
     Agent(Box<config::Args>),
     #[command(flatten)]
     Ask(Ask),
+    /// Apply, list and explain network policies
+    #[command(subcommand)]
+    Policy(PolicyCommand),
     /// Take this node out of the network: hand its addresses to a peer, stop its agent, remove all that Weft made
     Reset(run::ResetArgs),
     /// Put weft-cni, and the CNI project's programs that it needs, where the container runtime looks for them
@@ -77,7 +82,7 @@ pub enum Ask {
     Report(How),
 }
 
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub struct How {
     /// Print one JSON object with stable names instead of text
     #[arg(long)]
@@ -91,6 +96,10 @@ pub struct How {
 pub enum CliError {
     #[error(transparent)]
     Call(#[from] CallError),
+    #[error("read {file}: {error}")]
+    Input { file: String, error: io::Error },
+    #[error("{0}")]
+    Meant(String),
     #[error("write the answer: {0}")]
     Output(#[from] io::Error),
     #[error("write the answer as JSON: {0}")]

@@ -3,7 +3,7 @@
 
 use super::{
     units::{bytes, count, counted, duration},
-    view::{Ipam, Peer, Peers, Pod, Pods, Range, Report, Status},
+    view::{Explanation, Ipam, Peer, Peers, Pod, Pods, Policies, Range, Report, Status},
 };
 use crate::{admin::addresses_in, types::Prefix};
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
@@ -95,6 +95,32 @@ pub(super) fn pods(Pods { pods }: &Pods) -> String {
     pod_table(pods)
 }
 
+pub(super) fn policies(Policies { policies }: &Policies) -> String {
+    if policies.is_empty() {
+        return "no network policies\n".into();
+    }
+    let header = ["POLICY", "ISOLATES", "ALLOWED", "DENIED", "PODS HERE"];
+    let rows = policies.iter().map(|policy| {
+        let directions = [(policy.ingress, "ingress"), (policy.egress, "egress")];
+        let directions: Vec<_> = directions.iter().filter(|(is, _)| *is).map(|(_, word)| *word).collect();
+        [
+            policy.name.clone(),
+            directions.join(", "),
+            count(policy.allowed),
+            count(policy.denied),
+            policy.pods.join(", "),
+        ]
+    });
+    table(header, &[2, 3], rows)
+}
+
+pub(super) fn explanation(said: &Explanation) -> String {
+    let verdict = if said.allowed { "allowed" } else { "denied" };
+    let mut text = format!("{} to {}: {verdict}\n", said.source, said.destination);
+    text += &format!("  egress   {}\n  ingress  {}\n", said.egress, said.ingress);
+    text + &said.caveats.iter().map(|caveat| format!("  but {caveat}\n")).collect::<String>()
+}
+
 pub(super) fn report(report: &Report, paint: Paint) -> String {
     let Report { software, kernel, status: state, peers, ipam: ring, pods } = report;
     let counters = state.counters.iter().map(|(name, n)| [name.clone(), count(*n)]);
@@ -132,7 +158,19 @@ impl Paint {
 }
 
 fn peer_table(peers: &[Peer]) -> String {
-    let header = ["NAME", "PATH", "LINK", "MTU", "ADDRESSES", "SENT", "RECEIVED", "ENDPOINTS", "SOFTWARE"];
+    let header = [
+        "NAME",
+        "PATH",
+        "RTT",
+        "LOSS",
+        "MTU",
+        "LINK",
+        "ADDRESSES",
+        "SENT",
+        "RECEIVED",
+        "ENDPOINTS",
+        "SOFTWARE",
+    ];
     let rows = peers.iter().map(|peer| {
         let link = match (peer.me, peer.linked) {
             (true, _) => "",
@@ -141,9 +179,15 @@ fn peer_table(peers: &[Peer]) -> String {
         };
         [
             named(&peer.name, peer.me),
-            peer.path.clone(),
-            link.into(),
+            match (&peer.via, &peer.why) {
+                (Some(via), _) => format!("{} via {via}", peer.path),
+                (_, Some(why)) => format!("{}: {why}", peer.path),
+                (None, None) => peer.path.clone(),
+            },
+            peer.rtt_us.map(|micros| format!("{:.1} ms", f64::from(micros) / 1e3)).unwrap_or_default(),
+            peer.loss.map(|loss| format!("{:.0} %", loss * 100.0)).unwrap_or_default(),
             peer.mtu.to_string(),
+            link.into(),
             count(peer.addresses),
             if peer.me { String::new() } else { bytes(peer.bytes_sent) },
             if peer.me { String::new() } else { bytes(peer.bytes_received) },
@@ -151,7 +195,7 @@ fn peer_table(peers: &[Peer]) -> String {
             peer.software.clone(),
         ]
     });
-    table(header, &[3, 4, 5, 6], rows)
+    table(header, &[2, 3, 4, 6, 7, 8], rows)
 }
 
 fn pod_table(pods: &[Pod]) -> String {

@@ -5,6 +5,8 @@
 //! * `weft ipam --json`: [`Ipam`]
 //! * `weft pods --json`: [`Pods`]
 //! * `weft report --json`: [`Report`]
+//! * `weft policy list --json`: [`Policies`]
+//! * `weft policy explain --json`: [`Explanation`]
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use serde::Serialize;
@@ -42,6 +44,37 @@ pub(super) struct Status {
 }
 
 #[derive(Debug, Serialize)]
+pub(super) struct Policies {
+    pub policies: Vec<Policy>,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Policy {
+    /// `namespace/name`.
+    pub name: String,
+    /// It isolates pods for what comes in, for what goes out.
+    pub ingress: bool,
+    pub egress: bool,
+    /// Of this node, those that it isolates.
+    pub pods: Vec<String>,
+    /// First packets of connections that it has let begin.
+    pub allowed: u64,
+    /// Packets dropped of pods that it isolates and no policy let through.
+    pub denied: u64,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Explanation {
+    pub allowed: bool,
+    pub source: String,
+    pub destination: String,
+    /// What decides at the source, at the destination.
+    pub egress: String,
+    pub ingress: String,
+    pub caveats: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
 pub(super) struct Peers {
     pub peers: Vec<Peer>,
 }
@@ -55,8 +88,16 @@ pub(super) struct Peer {
     pub me: bool,
     /// A control link is up; links are not routes.
     pub linked: bool,
-    /// `local`, `direct`, `down` …
+    /// `local`, `direct`, `relayed`, `down`.
     pub path: String,
+    /// Who relays.
+    pub via: Option<String>,
+    /// Why it is down.
+    pub why: Option<String>,
+    /// Mean round trip in µs.
+    pub rtt_us: Option<u32>,
+    /// Part of the latest probes that were lost, 0 to 1.
+    pub loss: Option<f32>,
     /// Bytes.
     pub mtu: u32,
     /// Addresses that it owns.
@@ -152,6 +193,10 @@ impl From<local::PeersReply> for Peers {
             me: peer.me,
             linked: peer.linked,
             path: peer.path,
+            via: Some(peer.via).filter(|via| !via.is_empty()),
+            why: Some(peer.why).filter(|why| !why.is_empty()),
+            rtt_us: (peer.rtt_us != 0).then_some(peer.rtt_us),
+            loss: peer.loss,
             mtu: peer.mtu,
             addresses: peer.addresses,
             packets_sent: peer.packets_sent,
@@ -201,4 +246,21 @@ impl From<local::PodsReply> for Pods {
 
 fn some(text: String) -> Option<String> {
     (!text.is_empty()).then_some(text)
+}
+
+impl From<local::PolicyListReply> for Policies {
+    fn from(reply: local::PolicyListReply) -> Self {
+        let policy = |it: local::PolicyEntry| {
+            let local::PolicyEntry { name, ingress, egress, pods, allowed, denied } = it;
+            Policy { name, ingress, egress, pods, allowed, denied }
+        };
+        Self { policies: reply.policies.into_iter().map(policy).collect() }
+    }
+}
+
+impl From<local::PolicyExplainReply> for Explanation {
+    fn from(reply: local::PolicyExplainReply) -> Self {
+        let local::PolicyExplainReply { allowed, source, destination, egress, ingress, caveats } = reply;
+        Self { allowed, source, destination, egress, ingress, caveats }
+    }
 }

@@ -73,6 +73,7 @@ pub struct Allocation {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Port {
     pub attachment: AttachmentKey,
+    pub pod: PodRef,
     pub host_interface: String,
     pub addresses: Vec<IpAddr>,
     pub mac: Mac,

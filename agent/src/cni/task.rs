@@ -232,7 +232,7 @@ impl<A: Addresses, P: Ports> Shared<A, P> {
             Failure::new(Code::UnknownContainer, format!("{key} has no reservation (any more)"))
         })?;
         let host_interface = attachment.host_interface();
-        let port = Port { attachment, host_interface, addresses: addresses.clone(), mac };
+        let port = Port { attachment, pod: pod.clone(), host_interface, addresses: addresses.clone(), mac };
         self.ports.attach(port).await?;
         if let Some(took) = self.reaper().activated(&key, Instant::now()) {
             self.metrics.added(took);

@@ -182,6 +182,18 @@ pub struct Args {
     #[arg(long, env = "WEFT_NO_MASQUERADE", hide_env_values = true, value_name = "CIDR", value_delimiter = ',', help_heading = NETWORK)]
     pub no_masquerade: Vec<String>,
 
+    /// Whether NetworkPolicy objects are enforced
+    ///
+    /// In a cluster they come from the API server, elsewhere from `weft policy apply`. `off` if something else enforces them.
+    #[arg(long, env = "WEFT_NETWORK_POLICY", hide_env_values = true, value_name = "ON|OFF", default_value = "on", help_heading = NETWORK)]
+    pub network_policy: Switch,
+
+    /// NFLOG group to which packets are logged that policies drop, 10 a second for each set of policies, 0 to 65535
+    ///
+    /// Default: none; they are only counted.
+    #[arg(long, env = "WEFT_POLICY_LOG", hide_env_values = true, value_name = "GROUP", help_heading = NETWORK)]
+    pub policy_log: Option<String>,
+
     /// Directory of what outlives a reboot: identity, ring, allocations
     #[arg(long, env = "WEFT_STATE_DIR", hide_env_values = true, value_name = "DIR", default_value = DEFAULT_STATE_DIR, help_heading = FILES)]
     pub state_dir: String,

@@ -39,6 +39,7 @@ pub(super) fn check(args: &Args, host: &HostFacts) -> Result<Config, ConfigError
     let data_threads = check.data_threads();
     let poll = check.poll();
     let no_masquerade = check.no_masquerade();
+    let policy_log = check.policy_log();
     let [state_dir, run_dir, cni_conf_dir] = check.directories();
     let metrics = check.metrics(listen);
     check.log();
@@ -76,6 +77,8 @@ pub(super) fn check(args: &Args, host: &HostFacts) -> Result<Config, ConfigError
             poll,
             underlay_forwarding: args.underlay_forwarding == Switch::On,
             no_masquerade,
+            network_policy: args.network_policy == Switch::On,
+            policy_log,
             state_dir,
             run_dir,
             cni_conf_dir,
@@ -433,6 +436,15 @@ impl Check<'_> {
             self.refuse("--poll-us", text, range);
         }
         poll
+    }
+
+    fn policy_log(&mut self) -> Option<u16> {
+        let text = self.args.policy_log.as_ref().filter(|text| !text.trim().is_empty())?;
+        let group = text.trim().parse().ok();
+        if group.is_none() {
+            self.refuse("--policy-log", text, "not a number from 0 to 65535");
+        }
+        group
     }
 
     fn no_masquerade(&mut self) -> Vec<Prefix> {

@@ -57,6 +57,10 @@ pub struct Config {
     pub underlay_forwarding: bool,
     /// Destinations outside the universe that see the pods' own addresses.
     pub no_masquerade: Vec<Prefix>,
+    /// Network policies are enforced.
+    pub network_policy: bool,
+    /// NFLOG group of what they drop.
+    pub policy_log: Option<u16>,
     pub state_dir: PathBuf,
     pub run_dir: PathBuf,
     /// None: no probes but on `metrics`.

@@ -46,6 +46,14 @@ pub enum Drop {
     /// No underlay address is known of the destination's peer.
     NoEndpoint,
     TooBig,
+    /// To be relayed, but not from one peer of ours to another.
+    RelayUnknown,
+    /// To be relayed once more than is allowed: its way is a circle.
+    RelayExpired,
+    /// To be relayed, but there is no way on, or only back.
+    RelayNoWay,
+    /// A probe or an answer to one: of nobody whom we know, forged, or not asked for.
+    Probe,
     /// The kernel had no room for it.
     SendBufferFull,
     /// The kernel refused to send it: no route to the endpoint, a firewall.
@@ -66,6 +74,8 @@ pub struct Snapshot {
     pub sent: Traffic,
     /// From the underlay to the TUN.
     pub received: Traffic,
+    /// Between other nodes, by way of this one; datagrams and their bytes.
+    pub relayed: Traffic,
     /// Answers to packets that could not be carried.
     pub icmp_errors: u64,
     /// Every reason, also where nothing was dropped.
@@ -86,7 +96,7 @@ pub struct PeerTraffic {
 }
 
 impl Drop {
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 25] = [
         Self::Malformed,
         Self::UnknownVersion,
         Self::UnknownKind,
@@ -103,6 +113,10 @@ impl Drop {
         Self::NoRoute,
         Self::NoEndpoint,
         Self::TooBig,
+        Self::RelayUnknown,
+        Self::RelayExpired,
+        Self::RelayNoWay,
+        Self::Probe,
         Self::SendBufferFull,
         Self::SendRefused,
         Self::TunWrite,
@@ -129,6 +143,10 @@ impl Drop {
             Self::NoRoute => "no_route",
             Self::NoEndpoint => "no_endpoint",
             Self::TooBig => "too_big",
+            Self::RelayUnknown => "relay_unknown_peer",
+            Self::RelayExpired => "relay_expired",
+            Self::RelayNoWay => "relay_no_way",
+            Self::Probe => "probe",
             Self::SendBufferFull => "send_buffer_full",
             Self::SendRefused => "send_refused",
             Self::TunWrite => "tun_write",
@@ -170,6 +188,9 @@ impl Counters {
         let mut sum = Snapshot { drops: Drop::ALL.map(|drop| (drop, 0)).into(), ..Snapshot::default() };
         for worker in &self.workers {
             worker.traffic.add_to(&mut sum.sent, &mut sum.received);
+            let relayed = worker.passed_on();
+            sum.relayed.packets += relayed.packets;
+            sum.relayed.bytes += relayed.bytes;
             sum.icmp_errors += worker.icmp_errors.0.load(Relaxed);
             for (drop, counter) in Drop::ALL.iter().zip(&worker.drops) {
                 *sum.drops.entry(*drop).or_default() += counter.0.load(Relaxed);
@@ -190,11 +211,21 @@ impl Counters {
 #[repr(align(128))]
 pub(super) struct WorkerCounters {
     traffic: PeerCounters,
+    relayed: TrafficCounters,
     icmp_errors: Counter,
     drops: [Counter; Drop::ALL.len()],
 }
 
 impl WorkerCounters {
+    pub(super) fn passed_on(&self) -> Traffic {
+        let TrafficCounters { packets, bytes } = &self.relayed;
+        Traffic { packets: packets.0.load(Relaxed), bytes: bytes.0.load(Relaxed) }
+    }
+
+    pub(super) fn drops(&self) -> BTreeMap<Drop, u64> {
+        Drop::ALL.iter().zip(&self.drops).map(|(drop, counter)| (*drop, counter.0.load(Relaxed))).collect()
+    }
+
     pub(super) fn dropped(&self, drop: Drop, packets: usize) {
         self.drops[drop as usize].add(packets as u64);
     }
@@ -207,6 +238,10 @@ impl WorkerCounters {
     pub(super) fn received(&self, peer: &PeerCounters, packets: usize, bytes: usize) {
         self.traffic.received.add(packets, bytes);
         peer.received.add(packets, bytes);
+    }
+
+    pub(super) fn relayed(&self, packets: usize, bytes: usize) {
+        self.relayed.add(packets, bytes);
     }
 
     pub(super) fn answered(&self) {
@@ -260,7 +295,7 @@ mod tests {
     use crate::types::DataId;
 
     fn peer(name: &str) -> Peer {
-        Peer { name: name.parse().unwrap(), data_id: DataId(0), endpoint: None, mtu: 1400 }
+        Peer { name: name.parse().unwrap(), data_id: DataId(0), endpoint: None, relay: None, mtu: 1400 }
     }
 
     #[test]

@@ -6,13 +6,14 @@ use super::{
     header::{CLEAR_LEN, Envelope, Header, SEALED_LEN},
     offload::coalesce::{Coalescer, MAX_SEGMENTS, Takes},
     pace::Load,
+    relay::{self, PREFIX_LEN, Prefix, RELAYED, Verdict},
     session_task::{Requests, canonical},
     sessions::{OpenError, Opener},
     verdict::{Gate, Sender},
     worker::Shift,
 };
 use crate::{
-    linux::udp::{BATCH, Incoming, Message},
+    linux::udp::{BATCH, Incoming, Message, Outgoing, Report, Target},
     types::SessionIndex,
 };
 use arrayvec::ArrayVec;
@@ -55,7 +56,12 @@ impl Receiver {
     ///
     /// # Errors
     /// `EBADFD` when the TUN device is gone; else what the socket says.
-    pub(super) fn batch(&mut self, shift: &Shift<'_>, lane: usize) -> Result<Load, Errno> {
+    pub(super) fn batch(
+        &mut self,
+        shift: &Shift<'_>,
+        lane: usize,
+        onward: &mut Outgoing,
+    ) -> Result<Load, Errno> {
         let received = match self.incoming.receive(&shift.lanes[lane], self.most) {
             Ok(received) => received,
             Err(Errno::EAGAIN | Errno::EINTR) => return Ok(Load::default()),
@@ -74,18 +80,33 @@ impl Receiver {
             let from = self.incoming.source(at).map(canonical);
             let mut opener = None;
             for start in range.clone().step_by(segment) {
-                let place = start..(start + segment).min(range.end);
-                let (buffer, requests) = (self.incoming.buffer(), self.requests.as_mut());
-                match admit(shift, &mut gate, &mut opener, requests, from, buffer, place.clone()) {
+                let mut place = start..(start + segment).min(range.end);
+                let buffer = self.incoming.buffer();
+                let (mut direct, mut origin) = (from, from);
+                if buffer[place.start] == RELAYED {
+                    match pass_on(shift, lane, from, &mut buffer[place.clone()], onward) {
+                        Ok(Passed::On) => continue,
+                        // Where it came from is not where its sender is.
+                        Ok(Passed::ToUs { sender }) => (direct, origin) = (None, sender),
+                        Err(drop) => {
+                            shift.dropped(drop, 1);
+                            continue;
+                        }
+                    }
+                    place.start += PREFIX_LEN;
+                }
+                let requests = self.requests.as_mut();
+                match admit(shift, &mut gate, &mut opener, requests, direct, buffer, place.clone()) {
                     Ok(Some(Admitted { inner, partial, flow, peer })) => {
                         self.coalescer.push(buffer, inner, partial, peer);
                         self.flows.resize(self.coalescer.len(), flow);
                     }
                     Ok(None) => {}
-                    Err(drop) => self.refuse(shift, drop, at, place),
+                    Err(drop) => self.refuse(shift, drop, origin, place),
                 }
             }
         }
+        flush(shift, onward);
         // Large messages in few buffers stay in the cache; many small ones need not.
         if merged {
             self.most = FEW;
@@ -96,10 +117,9 @@ impl Receiver {
     }
 
     /// Counts a datagram that is no packet for us, unless it is a handshake's.
-    fn refuse(&mut self, shift: &Shift<'_>, drop: Drop, message: usize, place: Range<usize>) {
-        let source = self.incoming.source(message);
+    fn refuse(&mut self, shift: &Shift<'_>, drop: Drop, origin: Option<SocketAddr>, place: Range<usize>) {
         let datagram = &self.incoming.buffer()[place];
-        let drop = match (drop, source, &mut self.requests) {
+        let drop = match (drop, origin, &mut self.requests) {
             (Drop::UnknownKind, Some(from), Some(requests))
                 if message::Message::decode(datagram).is_some() =>
             {
@@ -144,6 +164,52 @@ impl Receiver {
         coalescer.clear();
         result
     }
+}
+
+/// What became of a relayed datagram.
+enum Passed {
+    On,
+    /// It is for us, from who is reached directly at that address, if at any.
+    ToUs {
+        sender: Option<SocketAddr>,
+    },
+}
+
+/// Puts a relayed datagram that is not for us where it goes out with the batch.
+fn pass_on(
+    shift: &Shift<'_>,
+    lane: usize,
+    from: Option<SocketAddr>,
+    datagram: &mut [u8],
+    onward: &mut Outgoing,
+) -> Result<Passed, Drop> {
+    let prefix = Prefix::decode(datagram).ok_or(Drop::Malformed)?;
+    let (destination, to) = match prefix.verdict(shift.table, from)? {
+        Verdict::Here { source } => {
+            return Ok(Passed::ToUs { sender: shift.table.peers()[source as usize].endpoint });
+        }
+        Verdict::Onward { destination, to } => (destination, to),
+    };
+    if !onward.has_room() {
+        flush(shift, onward);
+    }
+    relay::count_down(datagram);
+    let len = datagram.len();
+    onward.room()[..len].copy_from_slice(datagram);
+    onward.push(Target { peer: destination, to, lane: lane as u8 }, len, len);
+    Ok(Passed::On)
+}
+
+fn flush(shift: &Shift<'_>, onward: &mut Outgoing) {
+    if onward.is_empty() {
+        return;
+    }
+    onward.send(shift.lanes, |Report { datagrams, bytes, result, .. }| match result {
+        Ok(()) => shift.relayed(datagrams, bytes),
+        Err(Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM) => shift.dropped(Drop::SendBufferFull, datagrams),
+        Err(Errno::EMSGSIZE) => shift.dropped(Drop::TooBig, datagrams),
+        Err(_) => shift.dropped(Drop::SendRefused, datagrams),
+    });
 }
 
 /// Whether a datagram may come in; none if it is sealed and empty, which only shows that its sender has the key.

@@ -10,9 +10,11 @@
 //! its queue full is dropped, and the worker counts it: peers say everything again.
 
 use super::{
-    handshake::{Config, Estate, Machine, Peer, Random, Refusal, message::MESSAGE_LEN_MAX},
+    handshake::{Config, Datagram, Estate, Machine, Peer, Random, Refusal, message::MESSAGE_LEN_MAX},
     icmp::Bucket,
+    relay::Prefix,
     sessions::{SessionIndex, Sessions},
+    table::Table,
 };
 use crate::{linux::udp::Socket, types::PeerName};
 use anyhow::Context;
@@ -50,6 +52,7 @@ enum Signal {
     Shown { index: SessionIndex, from: SocketAddr },
     Moved { index: SessionIndex, before: SocketAddr, from: SocketAddr },
     Confirmed(SessionIndex),
+    Revived(PeerName),
 }
 
 struct Message {
@@ -80,8 +83,8 @@ pub struct Sealing {
 }
 
 /// Starts the task for so many workers, each of which may have several lanes. It sends from `socket`, which stays with
-/// its worker, and neither calls nor hears anybody until `peers` has some. It goes on with what another agent's
-/// handed over.
+/// its worker, and neither calls nor hears anybody until `peers` has some. `tables` say who is to be reached by a relay.
+/// It goes on with what another agent's handed over.
 ///
 /// # Errors
 /// The socket cannot be shared.
@@ -90,6 +93,7 @@ pub fn spawn(
     socket: &Socket,
     peers: watch::Receiver<Vec<Peer>>,
     workers: usize,
+    tables: Arc<ArcSwap<Table>>,
     estate: Option<Estate>,
 ) -> anyhow::Result<Handshakes> {
     let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
@@ -110,6 +114,7 @@ pub fn spawn(
         sessions: Arc::clone(&sessions),
         workers: wakes.clone(),
         refusals: refusals.clone(),
+        tables,
     };
     // The workers have them when they start.
     task.carry_out();
@@ -148,6 +153,11 @@ impl Requests {
     /// [`super::sessions::Receiving::confirm`] said so. If it is not taken, the task finds out by itself in a second.
     pub fn confirmed(&self, index: SessionIndex) -> bool {
         self.signals.try_send(Signal::Confirmed(index)).is_ok()
+    }
+
+    /// The peer answers probes again. If it is not taken, the next try comes in a second or two.
+    pub fn revived(&self, peer: &PeerName) -> bool {
+        self.signals.try_send(Signal::Revived(peer.clone())).is_ok()
     }
 
     /// A datagram of kind 3, 4 or 5. One that is too long is none of the handshake's, and not taken.
@@ -202,6 +212,7 @@ struct Task {
     sessions: Arc<ArcSwap<Sessions>>,
     workers: Vec<Arc<EventFd>>,
     refusals: Refusals,
+    tables: Arc<ArcSwap<Table>>,
 }
 
 impl Task {
@@ -249,6 +260,7 @@ impl Task {
             Signal::Shown { index, from } => self.machine.shown(index, from),
             Signal::Moved { index, before, from } => self.machine.moved(index, before, from, Instant::now()),
             Signal::Confirmed(index) => self.machine.confirmed(index),
+            Signal::Revived(peer) => self.machine.revived(&peer, Instant::now()),
         }
     }
 
@@ -270,10 +282,22 @@ impl Task {
             }
         }
         while let Some(datagram) = self.machine.poll_datagram() {
-            if let Err(error) = self.socket.send_to(&datagram.bytes, datagram.to) {
+            if let Err(error) = self.send(&datagram) {
                 // As good as lost on its way: it is said again.
                 tracing::debug!(to = %datagram.to, %error, "a handshake message was not sent");
             }
+        }
+    }
+}
+
+impl Task {
+    /// Who does not answer at an address of its own is sent to by a relay.
+    fn send(&self, Datagram { to, bytes }: &Datagram) -> std::io::Result<usize> {
+        let table = self.tables.load();
+        let relayed = table.peers().iter().find(|peer| peer.endpoint == Some(*to) && peer.relay.is_some());
+        match relayed.and_then(|peer| Some((peer.relay?, Prefix::new(table.me(), peer.data_id)))) {
+            Some((relay, prefix)) => self.socket.send_to(&[&prefix.encode()[..], bytes].concat(), relay),
+            None => self.socket.send_to(bytes, to),
         }
     }
 }
@@ -340,7 +364,7 @@ mod tests {
             lanes: 1,
             random: random(),
         };
-        let handshakes = spawn(config, &data, peers, 1, None).unwrap();
+        let handshakes = spawn(config, &data, peers, 1, Arc::default(), None).unwrap();
         let Sealing { sessions, wakes, .. } = handshakes.sealing().clone();
         let worker = wakes[0].clone();
         let address = data.local_address().unwrap();

@@ -38,6 +38,8 @@ pub struct Peer {
     pub data_id: DataId,
     /// Where its UDP data socket is; none while no address of it is known.
     pub endpoint: Option<SocketAddr>,
+    /// The node to which packets for it go, behind a [`super::relay::Prefix`], where it cannot be reached directly.
+    pub relay: Option<SocketAddr>,
     /// Largest inner packet, in bytes, that the way to it takes.
     pub mtu: u16,
 }
@@ -79,6 +81,13 @@ pub enum Home {
     Local,
     /// On the peer at that place in [`Table::peers`].
     Peer(u32),
+}
+
+impl Peer {
+    /// Where datagrams for it are sent.
+    pub fn hop(&self) -> Option<SocketAddr> {
+        self.relay.or(self.endpoint)
+    }
 }
 
 impl Table {
@@ -271,7 +280,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn peer(name: &str, data_id: u32) -> Peer {
-        Peer { name: name.parse().unwrap(), data_id: DataId(data_id), endpoint: None, mtu: 1400 }
+        Peer { name: name.parse().unwrap(), data_id: DataId(data_id), endpoint: None, relay: None, mtu: 1400 }
     }
 
     fn address(text: &str) -> IpAddr {

@@ -13,6 +13,7 @@ use super::{
     pace::Load,
     packet::Packet,
     pending::Pending,
+    relay::{PREFIX_LEN, Prefix},
     seal::TAG_LEN,
     session_task::Requests,
     sessions::Sending,
@@ -60,7 +61,13 @@ struct Around {
 }
 
 /// What is put around the packets of one flow.
-enum Wrap<'a> {
+struct Wrap<'a> {
+    /// For the relay.
+    prefix: Option<[u8; PREFIX_LEN]>,
+    cover: Cover<'a>,
+}
+
+enum Cover<'a> {
     Clear(DataId),
     /// The next counter, and the key.
     Sealed(u64, &'a Sending),
@@ -213,10 +220,14 @@ impl Transmitter {
         };
         let flow = packet.flow(bytes);
         let target = target(shift, route, flow);
-        let Some(mut wrap) = Wrap::new(shift, &target, 1) else {
+        let Some(mut wrap) = Wrap::new(shift, route, &target, 1) else {
             return self.wait(shift, &if partial { *virtio } else { Virtio::default() }, len, route.peer);
         };
-        let len = front + len + back;
+        let prefix = wrap.prefix_len();
+        if prefix > 0 {
+            room.copy_within(front..front + len, front + prefix);
+        }
+        let len = prefix + front + len + back;
         wrap.put(partial, flow, &mut room[..len]);
         self.outgoing.push(target, len, len);
     }
@@ -230,7 +241,7 @@ impl Transmitter {
             return shift.dropped(Drop::Malformed, 1);
         };
         let (shape, segments) = (split.shape(), split.segments());
-        if segments * shape.stride() > ROOM {
+        if segments * (shape.stride() + PREFIX_LEN) > ROOM {
             return shift.dropped(Drop::Malformed, segments);
         }
         let route = match verdict::outward(shift.table, &packet, split.largest(len), narrow(&self.narrow)) {
@@ -239,18 +250,24 @@ impl Transmitter {
         };
         let flow = packet.flow(head);
         let target = target(shift, route, flow);
-        let Some(mut wrap) = Wrap::new(shift, &target, segments) else {
+        let Some(mut wrap) = Wrap::new(shift, route, &target, segments) else {
             self.foreseen.gather(room, len);
             return self.wait(shift, virtio, len, route.peer);
         };
+        let prefix = wrap.prefix_len();
+        // Nobody foresees a relay: its prefix costs a copy.
+        let (foreseen, shape) = (shape, Shape { front: shape.front + prefix, ..shape });
         if shape != self.foreseen {
             self.foreseen.gather(room, len);
+            if prefix > 0 {
+                room.copy_within(front..front + len, shape.front);
+            }
             shape.spread(room, len);
         }
-        let total = segments * (front + shape.headers + back) + len - shape.headers;
+        let total = segments * (shape.front + shape.headers + back) + len - shape.headers;
         for (segment, datagram) in room[..total].chunks_mut(shape.stride()).enumerate() {
             let end = datagram.len() - back;
-            split.write(segment, &mut datagram[front..end]);
+            split.write(segment, &mut datagram[shape.front..end]);
             wrap.put(split.is_partial(), flow, datagram);
         }
         // In as few messages as may be, equally long: a short last one would cost as much as a long one.
@@ -259,13 +276,18 @@ impl Transmitter {
         for start in (0..total).step_by(each) {
             self.outgoing.push(target, each.min(total - start), shape.stride());
         }
-        self.foresee(shape);
+        self.foresee(foreseen);
         self.flush(shift);
     }
 
     fn foresee(&mut self, shape: Shape) {
         self.foreseen = if shape.segments(MAX_PACKET) < PLACES { shape } else { self.around.whole() };
         self.patience = PATIENCE;
+    }
+
+    /// Where datagrams are collected that only pass through. Empty between batches, and to be sent by who fills it.
+    pub(super) fn outgoing(&mut self) -> &mut Outgoing {
+        &mut self.outgoing
     }
 
     /// Sends the batch. What the kernel does not take is dropped: waiting for room would stall the way in and the other
@@ -275,8 +297,13 @@ impl Transmitter {
             return;
         }
         let Self { outgoing, narrow, around, .. } = self;
+        let relayed = |peer| shift.table.peers()[peer as usize].relay.is_some();
+        let prefix_len = |peer| if relayed(peer) { PREFIX_LEN } else { 0 };
         outgoing.send(shift.lanes, |Report { target, datagrams, bytes, result }| match result {
-            Ok(()) => shift.sent(target.peer, datagrams, bytes - datagrams * (around.front + around.back)),
+            Ok(()) => {
+                let around = around.front + around.back + prefix_len(target.peer);
+                shift.sent(target.peer, datagrams, bytes - datagrams * around);
+            }
             Err(Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM) => {
                 shift.dropped(Drop::SendBufferFull, datagrams)
             }
@@ -285,6 +312,7 @@ impl Transmitter {
                 // The next one is answered before it is sent.
                 if let Ok(path) = shift.lanes[usize::from(target.lane)].path_mtu(target.to) {
                     narrow.retain(|narrow| narrow.peer != target.peer);
+                    let path = path.saturating_sub(prefix_len(target.peer));
                     let (mtu, until) = (around.inner_mtu(path, target.to), Instant::now() + NARROW_FOR);
                     narrow.push(Narrow { peer: target.peer, mtu, until });
                 }
@@ -310,22 +338,36 @@ impl Around {
 
 impl<'a> Wrap<'a> {
     /// None while no key is agreed with the peer.
-    fn new(shift: &Shift<'a>, target: &Target, datagrams: usize) -> Option<Self> {
-        if shift.sessions.is_none() {
-            return Some(Self::Clear(shift.table.me()));
-        }
-        let sending = &*shift.way(target.peer)?.sending;
-        let counter = sending.take(shift.first_lane + target.lane, datagrams as u64).ok()?;
-        Some(Self::Sealed(u64::from_be_bytes(counter.encode()), sending))
+    fn new(shift: &Shift<'a>, route: Route, target: &Target, datagrams: usize) -> Option<Self> {
+        let cover = match shift.sessions {
+            None => Cover::Clear(shift.table.me()),
+            Some(_) => {
+                let sending = &*shift.way(target.peer)?.sending;
+                let counter = sending.take(shift.first_lane + target.lane, datagrams as u64).ok()?;
+                Cover::Sealed(u64::from_be_bytes(counter.encode()), sending)
+            }
+        };
+        let prefix =
+            || Prefix::new(shift.table.me(), shift.table.peers()[route.peer as usize].data_id).encode();
+        Some(Self { prefix: route.relayed.then(prefix), cover })
+    }
+
+    fn prefix_len(&self) -> usize {
+        self.prefix.map_or(0, |prefix| prefix.len())
     }
 
     /// Puts a header before the inner packet that `datagram` has room around, and seals it.
-    fn put(&mut self, partial: bool, flow: u16, datagram: &mut [u8]) {
-        match self {
-            Self::Clear(me) => {
+    fn put(&mut self, partial: bool, flow: u16, mut datagram: &mut [u8]) {
+        if let Some(prefix) = &self.prefix {
+            let (front, rest) = datagram.split_first_chunk_mut().expect("room for a prefix");
+            *front = *prefix;
+            datagram = rest;
+        }
+        match &mut self.cover {
+            Cover::Clear(me) => {
                 Header { partial, flow, envelope: Envelope::Clear { sender: *me } }.write(datagram);
             }
-            Self::Sealed(counter, sending) => {
+            Cover::Sealed(counter, sending) => {
                 let envelope = Envelope::Sealed { index: sending.index(), counter: *counter };
                 Header { partial, flow, envelope }.write(datagram);
                 *counter += 1;
@@ -341,7 +383,8 @@ fn target(shift: &Shift<'_>, route: Route, flow: u16) -> Target {
     // The receiver picks its worker by the number as a whole.
     let lane = usize::from(flow >> 8) % shift.lanes.len();
     // Where it is is known better than where its record says that it is.
-    let to = shift.way(route.peer).and_then(|way| way.to).unwrap_or(route.endpoint);
+    let way = shift.way(route.peer).filter(|_| !route.relayed);
+    let to = way.and_then(|way| way.to).unwrap_or(route.to);
     Target { peer: route.peer, to, lane: lane as u8 }
 }
 

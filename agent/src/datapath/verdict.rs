@@ -1,7 +1,7 @@
 //! The two decisions of the data path: where a packet from here goes, and whether one from there may come in.
 //!
 //! ```text
-//!   outward  martian? ─▶ home of the destination ─▶ endpoint ─▶ size ─▶ Route
+//!   outward  martian? ─▶ home of the destination ─▶ endpoint or relay ─▶ size ─▶ Route
 //!   inward   header ─▶ [open] ─▶ parse ─▶ home of the source is the sender? ─▶ home of the destination is here? ─▶ peer
 //! ```
 //!
@@ -24,7 +24,10 @@ use std::net::{IpAddr, SocketAddr};
 pub struct Route {
     /// The peer's place in the table.
     pub peer: u32,
-    pub endpoint: SocketAddr,
+    /// Where the datagrams are sent.
+    pub to: SocketAddr,
+    /// That is a relay, which wants a prefix before each.
+    pub relayed: bool,
 }
 
 /// Why a packet goes nowhere, and what its sender is to be told.
@@ -51,12 +54,12 @@ pub fn outward(
         return Err(answered(Drop::NoRoute, Problem::Unreachable));
     };
     let peer = &table.peers()[place as usize];
-    let endpoint = peer.endpoint.ok_or(answered(Drop::NoEndpoint, Problem::Unreachable))?;
+    let to = peer.hop().ok_or(answered(Drop::NoEndpoint, Problem::Unreachable))?;
     let mtu = narrow(place).map_or(peer.mtu, |mtu| mtu.min(peer.mtu));
     if largest > usize::from(mtu) {
         return Err(answered(Drop::TooBig, Problem::TooBig { mtu }));
     }
-    Ok(Route { peer: place, endpoint })
+    Ok(Route { peer: place, to, relayed: peer.relay.is_some() })
 }
 
 /// Decides on packets from the underlay, most of which are like the one before.
@@ -131,6 +134,7 @@ mod tests {
             name: name.parse().unwrap(),
             data_id: DataId(id),
             endpoint,
+            relay: None,
             mtu: 1400,
         };
         Table::new(Inputs {
@@ -165,7 +169,8 @@ mod tests {
 
     #[test]
     fn a_packet_goes_to_the_peer_where_its_destination_lives() {
-        let there = Route { peer: 0, endpoint: SocketAddr::from(([192, 0, 2, 2], 6783)) };
+        let to = SocketAddr::from(([192, 0, 2, 2], 6783));
+        let there = Route { peer: 0, to, relayed: false };
         assert_eq!(route(&udp(HERE, THERE, 1400), None), Ok(there));
         assert_eq!(route(&udp(HERE, THERE, 1400), Some(9000)), Ok(there), "the table says less");
     }

@@ -8,6 +8,7 @@
 //!         ─▶ sendmmsg, by the lane of its flow, cut by the kernel EMSGSIZE: the next packet is answered by ICMP
 //!
 //!   in:   recvmmsg, a few large messages or many small ones
+//!           ─▶ relayed, and not for us: sent on
 //!           ─▶ header [, open], Gate: parse, source check, does the destination live here
 //!           ─▶ coalesce
 //!         ─▶ TUN writes, one for each run of segments
@@ -197,8 +198,8 @@ impl Worker {
 
     fn receive(&mut self, lane: usize) -> Result<(), WorkerError> {
         let table = self.look_up();
-        let (shift, _, receiver) = self.shift(&table);
-        let result = receiver.batch(&shift, lane);
+        let (shift, transmitter, receiver) = self.shift(&table);
+        let result = receiver.batch(&shift, lane, transmitter.outgoing());
         self.worked(result)
     }
 
@@ -287,6 +288,10 @@ impl<'a> Shift<'a> {
 
     pub(super) fn dropped(&self, drop: Drop, packets: usize) {
         self.counters.dropped(drop, packets);
+    }
+
+    pub(super) fn relayed(&self, packets: usize, bytes: usize) {
+        self.counters.relayed(packets, bytes);
     }
 
     pub(super) fn answered(&self) {

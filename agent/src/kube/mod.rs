@@ -21,6 +21,7 @@ pub mod join;
 pub mod keys;
 pub mod orphans;
 pub mod peers;
+pub mod policies;
 mod report;
 pub mod task;
 mod watches;

@@ -192,6 +192,10 @@ impl Handle {
         Ok(board.takeovers.last().filter(|_| wrote).cloned())
     }
 
+    pub(super) fn clients(&self) -> watch::Receiver<Clients> {
+        self.clients.clone()
+    }
+
     fn client(&self) -> kube::Client {
         self.clients.borrow().calls.clone()
     }

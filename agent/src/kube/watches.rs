@@ -91,7 +91,7 @@ where
 
 /// Doubles from a third of a second to ten, with a part left to chance; begins anew after a while without failures.
 #[derive(Default)]
-struct Patience {
+pub(super) struct Patience {
     failures: u32,
     last: Option<Instant>,
 }

@@ -16,7 +16,10 @@ use super::{
     reconcile::{Kernel, Round},
     trouble::troubles,
 };
-use crate::linux::netlink::{Conntrack, Event, LinkKind, Monitor};
+use crate::{
+    linux::netlink::{Conntrack, Event, LinkKind, Monitor},
+    types::POLICY_TABLE,
+};
 use anyhow::Context;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -217,7 +220,8 @@ impl Worker {
                     || route.destination.contains(&universe)
             }
             Event::Firewall { table, base_chain, by } => {
-                (*base_chain || table == super::firewall::NAME) && !self.kernel.is_own_nft(*by)
+                let matters = *base_chain && table != POLICY_TABLE || table == super::firewall::NAME;
+                matters && !self.kernel.is_own_nft(*by)
             }
             Event::Address { .. } | Event::Sysctl | Event::Lost => true,
         }

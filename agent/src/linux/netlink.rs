@@ -20,7 +20,7 @@ mod route;
 
 pub use address::{Address, AddressFlags};
 #[cfg(feature = "agent")]
-pub use conntrack::Conntrack;
+pub use conntrack::{Connection, Conntrack};
 pub use link::{BridgeOptions, Link, LinkKind, PortOptions, VethPair};
 #[cfg(feature = "agent")]
 pub use monitor::{Event, Monitor};

@@ -69,6 +69,20 @@ impl Nft {
         accepted(output, || format!("to list table {family} {name}"))
     }
 
+    /// One set with its elements, as JSON.
+    pub async fn list_set(&self, family: &str, table: &str, name: &str) -> Result<String, NftError> {
+        let arguments = ["-j", "list", "set", family, table, name];
+        let output = self.command(&arguments).output().await.map_err(|e| self.failed(e))?;
+        accepted(output, || format!("to list set {family} {table} {name}"))
+    }
+
+    /// One table's named counters, as JSON.
+    pub async fn list_counters(&self, family: &str, table: &str) -> Result<String, NftError> {
+        let arguments = ["-j", "list", "counters", "table", family, table];
+        let output = self.command(&arguments).output().await.map_err(|e| self.failed(e))?;
+        accepted(output, || format!("to list the counters of table {family} {table}"))
+    }
+
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.path);
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());

@@ -1,6 +1,6 @@
-//! Which neighbour brings a unicast nearer to its destination: the shortest ways over the neighbours' graph.
+//! Which neighbour brings a unicast or a packet nearer to its destination: the shortest ways over the neighbours' graph.
 //!
-//! Each peer's record names its neighbours with their round-trip times; a link that either end names counts.
+//! Each peer's record names its neighbours, with the round-trip times of probes to those who answer them.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use super::peers::PeerSet;
@@ -17,11 +17,14 @@ pub struct Routes {
     next: BTreeMap<PeerName, PeerName>,
 }
 
+type Edges<'a> = BTreeMap<&'a PeerName, BTreeMap<&'a PeerName, Duration>>;
+
 impl Routes {
-    /// Dijkstra's algorithm from this agent; its own links are what it has now, not what its record says.
+    /// For control: each hop is a link, and a link counts that either end names. The own links are what they are now, not
+    /// what the record says.
     pub fn new(peers: &PeerSet, links: &BTreeSet<PeerName>) -> Self {
         let own = &peers.own().name;
-        let mut edges: BTreeMap<&PeerName, BTreeMap<&PeerName, Duration>> = BTreeMap::new();
+        let mut edges = Edges::new();
         for record in peers.iter() {
             for neighbour in &record.neighbours {
                 if [&record.name, &neighbour.name].contains(&own) {
@@ -35,9 +38,40 @@ impl Routes {
             }
         }
         let measured: BTreeMap<_, _> = peers.own().neighbours.iter().map(|n| (&n.name, n.rtt)).collect();
-        let first = |link: &PeerName| HOP + measured.get(link).copied().flatten().unwrap_or(UNMEASURED);
-        let mut queue: BinaryHeap<_> =
-            links.iter().map(|link| Reverse((first(link), 1, link, link))).collect();
+        let first = |link| (link, HOP + measured.get(link).copied().flatten().unwrap_or(UNMEASURED));
+        Self::search(own, links.iter().map(first), &edges)
+    }
+
+    /// For packets: each hop is one that both ends have measured. `answering` are those who answer our own probes now.
+    pub fn measured(peers: &PeerSet, answering: &BTreeMap<PeerName, Duration>) -> Self {
+        let own = &peers.own().name;
+        let told = |from: &PeerName, to: &PeerName| {
+            peers.get(from)?.neighbours.iter().find(|neighbour| neighbour.name == *to)?.rtt
+        };
+        let mut edges = Edges::new();
+        for record in peers.others() {
+            for neighbour in record.neighbours.iter().filter(|neighbour| neighbour.name != *own) {
+                let rtts = neighbour.rtt.zip(told(&neighbour.name, &record.name));
+                if let Some((here, there)) = rtts {
+                    edges.entry(&record.name).or_default().insert(&neighbour.name, HOP + here.max(there));
+                }
+            }
+        }
+        // What both ends have told counts here, too: all must reckon alike, or packets would go round in circles.
+        let first = answering.iter().map(|(name, rtt)| {
+            let told = told(own, name).zip(told(name, own)).map_or(*rtt, |(here, there)| here.max(there));
+            (name, HOP + told)
+        });
+        Self::search(own, first, &edges)
+    }
+
+    /// Dijkstra's algorithm.
+    fn search<'a>(
+        own: &PeerName,
+        first: impl Iterator<Item = (&'a PeerName, Duration)>,
+        edges: &Edges<'a>,
+    ) -> Self {
+        let mut queue: BinaryHeap<_> = first.map(|(to, cost)| Reverse((cost, 1, to, to))).collect();
         let mut next = BTreeMap::new();
         while let Some(Reverse((cost, hops, at, via))) = queue.pop() {
             if next.contains_key(at) || at == own {
@@ -114,6 +148,83 @@ mod tests {
         assert_eq!(routes.next_hop(&name("x")), Some(&name("near")));
         assert_eq!(routes.next_hop(&name("y")), None);
         assert_eq!(routes.next_hop(&name("me")), None);
+    }
+
+    #[test]
+    fn packets_go_only_where_both_ends_have_measured() {
+        let records = [
+            record("near", &[("x", 100), ("y", 100)]),
+            record("far", &[("x", 0), ("y", 100)]),
+            record("x", &[("near", 0), ("far", 100)]),
+            record("y", &[("near", 90_000), ("far", 100)]),
+        ];
+        let mut peers = PeerSet::new(record("me", &[]));
+        records.iter().for_each(|record| peers.insert(record.clone()));
+        let answering =
+            [(name("near"), Duration::from_micros(100)), (name("far"), Duration::from_micros(500))];
+        let routes = Routes::measured(&peers, &answering.into());
+        assert_eq!(routes.next_hop(&name("x")), None);
+        assert_eq!(routes.next_hop(&name("y")), Some(&name("far")), "of two measures the greater counts");
+    }
+
+    /// Nodes with random cuts between them, all of whom know all records: packets reach whom they can, and pass nobody
+    /// twice.
+    #[test]
+    fn packets_arrive_wherever_there_is_a_way() {
+        use rand::{RngExt, SeedableRng};
+        for seed in 0..200 {
+            let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
+            let (n, good) = (rng.random_range(2..9), rng.random_range(0.1..0.9));
+            let mut rtt = vec![vec![0u64; n]; n];
+            for a in 0..n {
+                for b in 0..a {
+                    let (there, back) = (rng.random_range(1..5), rng.random_range(1..5));
+                    if rng.random_bool(good) {
+                        (rtt[a][b], rtt[b][a]) = (there * 100, back * 100);
+                    }
+                }
+            }
+            let neighbours = |a: usize| (0..n).filter(move |b| *b != a);
+            let records: Vec<_> = (0..n)
+                .map(|a| {
+                    let told = neighbours(a).map(|b| (format!("n{b}"), rtt[a][b])).collect::<Vec<_>>();
+                    record(
+                        &format!("n{a}"),
+                        &told.iter().map(|(b, us)| (b.as_str(), *us)).collect::<Vec<_>>(),
+                    )
+                })
+                .collect();
+            let routes: Vec<_> = (0..n)
+                .map(|a| {
+                    let mut peers = PeerSet::new(records[a].clone());
+                    neighbours(a).for_each(|b| peers.insert(records[b].clone()));
+                    let answering = neighbours(a).filter(|b| rtt[a][*b] > 0);
+                    let answering =
+                        answering.map(|b| (name(&format!("n{b}")), Duration::from_micros(rtt[a][b])));
+                    Routes::measured(&peers, &answering.collect())
+                })
+                .collect();
+            let mut reached: Vec<BTreeSet<usize>> = (0..n).map(|a| BTreeSet::from([a])).collect();
+            for _ in 0..n {
+                for a in 0..n {
+                    let further = (0..n).filter(|b| rtt[a][*b] > 0).flat_map(|b| reached[b].clone());
+                    let further: Vec<_> = further.collect();
+                    reached[a].extend(further);
+                }
+            }
+            for a in 0..n {
+                for b in neighbours(a) {
+                    let (mut at, mut passed) = (a, BTreeSet::new());
+                    while at != b
+                        && let Some(next) = routes[at].next_hop(&name(&format!("n{b}")))
+                    {
+                        assert!(passed.insert(at), "seed {seed}: from {a} to {b} in a circle at {at}");
+                        at = next.as_str()[1..].parse().unwrap();
+                    }
+                    assert_eq!(at == b, reached[a].contains(&b), "seed {seed}: from {a} to {b}");
+                }
+            }
+        }
     }
 
     #[test]

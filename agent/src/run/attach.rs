@@ -5,9 +5,11 @@ use crate::{
     cni::{AddressError, Addresses, Allocation, Port, PortError, Ports, Veth, Wish},
     ipam::{self, IpamError, Owner, task::Handle as Ipam},
     links::{self, LinksError, PodPort},
-    types::AttachmentKey,
+    policy,
+    types::{AttachmentKey, PodRef},
 };
 use std::{
+    net::IpAddr,
     sync::Arc,
     time::{Duration, UNIX_EPOCH},
 };
@@ -75,11 +77,37 @@ impl From<IpamError> for AddressError {
 pub struct LinksPorts {
     pub links: links::Handle,
     pub steered: watch::Receiver<Arc<Steered>>,
+    /// None: policies are not enforced.
+    pub policies: Option<watch::Receiver<Arc<policy::Status>>>,
+}
+
+impl LinksPorts {
+    async fn policies_in_force(&self, pod: PodRef, addresses: &[IpAddr]) -> Result<(), PortError> {
+        let Some(mut policies) = self.policies.clone() else { return Ok(()) };
+        let in_force = |status: &Arc<policy::Status>| {
+            addresses.iter().all(|address| status.pods.get(address) == Some(&pod))
+        };
+        match timeout(POLICIES_IN_FORCE, policies.wait_for(in_force)).await {
+            Ok(Ok(_)) => return Ok(()),
+            Ok(Err(_)) => return Err(PortError::Policy("network policies are enforced no more".into())),
+            Err(_) => {}
+        }
+        let why = policies.borrow().error.clone();
+        let why = why.unwrap_or_else(|| {
+            "the API server has not said yet what the pod and its policies are like".into()
+        });
+        let after = POLICIES_IN_FORCE.as_secs();
+        Err(PortError::Policy(format!(
+            "the network policies of {pod} are not in force after {after} s: {why}"
+        )))
+    }
 }
 
 impl Ports for LinksPorts {
     async fn attach(&self, port: Port) -> Result<(), PortError> {
-        let Port { host_interface, addresses, mac, .. } = port;
+        let Port { attachment, pod, host_interface, addresses, mac } = port;
+        // Before the port is open: there is no packet that its policies have not seen.
+        self.policies_in_force(super::policy::whole(&pod, attachment.container_id()), &addresses).await?;
         let pod = PodPort { host_interface, addresses: addresses.iter().copied().collect(), mac };
         self.links.attach(pod).await?;
         let mut steered = self.steered.clone();
@@ -120,3 +148,5 @@ impl From<LinksError> for PortError {
 
 /// How long the forwarding table may take to follow an allocation; it takes far less than a millisecond.
 const IN_FORCE: Duration = Duration::from_secs(5);
+/// How long a pod may wait for its policies; the runtime tries again.
+const POLICIES_IN_FORCE: Duration = Duration::from_secs(10);

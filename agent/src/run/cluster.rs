@@ -127,6 +127,10 @@ impl Member {
         Ok(Self { handle, task })
     }
 
+    pub fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
     /// Why the API server cannot be heard, if it cannot.
     pub fn trouble(&self) -> watch::Receiver<Option<String>> {
         self.handle.trouble()

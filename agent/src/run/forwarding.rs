@@ -2,23 +2,28 @@
 //!
 //! ```text
 //!   PeerSet (mesh) ─┐                 ┌─▶ table::Inputs      the workers' forwarding table
-//!                   ├─▶ Forwarding ───┼─▶ narrow ranges      routes with a smaller MTU
-//!   View (ipam) ────┘                 └─▶ known peers        whom the allocator may ask
+//!   View (ipam) ────┼─▶ Forwarding ───┼─▶ narrow ranges      routes with a smaller MTU
+//!   Views (paths) ──┘                 ├─▶ known peers        whom the allocator may ask
+//!                                     └─▶ path inputs        whom to probe, and who relays
 //! ```
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use crate::{
     datapath::{
         handshake,
+        path::{self, Views, Way},
         table::{self, Owner},
     },
     ipam::{KnownPeer, View},
-    mesh::peers::PeerSet,
+    mesh::{
+        peers::{PeerRecord, PeerSet},
+        routes::Routes,
+    },
     types::{PeerName, Prefix, Universe},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
@@ -32,6 +37,18 @@ pub struct Forwarding {
     pub known: Vec<KnownPeer>,
     /// Whom keys can be agreed with.
     pub sealing: Vec<handshake::Peer>,
+    /// Whom to probe, and where.
+    pub paths: path::Inputs,
+}
+
+/// What is known of how peers can be reached.
+#[derive(Clone, Copy, Debug)]
+pub struct Reach<'a> {
+    /// Those to whom messages are likely to get through.
+    pub by_gossip: &'a BTreeSet<PeerName>,
+    /// Those with whom there is a control link, or should be one.
+    pub neighbours: &'a BTreeSet<PeerName>,
+    pub views: &'a Views,
 }
 
 /// The node's own part in it.
@@ -46,22 +63,42 @@ pub struct Node {
 }
 
 impl Forwarding {
-    /// `reachable` says to whom messages are likely to get through.
-    pub fn new(node: Node, peers: &PeerSet, reachable: &BTreeSet<PeerName>, view: &View) -> Self {
+    pub fn new(node: Node, peers: &PeerSet, reach: Reach<'_>, view: &View) -> Self {
         let others: Vec<_> = peers.others().collect();
         let places: BTreeMap<&PeerName, usize> =
             others.iter().enumerate().map(|(place, record)| (&record.name, place)).collect();
-        // Inside the universe what we send would come back to us by the TUN, to be sent again.
-        let usable =
-            |ip: IpAddr| !node.universe.contains(ip) && if ip.is_ipv4() { node.ipv4 } else { node.ipv6 };
-        let path = |record: &crate::mesh::peers::PeerRecord| table::Peer {
+        // No agent starts with less than the least; who says so anyway must not narrow our pods' ways to nothing.
+        let told_mtu = |record: &PeerRecord| record.mtu.max(node.universe.least_mtu()).min(node.mtu);
+        let endpoint = |name: &PeerName| {
+            let known = reach.views.get(name).and_then(|view| view.endpoint);
+            known.or_else(|| node.endpoints(peers.get(name)?).next())
+        };
+        let relays = relays(peers, reach.views);
+        let path = |record: &PeerRecord| table::Peer {
             name: record.name.clone(),
             data_id: record.data_id,
-            endpoint: record.endpoints.iter().map(|endpoint| endpoint.0).find(|address| usable(address.ip())),
-            // No agent starts with less than the least; who says so anyway must not narrow our pods' ways to nothing.
-            mtu: record.mtu.max(node.universe.least_mtu()).min(node.mtu),
+            endpoint: endpoint(&record.name),
+            relay: relays.get(&record.name).and_then(&endpoint),
+            mtu: {
+                let measured = reach.views.get(&record.name).and_then(|view| view.mtu);
+                measured.unwrap_or(u16::MAX).min(told_mtu(record))
+            },
         };
         let table_peers: Arc<[table::Peer]> = others.iter().map(|record| path(record)).collect();
+        let probed = |record: &Arc<PeerRecord>| path::Peer {
+            name: record.name.clone(),
+            data_id: record.data_id,
+            key: record.data_key,
+            endpoints: node.endpoints(record).collect(),
+            relay: relays.get(&record.name).cloned(),
+            neighbour: reach.neighbours.contains(&record.name),
+            mtu: told_mtu(record),
+            least_mtu: node.universe.least_mtu(),
+        };
+        let paths = path::Inputs {
+            me: peers.own().data_id,
+            peers: others.iter().map(|record| probed(record)).collect(),
+        };
         let own = &peers.own().name;
         let owner = |name: &PeerName| match places.get(name) {
             _ if name == own => Owner::Me,
@@ -94,11 +131,12 @@ impl Forwarding {
         Self {
             narrow: narrow.chain(away).collect(),
             sealing: sealing.collect(),
+            paths,
             known: others
                 .iter()
                 .map(|record| KnownPeer {
                     name: record.name.clone(),
-                    reachable: reachable.contains(&record.name),
+                    reachable: reach.by_gossip.contains(&record.name),
                     held: record.held.clone(),
                 })
                 .collect(),
@@ -114,10 +152,37 @@ impl Forwarding {
     }
 }
 
+impl Node {
+    /// Where a peer may be, best first. Inside the universe what we send would come back to us by the TUN, to be sent again.
+    fn endpoints(self, record: &PeerRecord) -> impl Iterator<Item = SocketAddr> {
+        let usable =
+            move |ip: IpAddr| !self.universe.contains(ip) && if ip.is_ipv4() { self.ipv4 } else { self.ipv6 };
+        record.endpoints.iter().map(|endpoint| endpoint.0).filter(move |address| usable(address.ip()))
+    }
+}
+
+/// The next node on the way to each peer that does not answer directly, if there is one.
+fn relays(peers: &PeerSet, views: &Views) -> BTreeMap<PeerName, PeerName> {
+    let lost: Vec<_> =
+        views.iter().filter(|(_, view)| view.way != Way::Direct).map(|(name, _)| name).collect();
+    if lost.is_empty() {
+        return BTreeMap::new();
+    }
+    let answering = views.iter().filter_map(|(name, view)| Some((name.clone(), view.direct?)));
+    let routes = Routes::measured(peers, &answering.collect());
+    lost.into_iter().filter_map(|name| Some((name.clone(), routes.next_hop(name)?.clone()))).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{mesh::peers::PeerRecord, types::Incarnation};
+    use crate::types::Incarnation;
+
+    /// Nobody has been probed.
+    fn forwarding(node: Node, peers: &PeerSet, view: &View) -> Forwarding {
+        let (nobody, views) = (BTreeSet::new(), Views::new());
+        Forwarding::new(node, peers, Reach { by_gossip: &nobody, neighbours: &nobody, views: &views }, view)
+    }
 
     #[test]
     fn an_address_is_held_only_where_its_owner_says_so() {
@@ -134,14 +199,14 @@ mod tests {
             ..View::default()
         };
         let held = |view: &View| -> Vec<IpAddr> {
-            let made = Forwarding::new(node, &peers, &BTreeSet::new(), view);
+            let made = forwarding(node, &peers, view);
             made.table.held.iter().map(|(address, _)| *address).collect()
         };
         assert_eq!(held(&view), [addresses[1], addresses[3]], "b's word, and nobody's range");
         view.conceded.insert(addresses[0]);
         assert_eq!(held(&view), [addresses[0], addresses[1], addresses[3]]);
         view.own.push("10.32.0.0/16".parse().unwrap());
-        let narrow = Forwarding::new(node, &peers, &BTreeSet::new(), &view).narrow;
+        let narrow = forwarding(node, &peers, &view).narrow;
         assert!(narrow.contains_key(&addresses[0].into()), "it needs a way out of our own range");
     }
 
@@ -152,7 +217,7 @@ mod tests {
             let node = Node { universe: universe.parse().unwrap(), mtu: 1440, ipv6: false, ipv4: true };
             let mut peers = PeerSet::new(record("me"));
             peers.insert(PeerRecord { mtu, ..record("b") });
-            Forwarding::new(node, &peers, &BTreeSet::new(), &View::default()).table.peers[0].mtu
+            forwarding(node, &peers, &View::default()).table.peers[0].mtu
         };
         assert_eq!([1300, 9000, 68, 0].map(|told| mtu("10.32.0.0/12", told)), [1300, 1440, 576, 576]);
         assert_eq!([1300, 68].map(|told| mtu("fd00:77::/64", told)), [1300, 1280]);
@@ -166,7 +231,7 @@ mod tests {
             let endpoints = endpoints.iter().map(|text| text.parse().unwrap()).collect();
             let mut peers = PeerSet::new(record("me"));
             peers.insert(PeerRecord { endpoints, ..record("b") });
-            let made = Forwarding::new(node, &peers, &BTreeSet::new(), &View::default());
+            let made = forwarding(node, &peers, &View::default());
             made.table.peers[0].endpoint.map(|address| address.to_string())
         };
         let good = "192.0.2.2:6783";

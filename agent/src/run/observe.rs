@@ -2,9 +2,18 @@
 
 use super::steering::Steered;
 use crate::{
-    admin::{Counters, Encryption, Observe, PeerView, PodView, RangeView, Readiness, Snapshot, Traffic},
+    admin::{
+        Counters, Encryption, Observe, Path, PeerView, PodView, RangeView, Readiness, Snapshot, Traffic,
+    },
     config::Config,
-    datapath::{self, session_task::Refusals, sessions::Sessions, task::Reader},
+    datapath::{
+        self,
+        path::{View as PathView, Views, Way},
+        path_task,
+        session_task::Refusals,
+        sessions::Sessions,
+        task::Reader,
+    },
     identity,
     ipam::{Owner, View},
     links,
@@ -12,6 +21,7 @@ use crate::{
         machine,
         peers::{PeerRecord, PeerSet},
     },
+    policy,
     types::{Incarnation, PeerName, Prefix},
 };
 use arc_swap::ArcSwap;
@@ -38,9 +48,13 @@ pub struct Sources {
     pub sessions: Option<Arc<ArcSwap<Sessions>>>,
     /// Handshake messages of no use; none where packets go in clear.
     pub refusals: Option<Refusals>,
+    pub views: watch::Receiver<Arc<Views>>,
+    pub probes: path_task::Passed,
     pub readiness: Readiness,
     pub links: watch::Receiver<links::Status>,
     pub cni_warnings: watch::Receiver<Vec<String>>,
+    /// None: network policies are not enforced.
+    pub policies: Option<watch::Receiver<Arc<policy::Status>>>,
     /// Why the cluster cannot be heard; none outside of one.
     pub cluster: Option<watch::Receiver<Option<String>>>,
 }
@@ -71,12 +85,16 @@ impl Observe for Sources {
             warnings: self.warnings(&view, &peers),
             mtu: self.config.mtu,
             bridge_address: view.bridge,
-            peers: peer_views(&peers, &linked, &packets),
+            peers: peer_views(&peers, &linked, &self.views.borrow(), &packets),
             ranges: range_views(&view, &self.config.name),
             addresses_free: view.counts.free,
             waiting_for: view.waiting_for.as_ref().map(ToString::to_string),
             pods: pod_views(&view),
             traffic: traffic(packets.sent, packets.received),
+            relayed: {
+                let probes = self.probes.relayed();
+                (packets.relayed.packets + probes.packets, packets.relayed.bytes + probes.bytes)
+            },
             drops: self.drops(&packets),
             gossip: mesh.map(|mesh| gossip(&mesh.counters)).unwrap_or_default(),
             repairs: self.links.borrow().repairs,
@@ -89,6 +107,8 @@ impl Sources {
         let mut warnings = self.cni_warnings.borrow().clone();
         warnings.extend(self.cluster.iter().filter_map(|trouble| trouble.borrow().clone()));
         warnings.extend(self.unsealed(peers));
+        let policies = self.policies.iter().filter_map(|status| status.borrow().error.clone());
+        warnings.extend(policies.map(|error| format!("network policies are not in force: {error}")));
         match &self.identity {
             Some(current) => warnings.extend(current.borrow().warnings(SystemTime::now())),
             None => warnings.push(INSECURE.into()),
@@ -98,6 +118,13 @@ impl Sources {
         warnings.extend(troubles.map(|trouble| format!("peer {}: {}", trouble.target, trouble.reason)));
         let refusals = mesh.iter().flat_map(|mesh| &mesh.refusals);
         warnings.extend(refusals.map(|(who, what)| format!("{who} {what}")));
+        warnings.extend(self.views.borrow().iter().filter_map(|(name, path)| match &path.way {
+            Way::Direct => None,
+            Way::Relayed(relay) => {
+                Some(format!("peer {name} does not answer directly; packets go via {relay}"))
+            }
+            Way::Down(why) => Some(format!("peer {name} cannot be reached: {why}")),
+        }));
         if !view.held.is_empty() {
             let held: Vec<_> = view.held.iter().map(IpAddr::to_string).collect();
             warnings
@@ -115,7 +142,9 @@ impl Sources {
 impl Sources {
     /// Packets and handshake messages, by reason.
     fn drops(&self, packets: &datapath::Snapshot) -> Counters {
-        let packets = packets.drops.iter().map(|(drop, count)| (drop.as_str(), *count));
+        let probes = self.probes.drops();
+        let packets = packets.drops.iter();
+        let packets = packets.map(|(drop, count)| (drop.as_str(), *count + probes[drop]));
         let refusals = self.refusals.iter().flat_map(Refusals::read);
         let refusals = refusals.map(|(refusal, count)| (refusal.as_str(), count));
         packets.chain(refusals).map(|(reason, count)| (reason.to_string(), count)).collect()
@@ -150,21 +179,37 @@ impl Sources {
     }
 }
 
-fn peer_views(peers: &PeerSet, linked: &BTreeSet<PeerName>, packets: &datapath::Snapshot) -> Vec<PeerView> {
+fn peer_views(
+    peers: &PeerSet,
+    linked: &BTreeSet<PeerName>,
+    paths: &Views,
+    packets: &datapath::Snapshot,
+) -> Vec<PeerView> {
     let own = &peers.own().name;
-    let view = |record: &Arc<crate::mesh::peers::PeerRecord>| {
+    let view = |record: &Arc<PeerRecord>| {
         let carried = packets.peers.get(&record.name).copied().unwrap_or_default();
+        let path = paths.get(&record.name);
         PeerView {
             name: record.name.clone(),
             endpoints: record.endpoints.clone(),
             software: record.software.clone(),
             linked: linked.contains(&record.name),
-            path: if record.name == *own { "local" } else { "direct" }.into(),
-            mtu: record.mtu,
+            path: if record.name == *own { Path::Local } else { path.map_or(Path::Direct, shown) },
+            rtt: path.and_then(|path| path.rtt),
+            loss: path.map(|path| path.loss),
+            mtu: path.and_then(|path| path.mtu).unwrap_or(record.mtu),
             traffic: traffic(carried.sent, carried.received),
         }
     };
     peers.iter().map(view).collect()
+}
+
+fn shown(view: &PathView) -> Path {
+    match &view.way {
+        Way::Direct => Path::Direct,
+        Way::Relayed(relay) => Path::Relayed(relay.clone()),
+        Way::Down(why) => Path::Down((*why).into()),
+    }
 }
 
 fn range_views(view: &View, own: &PeerName) -> Vec<RangeView> {

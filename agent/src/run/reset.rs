@@ -1,12 +1,13 @@
 //! Takes a node out of the network and removes all that Weft made on it.
 
-use super::BOOT_MARKER;
+use super::{BOOT_MARKER, takeover};
 use crate::{
     cli::{CallError, Client, print},
     cni::{conflist, tombstone},
     config::{CLUSTER_KEYS, DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, SOCKET, SOCKET_LOCK, socket_in},
     kube, links,
     linux::store,
+    policy,
     types::{BRIDGE, TUN},
 };
 use anyhow::{Context, bail};
@@ -59,6 +60,7 @@ pub async fn reset(args: ResetArgs) -> anyhow::Result<()> {
         }
         Err(error) => return Err(error.into()),
     }
+    policy::remove().await?;
     for removed in links::remove(&args.state_dir, BRIDGE, TUN).await? {
         print(&format!("{removed}\n"))?;
     }
@@ -101,11 +103,11 @@ fn clear(dir: &Path, is_ours: fn(&str) -> bool) -> anyhow::Result<()> {
 }
 
 fn in_run_dir(name: &str) -> bool {
-    [SOCKET, SOCKET_LOCK, BOOT_MARKER, CLUSTER_KEYS, tombstone::DIRECTORY].contains(&name)
+    [SOCKET, SOCKET_LOCK, takeover::SOCKET, BOOT_MARKER, CLUSTER_KEYS, tombstone::DIRECTORY].contains(&name)
 }
 
 fn in_state_dir(name: &str) -> bool {
-    [store::FILE, links::FOUND, kube::CACHE].iter().any(|file| name.starts_with(file))
+    [store::FILE, links::FOUND, kube::CACHE, super::policy::FILE].iter().any(|file| name.starts_with(file))
 }
 
 /// The agent answers first and ends then; until its process has ended it may repair what is removed.
@@ -173,7 +175,7 @@ mod tests {
         let run = temp.path().join("run");
         fs::create_dir_all(run.join(tombstone::DIRECTORY)).unwrap();
         fs::write(run.join(tombstone::DIRECTORY).join("wf000000000000.json"), "").unwrap();
-        for file in [SOCKET, SOCKET_LOCK, BOOT_MARKER] {
+        for file in [SOCKET, SOCKET_LOCK, takeover::SOCKET, BOOT_MARKER] {
             fs::write(run.join(file), "").unwrap();
         }
         clear(&run, in_run_dir).unwrap();

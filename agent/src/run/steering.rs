@@ -2,7 +2,7 @@
 
 use super::{
     bridge_mac,
-    forwarding::{Forwarding, Node},
+    forwarding::{Forwarding, Node, Reach},
 };
 use crate::{
     admin::{Heartbeat, Pending, Readiness},
@@ -10,12 +10,14 @@ use crate::{
     config::Config,
     datapath::{
         handshake,
+        path::{self, Views},
         table::{Peer, Table},
     },
     ipam::{KnownPeer, View, task::Handle as Ipam},
     links::{self, Desired},
     mesh::{
-        peers::PeerSet,
+        dial::Target,
+        peers::{Neighbour, PeerRecord, PeerSet},
         routes::Routes,
         task::{Handle as Mesh, Status as MeshStatus},
     },
@@ -49,6 +51,10 @@ pub struct State {
     readiness: Readiness,
     tables: Arc<ArcSwap<Table>>,
     sealing: watch::Sender<Vec<handshake::Peer>>,
+    probed: watch::Sender<path::Inputs>,
+    views: watch::Receiver<Arc<Views>>,
+    /// When round-trip times were published last only because they had changed.
+    timed: Option<Instant>,
     /// As they were when the table was made last.
     peers: Arc<[Peer]>,
     known: Vec<KnownPeer>,
@@ -60,6 +66,14 @@ pub struct State {
     cni_node: watch::Sender<Option<cni::Node>>,
     cni_readiness: watch::Sender<cni::Readiness>,
     bridge: cni::Node,
+}
+
+/// What follows the peers, and what is known of the ways to them.
+pub struct Ways {
+    pub tables: Arc<ArcSwap<Table>>,
+    pub sealing: watch::Sender<Vec<handshake::Peer>>,
+    pub probed: watch::Sender<path::Inputs>,
+    pub views: watch::Receiver<Arc<Views>>,
 }
 
 /// Bridge address, own ranges, and narrow ranges with their MTU.
@@ -79,8 +93,9 @@ impl State {
         ipam: &Ipam,
         links: &links::Handle,
         (readiness, starting): (&Readiness, Pending),
-        (tables, sealing): (Arc<ArcSwap<Table>>, watch::Sender<Vec<handshake::Peer>>),
+        ways: Ways,
     ) -> Self {
+        let Ways { tables, sealing, probed, views } = ways;
         let listen = config.listen.ip();
         Self {
             node: Node {
@@ -95,6 +110,9 @@ impl State {
             readiness: readiness.clone(),
             tables,
             sealing,
+            probed,
+            views,
+            timed: None,
             peers: Arc::default(),
             known: Vec::new(),
             followed: None,
@@ -136,13 +154,14 @@ impl State {
         loop {
             heartbeat.tick(now());
             let (set, ring) = (peers.borrow_and_update().clone(), view.borrow_and_update().clone());
-            self.steer(&set, &ring).await?;
+            self.steer(&set, &ring, now()).await?;
             // Before it is judged, or what changes meanwhile is not seen until the next tick.
             readiness.mark_unchanged();
             self.judge(&ring, &links.borrow_and_update().clone());
             self.starting = None;
             tokio::select! {
                 Ok(()) = peers.changed() => {}
+                Ok(()) = self.views.changed() => {}
                 changed = view.changed() => changed.context("the allocator has stopped")?,
                 changed = links.changed() => changed.context("links are no longer kept up")?,
                 changed = readiness.changed() => changed.context("nobody asks for readiness")?,
@@ -151,7 +170,7 @@ impl State {
         }
     }
 
-    async fn steer(&mut self, set: &PeerSet, view: &View) -> anyhow::Result<()> {
+    async fn steer(&mut self, set: &PeerSet, view: &View, now: Instant) -> anyhow::Result<()> {
         // Why the mesh has stopped (we left, or must not run) the switchboard knows and says: nothing may say less first.
         let Ok(status) = self.mesh.status().await else { return future::pending().await };
         let linked: BTreeSet<PeerName> =
@@ -159,22 +178,27 @@ impl State {
         let routes = Routes::new(set, &linked);
         let reachable = set.others().map(|record| record.name.clone());
         let reachable = reachable.filter(|name| routes.next_hop(name).is_some()).collect();
-        let Forwarding { mut table, narrow, known, sealing } =
-            Forwarding::new(self.node, set, &reachable, view);
+        let troubled = status.troubles.iter().filter_map(|trouble| match &trouble.target {
+            Target::Peer(name) => Some(name.clone()),
+            Target::Bootstrap(_) | Target::Twin => None,
+        });
+        let neighbours = linked.iter().cloned().chain(troubled).collect();
+        let views = self.views.borrow_and_update().clone();
+        let reach = Reach { by_gossip: &reachable, neighbours: &neighbours, views: &views };
+        let Forwarding { mut table, narrow, known, sealing, paths } =
+            Forwarding::new(self.node, set, reach, view);
         // The workers count by place in this list.
         match table.peers == self.peers {
             true => table.peers = self.peers.clone(),
             false => self.peers = table.peers.clone(),
         }
-        self.sealing.send_if_modified(|told| {
-            let changed = *told != sealing;
-            *told = sealing;
-            changed
-        });
+        replace(&self.sealing, sealing);
         let local = table.pods.iter().chain(&table.bridge).copied().collect();
         self.tables.store(Arc::new(Table::new(table)));
+        // After the table: a relay's probes are not to come before it knows them.
+        replace(&self.probed, paths);
         self.steered.send_replace(Arc::new(Steered { local, mesh: Some(status) }));
-        self.publish(set, view).await;
+        self.publish(set, view, &views, now).await;
         if known != self.known {
             self.ipam.peers(known.clone()).await?;
             self.known = known;
@@ -190,17 +214,33 @@ impl State {
         Ok(())
     }
 
-    /// Keeps the own record's share of the ring true, and its data id different from everybody else's.
-    async fn publish(&self, set: &PeerSet, view: &View) {
+    /// Keeps the own record's share of the ring true, and who answers us; and its data id different from everybody else's.
+    async fn publish(&mut self, set: &PeerSet, view: &View, views: &Views, now: Instant) {
         let (own, held, digest) = (set.own(), view.held.clone(), ranges_digest(&view.own));
         let conceded: Vec<_> = view.conceded.iter().copied().collect();
         let elder = |incarnation: Incarnation| incarnation < own.incarnation;
         let clash = set.others().any(|record| record.data_id == own.data_id && elder(record.incarnation));
-        if clash || own.held != held || own.conceded != conceded || own.ranges_digest != digest {
-            let update = move |record: &mut crate::mesh::peers::PeerRecord| {
+        let neighbours = measured(own, views);
+        let differs = |far: bool| {
+            let pairs = neighbours.iter().zip(&own.neighbours);
+            pairs.into_iter().any(|(now, told)| match (now.rtt, told.rtt) {
+                (Some(now), Some(told)) => far && is_far(now, told),
+                (now, told) => now.is_some() != told.is_some(),
+            })
+        };
+        let rested = self.timed.is_none_or(|last| now.duration_since(last) >= TIMED);
+        let retime = differs(rested);
+        if clash || own.held != held || own.conceded != conceded || own.ranges_digest != digest || retime {
+            if retime {
+                self.timed = Some(now);
+            }
+            let update = move |record: &mut PeerRecord| {
                 record.held = held;
                 record.conceded = conceded;
                 record.ranges_digest = digest;
+                if retime {
+                    record.neighbours = neighbours;
+                }
                 if clash {
                     record.data_id = DataId(rand::random());
                 }
@@ -227,19 +267,32 @@ impl State {
         }
         let gateways: Vec<_> = view.bridge.into_iter().collect();
         let node = (!gateways.is_empty()).then(|| cni::Node { gateways, ..self.bridge.clone() });
-        self.cni_node.send_if_modified(|told| {
-            let changed = *told != node;
-            *told = node;
-            changed
-        });
+        replace(&self.cni_node, node);
         let impaired = links.error.is_some() || !links.troubles.is_empty();
         let ready = cni::Readiness { reasons: self.readiness.reasons(), impaired };
-        self.cni_readiness.send_if_modified(|told| {
-            let changed = *told != ready;
-            *told = ready;
-            changed
-        });
+        replace(&self.cni_readiness, ready);
     }
+}
+
+/// Tells of a value that is another one.
+fn replace<T: PartialEq>(sender: &watch::Sender<T>, value: T) {
+    sender.send_if_modified(|told| {
+        let changed = *told != value;
+        *told = value;
+        changed
+    });
+}
+
+/// The own neighbours with the round trips of those who answer now.
+fn measured(own: &PeerRecord, views: &Views) -> Vec<Neighbour> {
+    let rtt = |name: &PeerName| views.get(name).and_then(|view| view.direct);
+    own.neighbours.iter().map(|n| Neighbour { name: n.name.clone(), rtt: rtt(&n.name) }).collect()
+}
+
+/// Whether a round trip has changed so much that packets might better go another way.
+fn is_far(a: Duration, b: Duration) -> bool {
+    let (less, more) = (a.min(b), a.max(b));
+    more > 2 * less && more - less > Duration::from_millis(5)
 }
 
 /// Tells one set of ranges from another.
@@ -251,5 +304,7 @@ fn ranges_digest(own: &[Prefix]) -> u64 {
     hash.finish()
 }
 
+/// How often other round trips than before are published: who is idle has nothing to say.
+const TIMED: Duration = Duration::from_secs(10);
 /// Proof of life, and the age of what is shown of control links at most.
 const TICK: Duration = Duration::from_secs(2);

@@ -335,7 +335,7 @@ async fn receive<M: Message + Default>(
 }
 
 /// In the run directory.
-const SOCKET: &str = "takeover.sock";
+pub const SOCKET: &str = "takeover.sock";
 const PROTOCOL: u32 = 1;
 /// How long each waits for the other's next word; the one that ends first answers calls under way.
 const PATIENCE: Duration = Duration::from_secs(20);

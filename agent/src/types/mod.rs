@@ -47,6 +47,8 @@ impl fmt::Display for SessionIndex {
 /// Each node's one bridge, and its one TUN device.
 pub const BRIDGE: &str = "weft";
 pub const TUN: &str = "weft0";
+/// The nftables table of network policies, of family `inet`.
+pub const POLICY_TABLE: &str = "weft-policy";
 /// Bytes that clear encapsulation adds to an inner packet over IPv4: outer IP 20 + UDP 8 + header 8.
 pub const CLEAR_OVERHEAD: u16 = 36;
 /// Bytes that sealing adds to an inner packet over IPv4: outer IP 20 + UDP 8 + header 16 + tag 16.

@@ -1,6 +1,7 @@
 //! `weft agent`'s flags, on a host with one link.
 
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches};
+use std::cell::RefCell;
 use weft::{
     cli::{Cli, Command},
     config::{Config, HostAddress, HostFacts, HostLink, HostRoute},
@@ -9,7 +10,11 @@ use weft::{
 /// A flag or a value on each line.
 pub fn run(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
-    let Ok(cli) = Cli::try_parse_from(["weft", "agent"].into_iter().chain(text.lines())) else { return };
+    let words = ["weft", "agent"].into_iter().chain(text.lines());
+    let Ok(matches) = COMMAND.with_borrow_mut(|command| command.try_get_matches_from_mut(words)) else {
+        return;
+    };
+    let Ok(cli) = Cli::from_arg_matches(&matches) else { return };
     let Command::Agent(args) = cli.command else { return };
     let device = || "eth0".to_string();
     let host = HostFacts {
@@ -31,4 +36,9 @@ pub fn run(bytes: &[u8]) {
         Ok(config) => assert!(config.endpoints.iter().all(|e| !config.universe.contains(e.0.ip()))),
         Err(errors) => assert!(!errors.to_string().is_empty()),
     }
+}
+
+thread_local! {
+    /// Built once: that takes longer than to parse.
+    static COMMAND: RefCell<clap::Command> = RefCell::new(Cli::command());
 }

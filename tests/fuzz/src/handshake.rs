@@ -82,8 +82,8 @@ impl Scene {
                     _ => self.introduce(who, script.byte().into()),
                 }
             }
-            // More than the gate lets in without a cookie. It takes long: once is enough.
-            _ if std::mem::take(&mut self.calm) => {
+            // More than the gate lets in without a cookie. It takes long: it is seldom, and once is enough.
+            _ if script.byte() > 247 && std::mem::take(&mut self.calm) => {
                 if let Some((to, from, bytes)) = self.replay(script, |_, _, _| {}) {
                     (0..FLOOD).for_each(|_| self.deliver(to, from, &bytes));
                 }

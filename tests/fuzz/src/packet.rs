@@ -73,8 +73,13 @@ const BRIDGE: [IpAddr; 2] = [
 /// Two peers, one of which has no endpoint, with ranges of both families; data ids 2 and 3.
 static TABLE: LazyLock<Table> = LazyLock::new(|| {
     let endpoint = Some(SocketAddr::from(([192, 0, 2, 2], 6783)));
-    let peer =
-        |name: &PeerName, id, endpoint| Peer { name: name.clone(), data_id: DataId(id), endpoint, mtu: 1400 };
+    let peer = |name: &PeerName, id, endpoint| Peer {
+        name: name.clone(),
+        data_id: DataId(id),
+        endpoint,
+        relay: None,
+        mtu: 1400,
+    };
     let ranges = [
         ("10.32.0.0/24", Owner::Me),
         ("10.32.1.0/24", Owner::Peer(0)),

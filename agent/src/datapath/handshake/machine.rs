@@ -147,6 +147,14 @@ impl Machine {
         self.changed |= self.peers.get_mut(name).is_some_and(State::confirmed);
     }
 
+    /// The peer can be reached again: what was said in vain is said again now.
+    pub fn revived(&mut self, peer: &PeerName, now: Instant) {
+        let Some(state) = self.peers.get_mut(peer) else { return };
+        if state.attempt.as_mut().is_some_and(|attempt| attempt.retry.hurry(now)) {
+            send_initiation(state, &mut self.datagrams);
+        }
+    }
+
     /// A datagram of the handshake's kinds came.
     pub fn datagram(&mut self, from: SocketAddr, bytes: &[u8], now: Instant) -> Result<(), Refusal> {
         match Message::decode(bytes).ok_or(Refusal::Malformed)? {

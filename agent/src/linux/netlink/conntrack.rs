@@ -8,6 +8,17 @@ pub struct Conntrack {
     socket: Socket,
 }
 
+/// Who began to talk to whom: the beginner as it sent, and who really answers, past all translation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Connection {
+    pub source: IpAddr,
+    pub destination: IpAddr,
+    /// As in the IP header.
+    pub protocol: u8,
+    /// Where it answers; 0 where the protocol has no ports.
+    pub port: u16,
+}
+
 impl Conntrack {
     /// Of the calling thread's network namespace, whichever thread uses it later.
     pub fn open() -> io::Result<Self> {
@@ -36,6 +47,28 @@ impl Conntrack {
         Ok(forgotten)
     }
 
+    /// Ends all connections that are `forbidden`, and returns how many there were.
+    pub fn end(&mut self, forbidden: impl Fn(&Connection) -> bool) -> io::Result<usize> {
+        let mut ended = 0;
+        for family in [IpAddr::from([0; 4]), IpAddr::from([0; 16])] {
+            let mut found = Vec::new();
+            self.exchange(&request(IPCTNL_MSG_CT_GET, NLM_F_DUMP, family, &[]), |entry| {
+                if connection(entry).is_some_and(|connection| forbidden(&connection)) {
+                    found.push(names(entry));
+                }
+            })?;
+            for names in found {
+                match self.exchange(&request(IPCTNL_MSG_CT_DELETE, NLM_F_ACK, family, &names), |_| {}) {
+                    Ok(()) => ended += 1,
+                    // It ended meanwhile.
+                    Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(ended)
+    }
+
     /// How many connections there are from or to an address. Linux 5.8 and later.
     pub fn connections(&self, address: IpAddr) -> io::Result<usize> {
         let directions = [CTA_TUPLE_ORIG, CTA_TUPLE_REPLY];
@@ -57,12 +90,7 @@ impl Conntrack {
         let body = [nested(tuple, &ip), nested(CTA_FILTER, &filter.concat())].concat();
         let mut found = Vec::new();
         self.exchange(&request(IPCTNL_MSG_CT_GET, NLM_F_DUMP, address, &body), |entry| {
-            let names = |kind: &u16| [CTA_TUPLE_ORIG, CTA_ID, CTA_ZONE].contains(kind);
-            let parts = attributes(entry).into_iter().filter(|(kind, _)| names(kind));
-            let flagged = |kind| if kind == CTA_TUPLE_ORIG { kind | NLA_F_NESTED } else { kind };
-            found.push(
-                parts.map(|(kind, value)| attribute(flagged(kind), value)).collect::<Vec<_>>().concat(),
-            );
+            found.push(names(entry));
         })?;
         Ok(found)
     }
@@ -87,6 +115,36 @@ impl Conntrack {
             }
         }
     }
+}
+
+/// The attributes that name a connection in a request.
+fn names(entry: &[u8]) -> Vec<u8> {
+    let names = |kind: &u16| [CTA_TUPLE_ORIG, CTA_ID, CTA_ZONE].contains(kind);
+    let parts = attributes(entry).into_iter().filter(|(kind, _)| names(kind));
+    let flagged = |kind| if kind == CTA_TUPLE_ORIG { kind | NLA_F_NESTED } else { kind };
+    parts.map(|(kind, value)| attribute(flagged(kind), value)).collect::<Vec<_>>().concat()
+}
+
+fn connection(entry: &[u8]) -> Option<Connection> {
+    let parts = attributes(entry);
+    let (source, ..) = end(&parts, CTA_TUPLE_ORIG)?;
+    let (destination, protocol, port) = end(&parts, CTA_TUPLE_REPLY)?;
+    Some(Connection { source, destination, protocol, port })
+}
+
+/// A direction's source: address, protocol, port.
+fn end(parts: &[(u16, &[u8])], tuple: u16) -> Option<(IpAddr, u8, u16)> {
+    let part =
+        |parts: &[(u16, &[u8])], wanted| parts.iter().find(|(kind, _)| *kind == wanted).map(|p| p.1.to_vec());
+    let tuple = part(parts, tuple)?;
+    let tuple = attributes(&tuple);
+    let (ip, protocol) = (part(&tuple, CTA_TUPLE_IP)?, part(&tuple, CTA_TUPLE_PROTO)?);
+    let (ip, protocol) = (attributes(&ip), attributes(&protocol));
+    let v4 = part(&ip, CTA_IP_V4_SRC).and_then(|bytes| <[u8; 4]>::try_from(bytes).ok()).map(IpAddr::from);
+    let v6 = || part(&ip, CTA_IP_V6_SRC).and_then(|bytes| <[u8; 16]>::try_from(bytes).ok()).map(IpAddr::from);
+    let port = part(&protocol, CTA_PROTO_SRC_PORT).and_then(|bytes| <[u8; 2]>::try_from(bytes).ok());
+    let number = *part(&protocol, CTA_PROTO_NUM)?.first()?;
+    Some((v4.or_else(v6)?, number, port.map_or(0, u16::from_be_bytes)))
 }
 
 fn request(kind: u16, flags: u16, address: IpAddr, body: &[u8]) -> Vec<u8> {
@@ -134,6 +192,9 @@ const CTA_ID: u16 = 12;
 const CTA_ZONE: u16 = 18;
 const CTA_FILTER: u16 = 25;
 const CTA_TUPLE_IP: u16 = 1;
+const CTA_TUPLE_PROTO: u16 = 2;
+const CTA_PROTO_NUM: u16 = 1;
+const CTA_PROTO_SRC_PORT: u16 = 2;
 const CTA_IP_V4_SRC: u16 = 1;
 const CTA_IP_V6_SRC: u16 = 3;
 const CTA_FILTER_F_IP_SRC: u32 = 1;

@@ -89,6 +89,37 @@ impl Socket {
         Ok(Self { data, probe })
     }
 
+    /// Binds one more socket to the port that this one, the first of `workers`, shares with its group: it gets what
+    /// `steer` sets apart, and the workers the rest as before. It receives each datagram by itself.
+    pub fn bind_beside(&self, workers: usize, steer: Steer) -> Result<Self, UdpError> {
+        let address = self.local_address().map_err(os(ANY, "read its address"))?;
+        let beside = Self::bind(address, true)?;
+        let set = || {
+            // A kernel before 5.0 does so anyway.
+            let _ = set_int(&beside.data, libc::IPPROTO_UDP, libc::UDP_GRO, 0);
+            attach(&beside.data, &steer.program(workers)?)
+        };
+        set().map_err(os(address, "set some datagrams apart"))?;
+        Ok(beside)
+    }
+
+    /// Binds a socket to a port of its own beside this one. It sends what its device takes, whatever the kernel believes
+    /// of the path behind.
+    pub fn bind_probing(&self) -> Result<Self, UdpError> {
+        let mut address = self.local_address().map_err(os(ANY, "read its address"))?;
+        address.set_port(0);
+        let probing = Self::bind(address, false)?;
+        let set = || {
+            set_int(&probing.data, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE)?;
+            if address.is_ipv4() {
+                return Ok(());
+            }
+            set_int(&probing.data, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_PROBE)
+        };
+        set().map_err(os(address, "probe paths' MTU"))?;
+        Ok(probing)
+    }
+
     pub fn local_address(&self) -> io::Result<SocketAddr> {
         self.data.local_addr()?.as_socket().ok_or_else(|| io::ErrorKind::Unsupported.into())
     }
@@ -149,6 +180,17 @@ impl Socket {
     }
 }
 
+/// What a group's socket of its own gets: by a datagram's first byte, or by the first one behind a prefix.
+#[derive(Clone, Copy, Debug)]
+pub struct Steer {
+    /// Where the number is that names the worker of all else.
+    pub at: u8,
+    /// First bytes of datagrams that are set apart.
+    pub apart: [u8; 2],
+    /// First byte of a prefix, and its length.
+    pub prefix: (u8, u8),
+}
+
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.data.as_fd()
@@ -196,13 +238,47 @@ fn configure(socket: &socket2::Socket, address: SocketAddr, share: bool) -> io::
 fn steer(socket: &socket2::Socket, members: usize, at: usize) -> io::Result<()> {
     let members = u32::try_from(members).map_err(|_| io::ErrorKind::InvalidInput)?;
     let at = u32::try_from(at).map_err(|_| io::ErrorKind::InvalidInput)?;
-    let code = |code: u32, k| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k };
-    let mut program = [
+    let program = [
         code(libc::BPF_LD | libc::BPF_H | libc::BPF_ABS, at),
         code(libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K, members),
         code(libc::BPF_RET | libc::BPF_A, 0),
     ];
-    let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+    attach(socket, &program)
+}
+
+impl Steer {
+    /// X is where the datagram proper begins. What lies outside of a datagram counts as 0.
+    fn program(self, workers: usize) -> io::Result<[libc::sock_filter; 11]> {
+        let workers = u32::try_from(workers).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let (prefix, len) = self.prefix;
+        let is = |byte: u8, yes, no| libc::sock_filter {
+            jt: yes,
+            jf: no,
+            ..code(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, byte.into())
+        };
+        Ok([
+            code(libc::BPF_LDX | libc::BPF_IMM, 0),
+            code(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, 0),
+            is(prefix, 0, 1),
+            code(libc::BPF_LDX | libc::BPF_IMM, len.into()),
+            code(libc::BPF_LD | libc::BPF_B | libc::BPF_IND, 0),
+            is(self.apart[0], 4, 0),
+            is(self.apart[1], 3, 0),
+            code(libc::BPF_LD | libc::BPF_H | libc::BPF_IND, self.at.into()),
+            code(libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K, workers),
+            code(libc::BPF_RET | libc::BPF_A, 0),
+            code(libc::BPF_RET | libc::BPF_K, workers),
+        ])
+    }
+}
+
+fn code(code: u32, k: u32) -> libc::sock_filter {
+    libc::sock_filter { code: code as u16, jt: 0, jf: 0, k }
+}
+
+fn attach(socket: &socket2::Socket, program: &[libc::sock_filter]) -> io::Result<()> {
+    // The kernel only reads it.
+    let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_ptr().cast_mut() };
     let len = size_of::<libc::sock_fprog>() as libc::socklen_t;
     // SAFETY: the kernel reads the program and its instructions, which live through the call.
     let set = unsafe {
@@ -248,6 +324,7 @@ fn disconnect(socket: &socket2::Socket) -> io::Result<()> {
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+const ANY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 /// The place of the drops among the numbers of `SO_MEMINFO`.
 const SK_MEMINFO_DROPS: usize = 8;
 /// Bytes that a socket may queue each way: about 5 ms at 13 Gb/s.
@@ -334,6 +411,31 @@ mod tests {
                 sender.send_one(&[0, 0, high, low, 0], to).unwrap();
                 let worker = &workers[usize::from(flow) % 3][0];
                 assert_eq!(receive(worker, &mut incoming), [[0, 0, high, low, 0]], "flow {flow}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_set_apart_has_a_socket_of_its_own() {
+        for workers in [1, 3] {
+            let group = bind("127.0.0.1:0", workers, 1).unwrap();
+            let steer = Steer { at: 2, apart: [7, 8], prefix: (6, 12) };
+            let apart = group[0][0].bind_beside(workers, steer).unwrap();
+            let address = apart.local_address().unwrap();
+            assert_eq!(address, group[0][0].local_address().unwrap());
+            let sender = bind("127.0.0.1:0", 1, 1).unwrap().remove(0).remove(0);
+            let mut incoming = Incoming::new();
+            let behind = |datagram: &[u8]| [&[6; 12][..], datagram].concat();
+            for datagram in [vec![7], vec![8, 1, 0, 1], behind(&[7, 0, 0, 2]), behind(&[8])] {
+                sender.send_one(&datagram, address).unwrap();
+                assert_eq!(receive(&apart, &mut incoming), [datagram]);
+            }
+            for flow in 0..4_u8 {
+                for datagram in [vec![9, 0, 0, flow, 5], behind(&[9, 0, 0, flow, 5])] {
+                    sender.send_one(&datagram, address).unwrap();
+                    let worker = &group[usize::from(flow) % workers][0];
+                    assert_eq!(receive(worker, &mut incoming), [datagram]);
+                }
             }
         }
     }

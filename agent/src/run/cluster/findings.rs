@@ -2,7 +2,7 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use crate::{
-    admin::Snapshot,
+    admin::{Path, Snapshot},
     ipam::View,
     kube::events::{Finding, Reason},
 };
@@ -18,8 +18,8 @@ pub fn findings(snapshot: &Snapshot, ring: &View, was_ready: bool) -> BTreeSet<F
         find(Reason::NetworkNotReady, format!("pods cannot be attached: {}", snapshot.not_ready.join("; ")));
     }
     for peer in snapshot.others() {
-        if peer.path == "down" {
-            find(Reason::PeerUnreachable, format!("pods on {} cannot be reached", peer.name));
+        if let Path::Down(why) = &peer.path {
+            find(Reason::PeerUnreachable, format!("pods on {} cannot be reached: {why}", peer.name));
         }
         if peer.mtu < snapshot.mtu {
             let note = format!(

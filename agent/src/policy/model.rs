@@ -1,0 +1,254 @@
+//! Pods, namespaces and policies, as far as they decide who may talk.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+use super::selector::{Labels, Selector};
+use crate::types::Prefix;
+use std::{collections::BTreeSet, fmt, net::IpAddr, str::FromStr};
+
+/// `metadata.uid`: tells an object from a later one of the same name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Uid(pub String);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Namespace {
+    pub uid: Uid,
+    pub name: String,
+    pub labels: Labels,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    /// The object's first, then other names of it: a static pod has one of its own on the node.
+    pub uids: Vec<Uid>,
+    pub namespace: String,
+    pub name: String,
+    pub labels: Labels,
+    pub addresses: BTreeSet<IpAddr>,
+    pub ports: Vec<ContainerPort>,
+    /// False of a pod that has completed, or that is in its node's network: no policy sees it.
+    pub matchable: bool,
+}
+
+/// A port that has a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ContainerPort {
+    pub name: String,
+    pub protocol: Protocol,
+    pub number: u16,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Protocol {
+    Tcp,
+    Udp,
+    Sctp,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    pub uid: Uid,
+    pub id: PolicyId,
+    /// Of the pods of its namespace, those that it isolates.
+    pub subject: Selector,
+    /// None: the policy does not concern this direction.
+    pub ingress: Option<Vec<Rule>>,
+    pub egress: Option<Vec<Rule>>,
+}
+
+/// `namespace/name`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PolicyId {
+    pub namespace: String,
+    pub name: String,
+}
+
+/// What may come or go: any of the peers on any of the ports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// None: everybody.
+    pub peers: Option<Vec<Peer>>,
+    /// None: whatever the protocol.
+    pub ports: Option<Vec<Port>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Peer {
+    Pods(PodPeer),
+    Block(Block),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PodPeer {
+    pub namespaces: Namespaces,
+    pub pods: Selector,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Namespaces {
+    /// The policy's own.
+    Named(String),
+    Selected(Selector),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Block {
+    /// Without host bits, as the exceptions.
+    pub cidr: Prefix,
+    pub except: BTreeSet<Prefix>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Port {
+    pub protocol: Protocol,
+    pub wanted: Wanted,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    Any,
+    /// Both ends included.
+    Range(u16, u16),
+    /// The destination pod's port of that name and the rule's protocol.
+    Named(String),
+}
+
+/// Which end's policies are asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Direction {
+    Ingress,
+    Egress,
+}
+
+/// Who begins to talk to whom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Flow {
+    pub source: IpAddr,
+    pub destination: IpAddr,
+    pub to: Service,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Service {
+    Port(Protocol, u16),
+    /// A protocol that knows no ports, or none that policies know.
+    Other,
+}
+
+impl Policy {
+    pub fn rules(&self, direction: Direction) -> Option<&[Rule]> {
+        match direction {
+            Direction::Ingress => self.ingress.as_deref(),
+            Direction::Egress => self.egress.as_deref(),
+        }
+    }
+
+    /// Whether it isolates a pod in some direction.
+    pub fn selects(&self, pod: &Pod) -> bool {
+        self.id.namespace == pod.namespace && self.subject.matches(&pod.labels)
+    }
+}
+
+impl Block {
+    pub fn contains(&self, address: IpAddr) -> bool {
+        self.cidr.contains(&address) && !self.except.iter().any(|except| except.contains(&address))
+    }
+}
+
+impl Wanted {
+    /// Whether a port number is wanted; a named one can't tell.
+    pub fn covers(&self, number: u16) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Range(from, to) => (*from..=*to).contains(&number),
+            Self::Named(_) => false,
+        }
+    }
+}
+
+impl Pod {
+    pub fn full_name(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
+
+    /// Whether it calls one of its ports so.
+    pub fn names(&self, name: &str, protocol: Protocol, number: u16) -> bool {
+        let wanted = |port: &ContainerPort| port.name == name && port.protocol == protocol;
+        self.ports.iter().any(|port| wanted(port) && port.number == number)
+    }
+}
+
+impl Flow {
+    /// The end whose policies are asked, and the other.
+    pub fn ends(&self, direction: Direction) -> (IpAddr, IpAddr) {
+        match direction {
+            Direction::Ingress => (self.destination, self.source),
+            Direction::Egress => (self.source, self.destination),
+        }
+    }
+}
+
+impl Direction {
+    pub const BOTH: [Self; 2] = [Self::Ingress, Self::Egress];
+
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Ingress => "ingress",
+            Self::Egress => "egress",
+        }
+    }
+}
+
+impl Protocol {
+    /// As nftables writes it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Sctp => "sctp",
+        }
+    }
+
+    /// Of an IP header's number.
+    pub fn of_number(number: u8) -> Option<Self> {
+        match number {
+            6 => Some(Self::Tcp),
+            17 => Some(Self::Udp),
+            132 => Some(Self::Sctp),
+            _ => None,
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a protocol: TCP, UDP or SCTP")]
+pub struct InvalidProtocol(String);
+
+impl FromStr for Protocol {
+    type Err = InvalidProtocol;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let known = [Self::Tcp, Self::Udp, Self::Sctp];
+        known.into_iter().find(|p| p.word().eq_ignore_ascii_case(text)).ok_or(InvalidProtocol(text.into()))
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.word().to_ascii_uppercase())
+    }
+}
+
+impl fmt::Display for Service {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Port(protocol, number) => write!(f, "{number}/{protocol}"),
+            Self::Other => f.write_str("no port"),
+        }
+    }
+}
+
+impl fmt::Display for PolicyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}

@@ -1,0 +1,373 @@
+//! Rules as nftables text: a table of our own, so that its repair and the firewall's do not meet.
+//!
+//! ```text
+//!   forward ─▶ chain egress ──▶ chain ingress ─▶
+//!                │ established, related: accept
+//!                │ a pod to itself: accept
+//!                └ vmap egress4: pod's address ─▶ combination out-1f… ─┬▶ out/shop/web     accept what a line matches
+//!                                                                     ├▶ out/shop/base    …
+//!                                                                     └ drop
+//! ```
+//! Two base chains, because `accept` ends only the one that it is said in: each end decides for itself. What is established
+//! passes one rule in each, whatever the number of policies. New TCP connections of an isolated pod begin with a SYN: what a
+//! policy has ended must not come to life again by the next segment.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+use super::{
+    model::{Direction, PolicyId},
+    rules::{Chain, Change, Combination, Element, Key, Line, Ports, Rules},
+};
+use crate::types::POLICY_TABLE;
+use siphasher::sip::SipHasher;
+use std::{collections::BTreeMap, fmt::Write, net::IpAddr};
+
+/// Remembers which combinations there are a chain for.
+#[derive(Clone, Debug, Default)]
+pub struct Renderer {
+    targets: BTreeMap<(Direction, IpAddr), Combination>,
+    uses: BTreeMap<(Direction, Combination), usize>,
+    /// Drops are logged to that NFLOG group.
+    log: Option<u16>,
+}
+
+impl Renderer {
+    pub fn new(log: Option<u16>) -> Self {
+        Self { log, ..Self::default() }
+    }
+
+    /// The text for `nft -f -` that makes the table anew, whatever there is.
+    pub fn table(&mut self, rules: &Rules, revision: u32) -> String {
+        *self = Self::new(self.log);
+        let mut text =
+            format!("table inet {POLICY_TABLE} {{}}\ndelete table inet {POLICY_TABLE}\n{SKELETON}");
+        text += &self.steps(&Rules::default().changes_to(rules), revision);
+        text
+    }
+
+    /// The text for `nft -f -` that takes these steps together, or none of them.
+    pub fn steps(&mut self, changes: &[Change], revision: u32) -> String {
+        let mut text = String::new();
+        let mut rest = changes;
+        while let Some(change) = rest.first() {
+            let like = |other: &&Change| match (change, *other) {
+                (Change::AddElement(key, _), Change::AddElement(other, _)) => key == other,
+                (Change::DeleteElement(key, _), Change::DeleteElement(other, _)) => key == other,
+                _ => false,
+            };
+            let count = rest.iter().take_while(like).count().max(1);
+            self.step(&rest[..count], &mut text);
+            rest = &rest[count..];
+        }
+        let _ = writeln!(text, "flush set inet {POLICY_TABLE} {REVISION}");
+        let _ = writeln!(text, "add element inet {POLICY_TABLE} {REVISION} {{ {revision} }}");
+        text
+    }
+
+    /// The names of the policies by those of their counters, and of the combinations.
+    pub fn counters(&self) -> BTreeMap<String, (Direction, Vec<PolicyId>, bool)> {
+        let mut named = BTreeMap::new();
+        for (direction, combination) in self.uses.keys().filter(|(_, combination)| !combination.is_empty()) {
+            let policies: Vec<PolicyId> = combination.iter().cloned().collect();
+            for policy in &policies {
+                named.insert(chain_name(*direction, policy), (*direction, vec![policy.clone()], true));
+            }
+            named.insert(combination_name(*direction, combination), (*direction, policies, false));
+        }
+        named
+    }
+
+    fn step(&mut self, alike: &[Change], text: &mut String) {
+        match &alike[0] {
+            Change::AddSet(key) => {
+                for family in FAMILIES {
+                    let _ = writeln!(
+                        text,
+                        "add set inet {POLICY_TABLE} {} {{ {} }}",
+                        set_name(key, family),
+                        set_type(key, family)
+                    );
+                }
+            }
+            Change::DropSet(key) => {
+                for family in FAMILIES {
+                    let _ = writeln!(text, "delete set inet {POLICY_TABLE} {}", set_name(key, family));
+                }
+            }
+            Change::AddElement(key, _) => write_elements("add", key, alike, text),
+            Change::DeleteElement(key, _) => write_elements("delete", key, alike, text),
+            Change::SetChain((direction, policy), chain) => write_chain(*direction, policy, chain, text),
+            Change::DropChain((direction, policy)) => {
+                let name = chain_name(*direction, policy);
+                let _ = writeln!(
+                    text,
+                    "flush chain inet {POLICY_TABLE} {name}\ndelete chain inet {POLICY_TABLE} {name}"
+                );
+                let _ = writeln!(text, "delete counter inet {POLICY_TABLE} {name}");
+            }
+            Change::SetTarget(at, combination) => {
+                let (before, (direction, address)) = (self.targets.insert(*at, combination.clone()), *at);
+                let uses = self.uses.entry((direction, combination.clone())).or_default();
+                *uses += 1;
+                if *uses == 1 {
+                    self.write_combination(direction, combination, text);
+                }
+                if let Some(before) = before {
+                    write_target("delete", *at, None, text);
+                    write_target("add", *at, Some(combination), text);
+                    self.release(direction, &before, text);
+                } else {
+                    if direction == Direction::Ingress {
+                        write_itself("add", address, text);
+                    }
+                    write_target("add", *at, Some(combination), text);
+                }
+            }
+            Change::DropTarget(at) => {
+                if let Some(before) = self.targets.remove(at) {
+                    write_target("delete", *at, None, text);
+                    if at.0 == Direction::Ingress {
+                        write_itself("delete", at.1, text);
+                    }
+                    self.release(at.0, &before, text);
+                }
+            }
+        }
+    }
+
+    fn write_combination(&self, direction: Direction, combination: &Combination, text: &mut String) {
+        let name = combination_name(direction, combination);
+        if !combination.is_empty() {
+            let _ = writeln!(text, "add counter inet {POLICY_TABLE} {name}");
+        }
+        let _ = writeln!(text, "add chain inet {POLICY_TABLE} {name}");
+        let mut rule = |rule: &str| {
+            let _ = writeln!(text, "add rule inet {POLICY_TABLE} {name} {rule}");
+        };
+        rule(&format!("tcp flags & (fin | syn | rst | ack) != syn counter name {LATE} drop"));
+        for policy in combination.iter() {
+            rule(&format!("jump {}", chain_name(direction, policy)));
+        }
+        if !combination.is_empty() {
+            if let Some(group) = self.log {
+                let prefix = format!("weft {}", name);
+                rule(&format!("limit rate {LOG_RATE} log prefix \"{prefix}\" group {group}"));
+            }
+            rule(&format!("counter name {name} drop"));
+        }
+    }
+
+    fn release(&mut self, direction: Direction, combination: &Combination, text: &mut String) {
+        let at = (direction, combination.clone());
+        let uses = self.uses.get_mut(&at).expect("a target's combination has been counted");
+        *uses -= 1;
+        if *uses == 0 {
+            self.uses.remove(&at);
+            let name = combination_name(direction, combination);
+            let _ = writeln!(
+                text,
+                "flush chain inet {POLICY_TABLE} {name}\ndelete chain inet {POLICY_TABLE} {name}"
+            );
+            if !combination.is_empty() {
+                let _ = writeln!(text, "delete counter inet {POLICY_TABLE} {name}");
+            }
+        }
+    }
+}
+
+fn write_elements(verb: &str, key: &Key, alike: &[Change], text: &mut String) {
+    for family in FAMILIES {
+        let listed = alike.iter().filter_map(|change| match change {
+            Change::AddElement(_, element) | Change::DeleteElement(_, element) => element_of(family, element),
+            _ => None,
+        });
+        let listed: Vec<String> = listed.collect();
+        for some in listed.chunks(ELEMENTS) {
+            let _ = writeln!(
+                text,
+                "{verb} element inet {POLICY_TABLE} {} {{ {} }}",
+                set_name(key, family),
+                some.join(", ")
+            );
+        }
+    }
+}
+
+fn element_of(family: Family, element: &Element) -> Option<String> {
+    let (address, text) = match element {
+        Element::Address(address) => (*address, address.to_string()),
+        Element::Prefix(prefix) => (prefix.addr(), prefix.to_string()),
+        Element::Port(address, number) => (*address, format!("{address} . {number}")),
+    };
+    (Family::of(address) == family).then_some(text)
+}
+
+fn write_chain(direction: Direction, policy: &PolicyId, chain: &Chain, text: &mut String) {
+    let name = chain_name(direction, policy);
+    let _ = writeln!(text, "add counter inet {POLICY_TABLE} {name}\nadd chain inet {POLICY_TABLE} {name}");
+    let _ = writeln!(text, "flush chain inet {POLICY_TABLE} {name}");
+    for line in chain {
+        // Where neither names an address one rule is for both families.
+        let families = if line.keys().next().is_none() { &FAMILIES[..1] } else { &FAMILIES };
+        for family in families {
+            let _ = writeln!(
+                text,
+                "add rule inet {POLICY_TABLE} {name} {}counter name {name} accept",
+                matched(direction, line, *family)
+            );
+        }
+    }
+}
+
+fn matched(direction: Direction, line: &Line, family: Family) -> String {
+    let ip = family.word();
+    let side = match direction {
+        Direction::Ingress => "saddr",
+        Direction::Egress => "daddr",
+    };
+    let mut text = String::new();
+    if let Some(key) = &line.peers {
+        let _ = write!(text, "{ip} {side} @{} ", set_name(key, family));
+    }
+    match &line.ports {
+        Ports::All => {}
+        Ports::Protocol(protocol) => {
+            let _ = write!(text, "meta l4proto {} ", protocol.word());
+        }
+        Ports::Numbers(protocol, ranges) => {
+            let listed: Vec<_> = ranges.iter().map(|range| range_text(*range)).collect();
+            let _ = write!(text, "{} dport {{ {} }} ", protocol.word(), listed.join(", "));
+        }
+        Ports::Named(key) => {
+            let Key::Ports { protocol, .. } = key else { return text };
+            let _ = write!(text, "{ip} daddr . {} dport @{} ", protocol.word(), set_name(key, family));
+        }
+    }
+    text
+}
+
+fn range_text((from, to): (u16, u16)) -> String {
+    if from == to { from.to_string() } else { format!("{from}-{to}") }
+}
+
+fn write_target(
+    verb: &str,
+    (direction, address): (Direction, IpAddr),
+    to: Option<&Combination>,
+    text: &mut String,
+) {
+    let map = format!("{}{}", direction.word(), Family::of(address).digit());
+    let to = to.map(|to| format!(" : jump {}", combination_name(direction, to))).unwrap_or_default();
+    let _ = writeln!(text, "{verb} element inet {POLICY_TABLE} {map} {{ {address}{to} }}");
+}
+
+fn write_itself(verb: &str, address: IpAddr, text: &mut String) {
+    let digit = Family::of(address).digit();
+    let _ = writeln!(text, "{verb} element inet {POLICY_TABLE} itself{digit} {{ {address} . {address} }}");
+}
+
+fn set_name(key: &Key, family: Family) -> String {
+    let kind = match key {
+        Key::Pods(_) => "pods",
+        Key::Block(_) => "block",
+        Key::Ports { .. } => "ports",
+    };
+    format!("{kind}{}-{:016x}", family.digit(), SipHasher::new().hash(format!("{key:?}").as_bytes()))
+}
+
+fn set_type(key: &Key, family: Family) -> String {
+    let address = family.address_type();
+    match key {
+        Key::Pods(_) => format!("type {address};"),
+        Key::Block(_) => format!("type {address}; flags interval;"),
+        Key::Ports { .. } => format!("type {address} . inet_service;"),
+    }
+}
+
+/// Readable where it fits.
+fn chain_name(direction: Direction, policy: &PolicyId) -> String {
+    let side = side(direction);
+    let name = format!("{side}/{policy}");
+    if name.len() <= LONGEST_NAME {
+        return name;
+    }
+    format!("{side}-long-{:016x}", SipHasher::new().hash(policy.to_string().as_bytes()))
+}
+
+fn combination_name(direction: Direction, combination: &Combination) -> String {
+    let side = side(direction);
+    if combination.is_empty() {
+        return format!("{side}-open");
+    }
+    format!("{side}-{:016x}", SipHasher::new().hash(format!("{combination:?}").as_bytes()))
+}
+
+fn side(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Ingress => "in",
+        Direction::Egress => "out",
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Family {
+    V4,
+    V6,
+}
+
+const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+
+impl Family {
+    fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+
+    fn digit(self) -> char {
+        if self == Self::V4 { '4' } else { '6' }
+    }
+
+    fn word(self) -> &'static str {
+        if self == Self::V4 { "ip" } else { "ip6" }
+    }
+
+    fn address_type(self) -> &'static str {
+        if self == Self::V4 { "ipv4_addr" } else { "ipv6_addr" }
+    }
+}
+
+/// A set with one number in it, by which a transaction is known to hold.
+pub const REVISION: &str = "revision";
+/// Counts segments of connections that are none (any more).
+const LATE: &str = "late";
+/// In one line of a script.
+const ELEMENTS: usize = 500;
+/// Of a chain, in characters; the kernel takes 255.
+const LONGEST_NAME: usize = 200;
+const LOG_RATE: &str = "10/second burst 20 packets";
+const SKELETON: &str = "\
+table inet weft-policy {
+    set revision { type mark; }
+    set itself4 { type ipv4_addr . ipv4_addr; }
+    set itself6 { type ipv6_addr . ipv6_addr; }
+    map egress4 { type ipv4_addr : verdict; }
+    map egress6 { type ipv6_addr : verdict; }
+    map ingress4 { type ipv4_addr : verdict; }
+    map ingress6 { type ipv6_addr : verdict; }
+    counter late { }
+    chain egress {
+        type filter hook forward priority 0; policy accept;
+        ct state established,related accept
+        ip saddr . ip daddr @itself4 accept
+        ip6 saddr . ip6 daddr @itself6 accept
+        ip saddr vmap @egress4
+        ip6 saddr vmap @egress6
+    }
+    chain ingress {
+        type filter hook forward priority 1; policy accept;
+        ct state established,related accept
+        ip saddr . ip daddr @itself4 accept
+        ip6 saddr . ip6 daddr @itself6 accept
+        ip daddr vmap @ingress4
+        ip6 daddr vmap @ingress6
+    }
+}
+";

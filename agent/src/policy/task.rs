@@ -1,0 +1,398 @@
+//! Keeps the kernel's table as the index says: on request, and whenever somebody else changes it.
+//!
+//! ```text
+//!   Handle ──changes of the index──▶ ┌────────┐ compile ▸ `nft -f -` ▸ read back ▸ end what is forbidden
+//!          ◀──once in force───────── │ Worker │ ◀──somebody else's nftables events: the table is made anew
+//!                                    └────────┘
+//! ```
+//! Changes that wait together share one transaction, which holds wholly or not at all. Until what the cluster says has been
+//! heard once the kernel keeps what the agent before this one has left there.
+
+use super::{
+    compile::Compiler,
+    explain::{Explanation, explain},
+    index::Index,
+    model::{Flow, PolicyId, Protocol, Service},
+    render::{REVISION, Renderer},
+    rules::Change,
+};
+use crate::{
+    linux::{
+        netlink::{Connection, Conntrack, Event, Monitor},
+        nft::{Nft, NftError},
+    },
+    types::{POLICY_TABLE, PodRef},
+};
+use anyhow::{Context, bail};
+use serde_json::Value;
+use std::{
+    collections::{BTreeMap, VecDeque},
+    net::IpAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, sleep_until},
+};
+use tracing::{debug, info, warn};
+
+/// Speaks to the task. It ends with the last handle; the rules stay in force.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    commands: mpsc::Sender<Command>,
+    status: watch::Receiver<Arc<Status>>,
+}
+
+/// How it stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Status {
+    /// This node's pods whose policies are in force.
+    pub pods: BTreeMap<IpAddr, PodRef>,
+    /// What could not be done; it is tried again.
+    pub error: Option<String>,
+    /// How often the table had to be made anew because somebody else changed it.
+    pub repairs: u64,
+    /// How many policies isolate pods of this node.
+    pub policies: usize,
+}
+
+/// What policies let begin, and what they did not.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// The first packets of connections that a policy allowed: packets and bytes.
+    pub allowed: BTreeMap<(&'static str, PolicyId), (u64, u64)>,
+    /// Dropped for pods that all of these policies isolate.
+    pub denied: BTreeMap<(&'static str, Vec<PolicyId>), (u64, u64)>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PolicyError {
+    #[error("policies are not in force: {0}")]
+    Failed(String),
+    #[error("the task of network policies has stopped")]
+    Stopped,
+}
+
+/// Works in the calling thread's network namespace.
+///
+/// # Errors
+/// There is no `nft`, or no permission.
+pub fn spawn(index: Index, log: Option<u16>) -> anyhow::Result<Handle> {
+    let nft = Nft::find()?;
+    let monitor = Monitor::open()?;
+    let conntrack = Conntrack::open().context("open the connection table")?;
+    let (commands, receiver) = mpsc::channel(COMMANDS);
+    let (sender, status) = watch::channel(Arc::default());
+    let worker = Worker {
+        nft,
+        monitor,
+        conntrack: Arc::new(Mutex::new(conntrack)),
+        index,
+        compiler: Compiler::default(),
+        renderer: Renderer::new(log),
+        revision: 0,
+        table: Table::Unknown,
+        processes: VecDeque::new(),
+        commands: receiver,
+        status: sender,
+        retry: None,
+    };
+    tokio::spawn(worker.run());
+    Ok(Handle { commands, status })
+}
+
+/// Takes the table away that an agent before this one may have left.
+///
+/// # Errors
+/// No permission.
+pub async fn remove() -> anyhow::Result<()> {
+    match Nft::find() {
+        // Nobody has made one then.
+        Err(NftError::Missing) => Ok(()),
+        nft => nft?.run(DROP, |_| {}).await.context("remove the table of network policies"),
+    }
+}
+
+impl Handle {
+    /// Changes what is known, and returns once what follows from it is in force.
+    ///
+    /// # Errors
+    /// It is not in force; it is tried again.
+    pub async fn update(&self, change: impl FnOnce(&mut Index) + Send + 'static) -> Result<(), PolicyError> {
+        self.ask(|answer| Command::Update(Box::new(change), answer)).await?
+    }
+
+    /// What policies say of a flow, as far as is known here.
+    pub async fn explain(&self, flow: Flow) -> Result<Explanation, PolicyError> {
+        self.ask(|answer| Command::Explain(flow, answer)).await
+    }
+
+    /// Asks what is known.
+    pub async fn look<T: Send + 'static>(
+        &self,
+        at: impl FnOnce(&Index) -> T + Send + 'static,
+    ) -> Result<T, PolicyError> {
+        let (answer, answered) = oneshot::channel();
+        let look = move |index: &Index| drop(answer.send(at(index)));
+        self.commands.send(Command::Look(Box::new(look))).await.map_err(|_| PolicyError::Stopped)?;
+        answered.await.map_err(|_| PolicyError::Stopped)
+    }
+
+    /// Counts since the table was made last.
+    pub async fn counts(&self) -> Result<Counts, PolicyError> {
+        self.ask(Command::Count).await?
+    }
+
+    pub fn watch(&self) -> watch::Receiver<Arc<Status>> {
+        self.status.clone()
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, PolicyError> {
+        let (answer, answered) = oneshot::channel();
+        self.commands.send(command(answer)).await.map_err(|_| PolicyError::Stopped)?;
+        answered.await.map_err(|_| PolicyError::Stopped)
+    }
+}
+
+type Answer<T> = oneshot::Sender<Result<T, PolicyError>>;
+
+enum Command {
+    Update(Box<dyn FnOnce(&mut Index) + Send>, Answer<()>),
+    Explain(Flow, oneshot::Sender<Explanation>),
+    Look(Box<dyn FnOnce(&Index) + Send>),
+    Count(Answer<Counts>),
+}
+
+struct Worker {
+    nft: Nft,
+    monitor: Monitor,
+    conntrack: Arc<Mutex<Conntrack>>,
+    index: Index,
+    compiler: Compiler,
+    renderer: Renderer,
+    revision: u32,
+    table: Table,
+    /// The last processes that changed the table for us: their events are no news.
+    processes: VecDeque<u32>,
+    commands: mpsc::Receiver<Command>,
+    status: watch::Sender<Arc<Status>>,
+    retry: Option<Instant>,
+}
+
+/// What the kernel has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Table {
+    Unknown,
+    /// None, as long as no policy isolates a pod of this node: nobody pays for what nobody uses.
+    Absent,
+    /// The one that the renderer has written.
+    Written,
+}
+
+impl Worker {
+    async fn run(mut self) {
+        loop {
+            tokio::select! {
+                events = self.monitor.next() => match events {
+                    Ok(events) => self.on_events(&events).await,
+                    Err(error) => {
+                        warn!(%error, "the kernel's events cannot be read; watching them anew");
+                        match Monitor::open() {
+                            Ok(monitor) => self.monitor = monitor,
+                            Err(error) => return warn!(%error, "policies are no longer kept up"),
+                        }
+                        self.on_events(&[Event::Lost]).await;
+                    }
+                },
+                command = self.commands.recv() => {
+                    let Some(command) = command else { return };
+                    self.on_commands(command).await;
+                }
+                () = sleep_until(self.retry.unwrap_or_else(Instant::now)), if self.retry.is_some() => {
+                    // What still fails has been told.
+                    let _ = self.enforce().await;
+                }
+            }
+        }
+    }
+
+    async fn on_events(&mut self, events: &[Event]) {
+        let foreign = |event: &Event| match event {
+            Event::Firewall { table, by, .. } => table == POLICY_TABLE && !self.processes.contains(by),
+            Event::Lost => true,
+            _ => false,
+        };
+        if self.index.is_complete() && events.iter().any(foreign) {
+            self.table = Table::Unknown;
+            if self.enforce().await.is_ok() {
+                info!("made the table of network policies anew: somebody else changed it");
+                self.tell(|status| status.repairs += 1);
+            }
+        }
+    }
+
+    /// Answers this command and all that wait behind it with one transaction.
+    async fn on_commands(&mut self, first: Command) {
+        let (mut next, mut answers) = (Some(first), Vec::new());
+        while let Some(command) = next.take() {
+            match command {
+                Command::Update(change, answer) => {
+                    change(&mut self.index);
+                    answers.push(answer);
+                }
+                Command::Explain(flow, answer) => drop(answer.send(explain(&self.index, &flow))),
+                Command::Look(look) => look(&self.index),
+                Command::Count(answer) => drop(answer.send(self.count().await)),
+            }
+            next = self.commands.try_recv().ok();
+        }
+        if answers.is_empty() {
+            return;
+        }
+        let done = self.enforce().await;
+        answers.into_iter().for_each(|answer| drop(answer.send(done.clone())));
+    }
+
+    async fn enforce(&mut self) -> Result<(), PolicyError> {
+        self.retry = None;
+        if !self.index.is_complete() {
+            return Ok(());
+        }
+        let done = self.follow().await;
+        let error = done.as_ref().err().map(|error| format!("{error:#}"));
+        if let Some(error) = &error {
+            warn!(error, retry = ?RETRY, "network policies are not in force");
+            (self.table, self.retry) = (Table::Unknown, Some(Instant::now() + RETRY));
+        }
+        let known = |(address, _): &(&IpAddr, &PodRef)| self.index.knows(**address);
+        let pods = self.index.attached().iter().filter(known).map(|(a, pod)| (*a, pod.clone())).collect();
+        let policies = self.compiler.rules().chains.len();
+        self.tell(|status| {
+            if error.is_none() {
+                (status.pods, status.policies) = (pods, policies);
+            }
+            status.error = error.clone();
+        });
+        error.map_or(Ok(()), |error| Err(PolicyError::Failed(error)))
+    }
+
+    async fn follow(&mut self) -> anyhow::Result<()> {
+        let changes = self.compiler.follow(&mut self.index);
+        let wanted = match self.compiler.rules().targets.is_empty() {
+            true => Table::Absent,
+            false => Table::Written,
+        };
+        if wanted == self.table && (changes.is_empty() || wanted == Table::Absent) {
+            return Ok(());
+        }
+        let start = Instant::now();
+        self.revision = self.revision.wrapping_add(1);
+        let (rules, revision) = (self.compiler.rules(), self.revision);
+        let script = match (self.table, wanted) {
+            (_, Table::Absent | Table::Unknown) => DROP.into(),
+            (Table::Written, Table::Written) => self.renderer.steps(&changes, revision),
+            (_, Table::Written) => self.renderer.table(rules, revision),
+        };
+        let processes = &mut self.processes;
+        let remember = |process| {
+            processes.truncate(OWN_PROCESSES - 1);
+            processes.push_front(process);
+        };
+        self.nft.run(&script, remember).await?;
+        let anew = std::mem::replace(&mut self.table, wanted) != wanted;
+        if wanted == Table::Absent {
+            return Ok(());
+        }
+        self.read_back().await?;
+        debug!(changes = changes.len(), anew, took = ?start.elapsed(), "network policies are in force");
+        let narrower = |change: &Change| {
+            matches!(change, Change::DeleteElement(..) | Change::SetChain(..) | Change::SetTarget(..))
+        };
+        if anew || changes.iter().any(narrower) {
+            self.end_forbidden().await;
+        }
+        Ok(())
+    }
+
+    async fn read_back(&self) -> anyhow::Result<()> {
+        let listed = self.nft.list_set("inet", POLICY_TABLE, REVISION).await?;
+        let listed: Value = serde_json::from_str(&listed).context("read what nft lists")?;
+        let items = listed["nftables"].as_array().into_iter().flatten();
+        let mut elements = items.filter_map(|item| item["set"]["elem"].as_array()).flatten();
+        if !elements.any(|element| element.as_u64() == Some(self.revision.into())) {
+            bail!("table inet {POLICY_TABLE} does not hold what was just written to it");
+        }
+        Ok(())
+    }
+
+    /// Ends connections of this node's pods that may not begin any more.
+    async fn end_forbidden(&self) {
+        let rules = self.compiler.rules();
+        let (rules, own) = (rules.clone(), self.index.own().clone());
+        let conntrack = self.conntrack.clone();
+        let sweep = move || {
+            let forbidden = |connection: &Connection| {
+                !own.contains(&connection.source)
+                    && !own.contains(&connection.destination)
+                    && !rules.permit(&flow(connection))
+            };
+            conntrack.lock().expect("nothing panics with the connection table").end(forbidden)
+        };
+        match tokio::task::spawn_blocking(sweep).await {
+            Ok(Ok(0)) => {}
+            Ok(Ok(connections)) => info!(connections, "ended connections that policies forbid now"),
+            Ok(Err(error)) => warn!(%error, "connections that policies forbid now could not be ended"),
+            Err(error) => warn!(%error, "connections that policies forbid now were not looked at"),
+        }
+    }
+
+    async fn count(&self) -> Result<Counts, PolicyError> {
+        let mut counts = Counts::default();
+        if self.table != Table::Written {
+            return Ok(counts);
+        }
+        let failed = |error: String| PolicyError::Failed(error);
+        let listed = self.nft.list_counters("inet", POLICY_TABLE).await.map_err(|e| failed(e.to_string()))?;
+        let listed: Value = serde_json::from_str(&listed).map_err(|error| failed(error.to_string()))?;
+        let named = self.renderer.counters();
+        for item in listed["nftables"].as_array().into_iter().flatten() {
+            let counter = &item["counter"];
+            let number = |key: &str| counter[key].as_u64().unwrap_or_default();
+            let (name, count) =
+                (counter["name"].as_str().unwrap_or_default(), (number("packets"), number("bytes")));
+            match named.get(name) {
+                Some((direction, policies, true)) => {
+                    counts.allowed.insert((direction.word(), policies[0].clone()), count);
+                }
+                Some((direction, policies, false)) => {
+                    counts.denied.insert((direction.word(), policies.clone()), count);
+                }
+                None => {}
+            }
+        }
+        Ok(counts)
+    }
+
+    fn tell(&self, change: impl FnOnce(&mut Status)) {
+        self.status.send_if_modified(|status| {
+            let before = status.clone();
+            change(Arc::make_mut(status));
+            *status != before
+        });
+    }
+}
+
+fn flow(connection: &Connection) -> Flow {
+    let Connection { source, destination, protocol, port } = *connection;
+    let protocol = Protocol::of_number(protocol);
+    Flow { source, destination, to: protocol.map_or(Service::Other, |it| Service::Port(it, port)) }
+}
+
+/// An empty one first, as deleting one that does not exist would fail.
+const DROP: &str = "table inet weft-policy {}\ndelete table inet weft-policy\n";
+/// A full channel makes callers wait.
+const COMMANDS: usize = 256;
+const RETRY: Duration = Duration::from_secs(1);
+/// Events may come that many changes late.
+const OWN_PROCESSES: usize = 16;

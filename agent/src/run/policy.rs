@@ -1,0 +1,383 @@
+//! Feeds network policies: from the API server, or on plain hosts from `weft policy apply`; and answers for them.
+//!
+//! ```text
+//!   allocator ── who is attached here ──▶┐
+//!   API server, or policies.json ────────┼──▶ policy ──▶ in force? ──▶ ADD
+//!   the node's own addresses ────────────┘       └──▶ explain, counts ──▶ `weft policy`, /metrics
+//! ```
+
+use crate::{
+    config::Config,
+    ipam::{self, View},
+    kube::{
+        policies::{self as watched, Heard, News},
+        task::Handle as Cluster,
+    },
+    policy::{
+        self, Counts, Handle, Index,
+        convert::{self, DEFAULT, Invalid},
+        document::{ObjectKey, Objects},
+        model::{ContainerPort, Direction, Flow, Pod, Protocol, Service},
+    },
+    types::PodRef,
+};
+use anyhow::{Context, bail};
+use serde_json::{Value, json};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+use tokio::{
+    sync::{Mutex, mpsc, watch},
+    task::JoinSet,
+};
+use tonic::{Request, Response, Status};
+use tracing::{debug, warn};
+use weft_proto::local::{self, policy_server};
+
+/// Network policies of this node; cheap to clone.
+#[derive(Clone)]
+pub struct Policies {
+    handle: Handle,
+    /// None: an API server has the objects.
+    plain: Option<Arc<Mutex<Plain>>>,
+}
+
+/// Objects that were applied by hand, and the file that keeps them.
+struct Plain {
+    file: PathBuf,
+    objects: BTreeMap<ObjectKey, Value>,
+}
+
+impl Policies {
+    /// Begins to enforce; none where that is not wanted.
+    ///
+    /// # Errors
+    /// There is no `nft`, or the file of applied objects cannot be read.
+    pub async fn start(config: &Config) -> anyhow::Result<Option<Self>> {
+        if !config.network_policy {
+            policy::remove().await?;
+            return Ok(None);
+        }
+        let mut index = Index::new(config.kubernetes.is_none());
+        let plain = match config.kubernetes {
+            Some(_) => None,
+            None => {
+                let plain = Plain::load(&config.state_dir)?;
+                reset(&mut index, plain.parsed()?);
+                Some(Arc::new(Mutex::new(plain)))
+            }
+        };
+        Ok(Some(Self { handle: policy::spawn(index, config.policy_log)?, plain }))
+    }
+
+    pub fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// Follows who is attached here.
+    pub fn follow(
+        &self,
+        config: &Config,
+        ring: watch::Receiver<Arc<View>>,
+        tasks: &mut JoinSet<anyhow::Result<()>>,
+    ) {
+        let underlay = config.endpoints.iter().map(|endpoint| endpoint.0.ip()).collect();
+        tasks.spawn(follow_attachments(self.handle.clone(), underlay, ring));
+    }
+
+    /// Follows what the API server says.
+    pub fn follow_cluster(&self, cluster: Cluster, tasks: &mut JoinSet<anyhow::Result<()>>) {
+        let (tell, heard) = mpsc::channel(HEARD);
+        tasks.spawn(async move {
+            watched::hear(cluster, tell).await;
+            bail!("network policies are watched no more")
+        });
+        tasks.spawn(follow_cluster(self.handle.clone(), heard));
+    }
+}
+
+async fn follow_attachments(
+    handle: Handle,
+    underlay: BTreeSet<IpAddr>,
+    mut ring: watch::Receiver<Arc<View>>,
+) -> anyhow::Result<()> {
+    loop {
+        let view = ring.borrow_and_update().clone();
+        let attached: BTreeMap<_, _> =
+            view.allocations.iter().filter_map(|(a, it)| Some((*a, pod(it)?))).collect();
+        let own: BTreeSet<_> = underlay.iter().copied().chain(view.bridge).collect();
+        let change = move |index: &mut Index| {
+            index.set_own(own);
+            index.settle(attached);
+        };
+        match handle.update(change).await {
+            Err(policy::PolicyError::Stopped) => bail!("network policies are enforced no more"),
+            // It is tried again, and has been told.
+            Ok(()) | Err(policy::PolicyError::Failed(_)) => {}
+        }
+        ring.changed().await.context("the allocator has stopped")?;
+    }
+}
+
+/// Where a runtime does not say whose an attachment is, it is a pod of its own.
+fn pod(allocation: &ipam::Allocation) -> Option<PodRef> {
+    let ipam::Owner::Pod(key) = &allocation.owner else { return None };
+    Some(whole(&allocation.pod, key.container_id()))
+}
+
+pub fn whole(pod: &PodRef, container_id: &str) -> PodRef {
+    let or = |text: &str, default: &str| if text.is_empty() { default.into() } else { text.to_string() };
+    PodRef { uid: pod.uid.clone(), namespace: or(&pod.namespace, DEFAULT), name: or(&pod.name, container_id) }
+}
+
+/// Nothing is enforced before all kinds have been listed once: half a picture would let pass what the whole forbids.
+async fn follow_cluster(handle: Handle, mut heard: mpsc::Receiver<Heard>) -> anyhow::Result<()> {
+    let mut listed = (false, false, false);
+    while let Some(first) = heard.recv().await {
+        let mut batch = vec![first];
+        while let Ok(more) = heard.try_recv() {
+            batch.push(more);
+        }
+        for news in &batch {
+            match news {
+                Heard::Policy(News::All(_)) => listed.0 = true,
+                Heard::Namespace(News::All(_)) => listed.1 = true,
+                Heard::Pod(News::All(_)) => listed.2 = true,
+                _ => {}
+            }
+        }
+        let complete = listed == (true, true, true);
+        let change = move |index: &mut Index| {
+            batch.into_iter().for_each(|news| take_in(index, news));
+            if complete {
+                index.complete();
+            }
+        };
+        if handle.update(change).await == Err(policy::PolicyError::Stopped) {
+            bail!("network policies are enforced no more");
+        }
+    }
+    bail!("network policies are watched no more")
+}
+
+fn take_in(index: &mut Index, news: Heard) {
+    match news {
+        Heard::Policy(News::All(objects)) => index.reset_policies(readable(&objects, convert::policy)),
+        Heard::Policy(News::Applied(object)) => {
+            readable(&[object], convert::policy).into_iter().for_each(|it| index.apply_policy(it));
+        }
+        Heard::Policy(News::Gone(object)) => {
+            readable(&[object], convert::policy).iter().for_each(|it| index.delete_policy(&it.id, &it.uid));
+        }
+        Heard::Namespace(News::All(objects)) => {
+            index.reset_namespaces(readable(&objects, convert::namespace))
+        }
+        Heard::Namespace(News::Applied(object)) => {
+            readable(&[object], convert::namespace).into_iter().for_each(|it| index.apply_namespace(it));
+        }
+        Heard::Namespace(News::Gone(object)) => {
+            readable(&[object], convert::namespace)
+                .iter()
+                .for_each(|it| index.delete_namespace(&it.name, &it.uid));
+        }
+        Heard::Pod(News::All(objects)) => index.reset_pods(readable(&objects, convert::pod)),
+        Heard::Pod(News::Applied(object)) => {
+            readable(&[object], convert::pod).into_iter().for_each(|it| index.apply_pod(it));
+        }
+        Heard::Pod(News::Gone(object)) => {
+            readable(&[object], convert::pod).iter().for_each(|it| index.delete_pod(&it.uids[0]));
+        }
+    }
+}
+
+fn readable<K, T>(objects: &[K], read: fn(&K) -> Result<T, Invalid>) -> Vec<T> {
+    let read = |object| read(object).inspect_err(|error| warn!(%error, "an object is passed over")).ok();
+    objects.iter().filter_map(read).collect()
+}
+
+impl Plain {
+    fn load(state_dir: &Path) -> anyhow::Result<Self> {
+        let file = state_dir.join(FILE);
+        let objects = match fs::read_to_string(&file) {
+            Ok(text) => Objects::split(&text)
+                .with_context(|| format!("{}: remove it, and apply the policies anew", file.display()))?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => BTreeMap::new(),
+            Err(error) => return Err(error).with_context(|| format!("read {}", file.display())),
+        };
+        Ok(Self { file, objects })
+    }
+
+    fn text(objects: &BTreeMap<ObjectKey, Value>) -> String {
+        json!({"kind": "List", "items": objects.values().collect::<Vec<_>>()}).to_string()
+    }
+
+    fn parsed(&self) -> anyhow::Result<Objects> {
+        Ok(Objects::parse(&Self::text(&self.objects))?)
+    }
+
+    /// Writes down first what then holds.
+    async fn take_up(&mut self, objects: BTreeMap<ObjectKey, Value>, handle: &Handle) -> anyhow::Result<()> {
+        let text = Self::text(&objects);
+        let parsed = Objects::parse(&text)?;
+        let new = self.file.with_extension("new");
+        let written = fs::write(&new, text).and_then(|()| fs::rename(&new, &self.file));
+        written.with_context(|| format!("write {}", self.file.display()))?;
+        self.objects = objects;
+        Ok(handle.update(move |index| reset(index, parsed)).await?)
+    }
+}
+
+fn reset(index: &mut Index, objects: Objects) {
+    index.reset_namespaces(objects.namespaces);
+    index.reset_pods(objects.pods);
+    index.reset_policies(objects.policies);
+}
+
+#[tonic::async_trait]
+impl policy_server::Policy for Policies {
+    async fn apply(
+        &self,
+        request: Request<local::PolicyApplyRequest>,
+    ) -> Result<Response<local::PolicyApplyReply>, Status> {
+        let local::PolicyApplyRequest { text, only } = request.into_inner();
+        let mut plain = self.plain().map_err(refused)?.lock().await;
+        let new = Objects::split(&text).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let mut objects = if only { BTreeMap::new() } else { plain.objects.clone() };
+        let applied = new.iter().filter(|(key, object)| plain.objects.get(*key) != Some(*object));
+        let applied = applied.map(|(key, _)| key.to_string()).collect();
+        objects.extend(new);
+        let deleted = plain.objects.keys().filter(|key| !objects.contains_key(*key)).map(ToString::to_string);
+        let deleted = deleted.collect();
+        plain.take_up(objects, &self.handle).await.map_err(failed)?;
+        Ok(Response::new(local::PolicyApplyReply { applied, deleted }))
+    }
+
+    async fn delete(
+        &self,
+        request: Request<local::PolicyDeleteRequest>,
+    ) -> Result<Response<local::PolicyDeleteReply>, Status> {
+        let local::PolicyDeleteRequest { kind, name } = request.into_inner();
+        let mut plain = self.plain().map_err(refused)?.lock().await;
+        let (mut objects, key) = (plain.objects.clone(), ObjectKey { kind, name });
+        if objects.remove(&key).is_none() {
+            return Err(Status::not_found(format!("there is no {key}")));
+        }
+        plain.take_up(objects, &self.handle).await.map_err(failed)?;
+        Ok(Response::new(local::PolicyDeleteReply {}))
+    }
+
+    async fn list(
+        &self,
+        _: Request<local::PolicyListRequest>,
+    ) -> Result<Response<local::PolicyListReply>, Status> {
+        let counts = self.handle.counts().await.map_err(|error| failed(error.into()))?;
+        let policies = self.handle.look(move |index| entries(index, &counts)).await;
+        let policies = policies.map_err(|error| failed(error.into()))?;
+        Ok(Response::new(local::PolicyListReply { policies }))
+    }
+
+    async fn explain(
+        &self,
+        request: Request<local::PolicyExplainRequest>,
+    ) -> Result<Response<local::PolicyExplainReply>, Status> {
+        let request = request.into_inner();
+        let reply = self.handle.look(move |index| explained(index, &request)).await;
+        let reply = reply.map_err(|error| failed(error.into()))?;
+        reply.map(Response::new).map_err(Status::invalid_argument)
+    }
+}
+
+impl Policies {
+    fn plain(&self) -> Result<&Arc<Mutex<Plain>>, &'static str> {
+        self.plain.as_ref().ok_or("in a cluster policies are objects of the API server: use kubectl")
+    }
+}
+
+fn entries(index: &Index, counts: &Counts) -> Vec<local::PolicyEntry> {
+    let here = || index.attached().keys().filter_map(|address| index.endpoint(*address));
+    let policies = index.policies().values().map(|policy| {
+        let allowed = |direction: Direction| counts.allowed.get(&(direction.word(), policy.id.clone()));
+        local::PolicyEntry {
+            name: policy.id.to_string(),
+            ingress: policy.ingress.is_some(),
+            egress: policy.egress.is_some(),
+            pods: here().filter(|pod| policy.selects(pod)).map(|pod| pod.full_name()).collect(),
+            denied: counts
+                .denied
+                .iter()
+                .filter(|((_, by), _)| by.contains(&policy.id))
+                .map(|(_, (n, _))| n)
+                .sum(),
+            allowed: Direction::BOTH.into_iter().filter_map(allowed).map(|(packets, _)| packets).sum(),
+        }
+    });
+    policies.collect()
+}
+
+fn explained(
+    index: &Index,
+    request: &local::PolicyExplainRequest,
+) -> Result<local::PolicyExplainReply, String> {
+    let local::PolicyExplainRequest { source, destination, port, protocol } = request;
+    let (source, destination) = (end(index, source)?, end(index, destination)?);
+    let protocol: Protocol =
+        protocol.parse().map_err(|error: policy::model::InvalidProtocol| error.to_string())?;
+    let number = match port.parse() {
+        Ok(number) => number,
+        Err(_) => {
+            let named = |it: &&ContainerPort| it.name == *port && it.protocol == protocol;
+            let found = destination.1.iter().flat_map(|pod| &pod.ports).find(named);
+            found
+                .map(|it| it.number)
+                .ok_or_else(|| format!("the destination has no {protocol} port `{port}`"))?
+        }
+    };
+    let flow = Flow { source: source.0, destination: destination.0, to: Service::Port(protocol, number) };
+    let said = policy::explain(index, &flow);
+    let shown = |(address, pod): &(IpAddr, Option<Arc<Pod>>)| match pod {
+        Some(pod) => format!("{} ({address})", pod.full_name()),
+        None => address.to_string(),
+    };
+    let mut caveats = Vec::new();
+    if !index.is_complete() {
+        caveats.push("not all of the cluster's policies have been heard yet".into());
+    }
+    Ok(local::PolicyExplainReply {
+        allowed: said.allowed(),
+        source: shown(&source),
+        destination: format!("{}, {}", shown(&destination), flow.to),
+        egress: said.egress.to_string(),
+        ingress: said.ingress.to_string(),
+        caveats,
+    })
+}
+
+/// An address, or a pod's first one.
+fn end(index: &Index, text: &str) -> Result<(IpAddr, Option<Arc<Pod>>), String> {
+    if let Ok(address) = text.parse() {
+        return Ok((address, index.endpoint(address).cloned()));
+    }
+    let found = index.endpoints().iter().find(|(_, pod)| pod.full_name() == text);
+    let (address, pod) = found.ok_or_else(|| {
+        format!("`{text}` is neither an address nor NAMESPACE/POD of a pod that is known here")
+    })?;
+    Ok((*address, Some(pod.clone())))
+}
+
+fn refused(why: &str) -> Status {
+    Status::failed_precondition(why)
+}
+
+fn failed(error: anyhow::Error) -> Status {
+    debug!(error = format!("{error:#}"), "a question about policies was not answered");
+    Status::internal(format!("{error:#}"))
+}
+
+/// In the state directory: what was applied by hand.
+pub const FILE: &str = "policies.json";
+/// What the server has said and nobody has taken in yet; it waits when this is full.
+const HEARD: usize = 1024;

@@ -1,0 +1,7 @@
+//! Network policies on the lab's nodes: real agents, real nftables, real packets.
+
+mod cases;
+mod ends;
+mod harness;
+mod repair;
+mod start;
