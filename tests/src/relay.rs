@@ -137,5 +137,5 @@ async fn pump(
 }
 
 /// Bytes at a time on a slow way.
-const FEW: usize = 64;
+const FEW: usize = 256;
 const PAUSE: Duration = Duration::from_millis(2);
