@@ -45,7 +45,9 @@ fn of_two_hundred_pods_that_flood_from_their_first_instant_on_none_gets_a_packet
     apply(&node, &[policy("deny", json!({"podSelector": {}, "policyTypes": ["Egress"]}))]).unwrap();
     for _ in 0..STARTS {
         let before = dropped_on(&node).unwrap();
-        flood(&lab, &node, &target, || drop(wait_dropped(&node, before + 1).unwrap()));
+        flood(&lab, &node, &target, || {
+            wait_dropped(&node, before + 1).unwrap();
+        });
         let mut buffer = [0; 16];
         assert!(target.recv(&mut buffer).is_err(), "a packet came through");
     }
