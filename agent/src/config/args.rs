@@ -302,7 +302,7 @@ mod tests {
         Agent::command().debug_assert();
         let command = Agent::command();
         let flags: Vec<_> = command.get_arguments().filter(|arg| arg.get_help_heading().is_some()).collect();
-        assert_eq!(flags.len(), 30);
+        assert_eq!(flags.len(), 34);
         for flag in flags {
             let long = flag.get_long().expect("long");
             let twin = format!("WEFT_{}", long.to_uppercase().replace('-', "_"));

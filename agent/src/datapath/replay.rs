@@ -33,7 +33,10 @@ impl Window {
 
     /// Goes on where another ended, which said `next`: what it had not seen below that is lost.
     pub fn resumed(next: u64) -> Self {
-        Self { next, blocks: [u64::MAX; BLOCKS] }
+        let mut blocks = [u64::MAX; BLOCKS];
+        let (block, bit) = place(next);
+        blocks[block] = bit - 1;
+        Self { next, blocks }
     }
 
     /// One more than the highest counter that came.
