@@ -11,6 +11,7 @@ use weft::{
         header::{CLEAR_LEN, Envelope, Header},
         icmp,
         packet::Packet,
+        relay::{PREFIX_LEN, Prefix, Verdict},
         seal::{Algorithm, OpenKey},
         table::{Home, Inputs, Owner, Peer, Table},
         verdict::{Gate, Sender, outward},
@@ -33,7 +34,26 @@ pub fn run(bytes: &[u8]) {
             }
         }
     }
+    if let Some(prefix) = Prefix::decode(bytes) {
+        assert_eq!(prefix.encode(), bytes[..PREFIX_LEN], "a prefix says all that is in it");
+        onward(prefix);
+    }
     out(bytes);
+}
+
+fn onward(prefix: Prefix) {
+    let peer = |place: u32| &TABLE.peers()[place as usize];
+    match prefix.verdict(&TABLE, Some(SENDER)) {
+        Ok(Verdict::Here { source }) => {
+            assert_eq!((peer(source).data_id, TABLE.me()), (prefix.source, prefix.destination));
+        }
+        Ok(Verdict::Onward { destination, to }) => {
+            assert!(prefix.hops > 0 && TABLE.by_data_id(prefix.source).is_some(), "{prefix:?}");
+            assert_eq!(peer(destination).data_id, prefix.destination);
+            assert!(peer(destination).endpoint == Some(to) && to != SENDER, "{prefix:?} goes to {to}");
+        }
+        Err(_) => {}
+    }
 }
 
 fn inward(sender: DataId, inner: &[u8], partial: bool) {
@@ -62,6 +82,9 @@ fn out(bytes: &[u8]) {
         assert_eq!((Some(answer.source), answer.destination), (from, packet.source));
     }
 }
+
+/// On the underlay; its own packets say who it is.
+const SENDER: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 3)), 6783);
 
 static THERE: LazyLock<PeerName> = LazyLock::new(|| "there".parse().expect("a name"));
 
