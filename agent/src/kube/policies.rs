@@ -31,6 +31,7 @@ pub enum News<K> {
 }
 
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "each is taken at once and none is kept")]
 pub enum Heard {
     Policy(News<NetworkPolicy>),
     Namespace(News<Namespace>),

@@ -310,7 +310,7 @@ const fn kind(group: &'static str, plural: &'static str, kind: &'static str, nam
 
 pub const RBAC: &str = "rbac.authorization.k8s.io";
 
-const KINDS: [Kind; 12] = [
+const KINDS: [Kind; 13] = [
     kind("", "configmaps", "ConfigMap", true),
     kind("", "endpoints", "Endpoints", true),
     kind("", "events", "Event", true),
@@ -319,6 +319,7 @@ const KINDS: [Kind; 12] = [
     kind("", "pods", "Pod", true),
     kind("", "secrets", "Secret", true),
     kind("", "serviceaccounts", "ServiceAccount", true),
+    kind("networking.k8s.io", "networkpolicies", "NetworkPolicy", true),
     kind(RBAC, "clusterrolebindings", "ClusterRoleBinding", false),
     kind(RBAC, "clusterroles", "ClusterRole", false),
     kind(RBAC, "rolebindings", "RoleBinding", true),
