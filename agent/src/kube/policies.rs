@@ -27,6 +27,7 @@ pub enum News<K> {
 }
 
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "each is taken in at once and few are kept")]
 pub enum Heard {
     Policy(News<NetworkPolicy>),
     Namespace(News<Namespace>),
