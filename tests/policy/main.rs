@@ -1,4 +1,5 @@
 //! Network policies on the lab's nodes: real agents, real nftables, real packets.
+#![allow(clippy::unwrap_used)]
 
 mod cases;
 mod ends;
