@@ -9,12 +9,14 @@
 //! Exit code 0: done; 1: it failed, and standard error says why; 2: the command line was wrong.
 
 mod client;
+mod forget;
 mod probe;
 mod tables;
 mod units;
 mod view;
 
 pub use client::{CallError, Client};
+pub use forget::{ForgetArgs, forget};
 pub use probe::ProbeArgs;
 
 use crate::{
@@ -47,6 +49,8 @@ pub enum Command {
     Agent(Box<config::Args>),
     #[command(flatten)]
     Ask(Ask),
+    /// Declare nodes dead that will not come back: this node takes their addresses over
+    Forget(ForgetArgs),
     /// Take this node out of the network: hand its addresses to a peer, stop its agent, remove all that Weft made
     Reset(run::ResetArgs),
     /// Put weft-cni, and the CNI project's programs that it needs, where the container runtime looks for them
