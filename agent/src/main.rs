@@ -29,6 +29,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::Ask(ask) => Ok(single()?.block_on(ask.run())?),
         Command::Policy(command) => Ok(single()?.block_on(command.run())?),
+        Command::Forget(args) => single()?.block_on(cli::forget(args)),
         Command::Reset(args) => single()?.block_on(run::reset(args)),
         Command::InstallCni(args) => run::install_cni(&args),
         Command::Uninstall(args) => single()?.block_on(run::uninstall(args)),

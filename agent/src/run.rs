@@ -10,9 +10,11 @@
 //! ```
 //! Ports, sockets and the name are taken before anything of the kernel's is touched, so that a refusal leaves no trace.
 
+mod alive;
 mod attach;
 mod cluster;
 mod footing;
+mod forget;
 mod forwarding;
 mod host;
 mod install;
@@ -48,11 +50,15 @@ use crate::{
         self, Checker, Sealer,
         task::{Keeper, OWN_LIFETIME},
     },
-    ipam::{self, Found, seed::SeedPlan, span::Layout, token::RingGossiper},
+    ipam::{
+        self, Found, death::DeathGossip, deed::Takeovers, election::VoteGossip, seed::SeedPlan, span::Layout,
+        token::RingGossiper,
+    },
     links::{self, Desired, Observed, PodPort},
     linux::store::{Store, StoreState},
     mesh::{
         self,
+        gossip::Gossiper,
         peers::PeerRecord,
         task::{Handle as Mesh, Incoming},
     },
@@ -169,7 +175,6 @@ pub async fn build(
     let (store, fresh) = open_store(&config)?;
     let seeds = seeds(&config, &store)?;
 
-    let layout = Layout::new(config.universe);
     let (believe, believed) = watch::channel(Arc::new(cluster::takeovers(cluster.as_ref())));
     let same = match same {
         Some(same) => same,
@@ -199,10 +204,7 @@ pub async fn build(
         bootstrap: config.peers.clone(),
         max_links: config.max_links.get(),
         items,
-        gossipers: vec![Box::new(RingGossiper::new(
-            layout,
-            identity.clone().map(|current| (Checker::new(current), believed)),
-        ))],
+        gossipers: gossipers(&config, identity.as_ref(), believed),
         seed: rand::random(),
     };
     let (mesh, mut incoming) = mesh::task::spawn(mesh_config, vec![control]).context("start the mesh")?;
@@ -228,6 +230,7 @@ pub async fn build(
         name: config.name.clone(),
         universe: config.universe,
         seeds,
+        seeding: config.seeding,
         sealer: identity.clone().map(Sealer::new),
         // Who has just been elected by the whole cluster knows that nobody owns anything yet.
         has_bootstrap: !(config.peers.is_empty() || cluster.as_ref().is_some_and(|cluster| cluster.elected)),
@@ -238,7 +241,8 @@ pub async fn build(
     };
     let member = cluster.map(|cluster| cluster::Member::new(cluster, incarnation.0)).transpose()?;
     let (outgoing_sender, outgoing) = mpsc::channel(QUEUE);
-    let (ipam, allocator) = ipam::task::start(ipam_config, store, found, outgoing_sender).await?;
+    let deaths = config.kubernetes.is_none().then(|| believe.clone());
+    let (ipam, allocator) = ipam::task::start(ipam_config, store, found, outgoing_sender, deaths).await?;
     // What the agent before this one has left is in force until then.
     let policies = policy::Policies::start(&config).await.context("start network policies")?;
     let (queues, offloads) = match queues {
@@ -262,6 +266,8 @@ pub async fn build(
         });
     }
     let (leave, leaving) = mpsc::channel(1);
+    let (forget, forgetting) = mpsc::channel(1);
+    tasks.spawn(forget::Forgetter::new(&config, &mesh, &ipam, identity.clone()).run(forgetting));
     let board = switchboard::Switchboard {
         mesh: mesh.clone(),
         ipam: ipam.clone(),
@@ -377,8 +383,8 @@ pub async fn build(
     cni.metrics().register(metrics.registry());
     let pages = Pages { readiness, heartbeats, metrics: Arc::new(metrics), observer: observer.clone() };
     http_front.open(pages.router());
-    let routes =
-        Routes::new(CniServer::new(cni)).add_service(AdminService::new(observer, leave).into_server());
+    let routes = Routes::new(CniServer::new(cni))
+        .add_service(AdminService::new(observer, leave, forget).into_server());
     let routes = match policies {
         Some(policies) => routes.add_service(PolicyServer::new(policies)),
         None => routes,
@@ -490,6 +496,21 @@ async fn join(incoming: &mut mpsc::Receiver<Incoming>) -> anyhow::Result<Vec<Inc
             None => bail!("the mesh has stopped"),
         }
     }
+}
+
+/// The subjects' channels. In a cluster its server says who is dead.
+fn gossipers(
+    config: &Config,
+    identity: Option<&identity::task::Current>,
+    believed: Takeovers,
+) -> Vec<Box<dyn Gossiper>> {
+    let checker = || identity.cloned().map(Checker::new);
+    let ring = RingGossiper::new(Layout::new(config.universe), checker().map(|checker| (checker, believed)));
+    let mut gossipers: Vec<Box<dyn Gossiper>> = vec![Box::new(ring), Box::new(VoteGossip(checker()))];
+    if config.kubernetes.is_none() {
+        gossipers.push(Box::new(DeathGossip(checker())));
+    }
+    gossipers
 }
 
 /// The second says that there was no state file.

@@ -107,6 +107,8 @@ impl Node {
             name: record.name.clone(),
             reachable: routes.next_hop(&record.name).is_some(),
             held: record.held.clone(),
+            incarnation: record.incarnation,
+            deaths_digest: record.deaths_digest,
         };
         let known: Vec<_> = mesh.peers().others().map(known).collect();
         if known != self.known {
@@ -201,6 +203,7 @@ fn boot(name: &PeerName, seeds: &SeedPlan, identity: Option<Current>, stored: St
         seeds: seeds.clone(),
         sealer: identity.map(Sealer::new),
         has_bootstrap: seeds.names().first() != Some(name),
+        seeding: weft::ipam::Seeding::Given,
         assigned: None,
     };
     Allocator::new(config, stored, Found::default(), now).expect("there are fewer seeds than blocks")
@@ -217,6 +220,10 @@ fn write(disk: &mut Stored, change: Change) {
         Change::Token(token) => {
             disk.tokens.retain(|known| known.start != token.start);
             disk.tokens.push(token);
+        }
+        Change::Kept { item, settled } => {
+            disk.kept.retain(|(known, _)| known.key != item.key);
+            disk.kept.push((item, settled));
         }
         Change::Allocation(address, allocation) => {
             disk.allocations.retain(|known| known.address != address);

@@ -21,7 +21,7 @@ mod socket;
 pub use front::Front;
 pub use heartbeat::{Heartbeat, Heartbeats, STALLED_AFTER, Stall};
 pub use http::{HttpError, HttpServer, Pages};
-pub use local::{AdminService, LeaveCall};
+pub use local::{AdminService, ForgetCall, Forgotten, LeaveCall};
 pub use metrics::Metrics;
 pub use readiness::{Blocks, Pending, Readiness};
 pub(crate) use snapshot::addresses_in;

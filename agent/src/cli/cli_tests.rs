@@ -15,7 +15,8 @@ impl Agent {
     fn start(snapshot: Snapshot) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (leave, leaving) = mpsc::channel(1);
-        let admin = AdminService::new(Arc::new(move || snapshot.clone()), leave).into_server();
+        let admin =
+            AdminService::new(Arc::new(move || snapshot.clone()), leave, mpsc::channel(1).0).into_server();
         let socket = LocalSocket::bind(&socket_in(dir.path())).unwrap();
         tokio::spawn(socket.serve(Routes::new(admin), std::future::pending()));
         Self { dir, leaving }
@@ -369,7 +370,8 @@ async fn an_agent_that_hangs_up_is_told_from_none() {
 async fn an_idle_caller_does_not_hold_up_the_shutdown() {
     let dir = tempfile::tempdir().unwrap();
     let socket = LocalSocket::bind(&socket_in(dir.path())).unwrap();
-    let admin = AdminService::new(Arc::new(example::snapshot), mpsc::channel(1).0).into_server();
+    let admin =
+        AdminService::new(Arc::new(example::snapshot), mpsc::channel(1).0, mpsc::channel(1).0).into_server();
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let served = tokio::spawn(socket.serve(Routes::new(admin), async { drop(stopped.await) }));
     let mut client = Client::connect(&socket_in(dir.path())).await.unwrap();

@@ -126,6 +126,16 @@ impl Client {
     }
 }
 
+impl Client {
+    /// Declares peers dead.
+    ///
+    /// # Errors
+    /// The agent refuses while somebody hears them, unless `force` is set, or where nobody signs for an operator.
+    pub async fn forget(&mut self, request: local::ForgetRequest) -> Result<local::ForgetReply, CallError> {
+        within(&self.socket, PATIENCE_FOR_LEAVE, self.admin.forget(request)).await
+    }
+}
+
 async fn within<T>(
     socket: &Path,
     after: Duration,

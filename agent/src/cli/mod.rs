@@ -9,6 +9,7 @@
 //! Exit code 0: done; 1: it failed, and standard error says why; 2: the command line was wrong.
 
 mod client;
+mod forget;
 mod policy;
 mod probe;
 mod tables;
@@ -16,6 +17,7 @@ mod units;
 mod view;
 
 pub use client::{CallError, Client};
+pub use forget::{ForgetArgs, forget};
 pub use policy::PolicyCommand;
 pub use probe::ProbeArgs;
 
@@ -52,6 +54,8 @@ pub enum Command {
     /// Apply, list and explain network policies
     #[command(subcommand)]
     Policy(PolicyCommand),
+    /// Declare nodes dead that will not come back: this node takes their addresses over
+    Forget(ForgetArgs),
     /// Take this node out of the network: hand its addresses to a peer, stop its agent, remove all that Weft made
     Reset(run::ResetArgs),
     /// Put weft-cni, and the CNI project's programs that it needs, where the container runtime looks for them

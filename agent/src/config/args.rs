@@ -62,9 +62,13 @@ pub struct Args {
     ///
     /// The same list on all nodes. Nodes that come later are not in it: they ask their peers for addresses.
     ///
+    /// Or `consensus=N`, the same on N nodes at the most: as soon as more than half of them have met they agree who shares it, which
+    /// may then be fewer than N. Or `observer`: this node never has addresses, nor pods; it gossips, and shows everything.
+    /// What a network has begun with counts for ever, whatever is said later.
+    ///
     /// Default: none; this node joins an existing network.
     ///
-    /// Example: node-1,node-2,node-3
+    /// Examples: `node-1,node-2,node-3`, `consensus=3`
     #[arg(long, env = "WEFT_IPAM_SEED", hide_env_values = true, value_name = "NAME,...", value_delimiter = ',', help_heading = ADDRESSES)]
     pub ipam_seed: Vec<String>,
 

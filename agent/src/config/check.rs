@@ -6,7 +6,8 @@ use super::{
     cluster_keys_in, host::is_global, socket_in,
 };
 use crate::{
-    identity::Source,
+    identity::{OPERATOR, Source},
+    ipam::{Seeding, election::MOST_NAMES},
     types::{
         CLEAR_OVERHEAD, CONTROL_PORT, Endpoint, IPV6_EXTRA, LEAST_MTU, PeerAddress, PeerName, Prefix,
         SEALED_OVERHEAD, Universe,
@@ -31,7 +32,7 @@ pub(super) fn check(args: &Args, host: &HostFacts) -> Result<Config, ConfigError
     let universe = check.universe();
     let endpoints = check.endpoints(listen, universe);
     let peers = check.peers(name.as_ref(), listen, universe);
-    let ipam_seed = check.ipam_seed();
+    let (ipam_seed, seeding) = check.ipam_seed();
     let kubernetes = check.kubernetes();
     let max_links = check.count("--max-links", &args.max_links, 4..=64);
     let identity = check.identity();
@@ -66,6 +67,7 @@ pub(super) fn check(args: &Args, host: &HostFacts) -> Result<Config, ConfigError
             max_links,
             universe,
             ipam_seed,
+            seeding,
             ipam: args.ipam,
             probe_socket: args.probe_socket.clone(),
             takeover: args.takeover,
@@ -102,6 +104,10 @@ impl Check<'_> {
             return self.node_name();
         }
         match given(&self.args.name) {
+            Some(OPERATOR) => {
+                self.refuse("--name", OPERATOR, "the name of those who may forget nodes; choose another");
+                None
+            }
             Some(name) => self.parse("--name", name),
             None => match self.host.host_name.parse() {
                 Ok(name) => Some(name),
@@ -304,9 +310,23 @@ impl Check<'_> {
         peers
     }
 
-    fn ipam_seed(&mut self) -> Vec<PeerName> {
+    fn ipam_seed(&mut self) -> (Vec<PeerName>, Seeding) {
+        let given: Vec<_> = items(&self.args.ipam_seed).collect();
+        if given == ["observer"] {
+            return (Vec::new(), Seeding::Observer);
+        }
+        if let [text] = given.as_slice()
+            && let Some(count) = text.strip_prefix("consensus=")
+        {
+            let voters = count.parse().ok().filter(|count| (1..=MOST_NAMES).contains(count));
+            if voters.is_none() {
+                let why = format!("how many nodes vote is a number from 1 to {MOST_NAMES}");
+                self.refuse("--ipam-seed", text, why);
+            }
+            return (Vec::new(), Seeding::Consensus(voters.unwrap_or(1)));
+        }
         let mut seed: Vec<PeerName> = Vec::new();
-        for text in items(&self.args.ipam_seed) {
+        for text in given {
             let Some(name) = self.parse::<PeerName>("--ipam-seed", text) else { continue };
             if seed.contains(&name) {
                 self.refuse("--ipam-seed", text, "named twice; each node has one share of the universe");
@@ -314,7 +334,7 @@ impl Check<'_> {
                 seed.push(name);
             }
         }
-        seed
+        (seed, Seeding::Given)
     }
 
     fn kubernetes(&mut self) -> Option<Kubernetes> {

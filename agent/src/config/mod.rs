@@ -16,6 +16,7 @@ pub use host::{HostAddress, HostFacts, HostLink, HostRoute};
 
 use crate::{
     identity::Source,
+    ipam::Seeding,
     types::{Endpoint, PeerAddress, PeerName, Prefix, Universe},
 };
 use std::{
@@ -43,6 +44,8 @@ pub struct Config {
     pub universe: Universe,
     /// Who shares the universe at the start, in the order given; empty: we join an existing network.
     pub ipam_seed: Vec<PeerName>,
+    /// What to do as long as nobody knows who that is.
+    pub seeding: Seeding,
     pub ipam: Ipam,
     /// None: not in a cluster.
     pub kubernetes: Option<Kubernetes>,

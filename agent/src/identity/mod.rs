@@ -41,7 +41,7 @@ use std::{
     fmt,
     path::PathBuf,
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use zeroize::Zeroize;
 
@@ -54,6 +54,21 @@ pub enum Source {
     /// memory.
     CaDir(PathBuf),
 }
+
+/// To seal what only operators may say: by a certificate of theirs, or with the CA's key.
+///
+/// # Errors
+/// What is wrong with which of the files.
+pub fn operator(source: Source) -> anyhow::Result<Sealer> {
+    let name = OPERATOR.parse().expect("it is a name");
+    let (_, current) = task::Keeper::new(name, source, OPERATOR_FOR)?;
+    Ok(Sealer::new(current))
+}
+
+/// Whose certificate says what only operators may say. No node can have that name.
+pub const OPERATOR: &str = "weft-operator";
+/// The certificate for one statement: it counts as long as the CA does.
+const OPERATOR_FOR: Duration = Duration::from_secs(600);
 
 /// What a node proves itself with and whom it believes, at one moment.
 pub struct Identity {

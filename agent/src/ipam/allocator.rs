@@ -6,21 +6,26 @@
 //! ```
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+mod begin;
+mod forget;
 mod recover;
 mod share;
 
 use super::{
-    Assigned, Change, Config, Effects, Found, IpamError, KnownPeer, Now, Request, Stored, View, WaitingFor,
+    Assigned, Change, Config, Effects, Found, IpamError, KnownPeer, Now, Request, Seeding, Stored, View,
+    WaitingFor,
     ask::Asker,
+    death::{self, Deaths},
+    election::{self, Election, Patience, Vote},
     ring::{Ring, TooManySeeds},
     seed::SeedPlan,
     space::{Allocation, Owner, Space},
     span::{Layout, Span},
-    token::Token,
+    token::{self, Token},
 };
 use crate::{
     mesh::gossip::Item,
-    types::{AttachmentKey, Mac, PeerName, PodRef, Prefix},
+    types::{AttachmentKey, Incarnation, Mac, PeerName, PodRef, Prefix},
 };
 use std::{
     cmp::Reverse,
@@ -46,6 +51,14 @@ pub struct Allocator {
     left: bool,
     /// Peers that can be reached.
     peers: BTreeSet<PeerName>,
+    /// Of all known peers, which incarnation knows of which deaths.
+    heard: BTreeMap<PeerName, (Incarnation, u64)>,
+    deaths: Deaths,
+    /// As long as nobody knows who shares the universe, and this node has a vote.
+    election: Option<(Election, Patience)>,
+    observes: bool,
+    /// Somebody, or an operator, has told this node what is going on since it started.
+    has_contact: bool,
     /// When each reservation that was not activated ends.
     unactivated: BTreeMap<AttachmentKey, Instant>,
     asker: Asker,
@@ -76,6 +89,11 @@ impl Allocator {
             assigned: config.assigned.is_some(),
             left: false,
             peers: BTreeSet::new(),
+            heard: BTreeMap::new(),
+            deaths: Deaths::default(),
+            election: None,
+            observes: config.seeding == Seeding::Observer,
+            has_contact: false,
             unactivated: BTreeMap::new(),
             asker: Asker::default(),
             demand: None,
@@ -87,12 +105,22 @@ impl Allocator {
             this.in_force = true;
             this.ring = Ring::assigned(layout, &assigned);
         }
+        let voted = stored.kept.iter().filter(|(item, _)| item.channel == election::CHANNEL);
+        let voted = voted.filter_map(|(item, _)| Vote::from_item(item).ok()).next();
+        for (item, settled) in stored.kept.into_iter().filter(|_| !this.assigned) {
+            this.effects.publish.push(item.clone());
+            this.deaths.hear(item, settled);
+        }
+        if let (Seeding::Consensus(voters), []) = (config.seeding, config.seeds.names()) {
+            this.stand(voters, voted.map(|(_, vote)| vote), now);
+        }
         for token in stored.tokens.into_iter().filter(|_| !this.assigned) {
             this.effects.publish.push(token.to_item(&layout));
             this.ring.merge(token);
         }
         this.restore(stored.allocations, stored.resting, now);
         this.recover(found, now);
+        this.vote(now);
         if config.seeds.names() == std::slice::from_ref(&this.me) && !config.has_bootstrap {
             this.open();
         }
@@ -145,9 +173,15 @@ impl Allocator {
         freed
     }
 
-    /// Takes in what the mesh heard on channel "ring".
+    /// Takes in what the mesh heard on channels "ring", "deaths" and "votes".
     pub fn on_items(&mut self, items: &[Item], now: Now) {
-        for item in items.iter().filter(|_| !self.assigned) {
+        if self.assigned {
+            return;
+        }
+        let of = |channel: &'static str| items.iter().filter(move |item| item.channel == channel);
+        self.on_deaths(of(death::CHANNEL).cloned());
+        self.on_votes(of(election::CHANNEL), now);
+        for item in of(token::CHANNEL) {
             match Token::from_item(item, &self.layout) {
                 Ok(token) => {
                     if self.ring.merge(token.clone()) {
@@ -166,13 +200,16 @@ impl Allocator {
         let others = || peers.iter().filter(|peer| peer.name != self.me);
         let held = others().flat_map(|peer| peer.held.iter().map(|address| (*address, peer.name.clone())));
         self.space.set_foreign(held.filter_map(|(a, name)| Some((self.layout.offset(a)?, name))).collect());
+        self.heard = others().map(|p| (p.name.clone(), (p.incarnation, p.deaths_digest))).collect();
         self.peers = others().filter(|peer| peer.reachable).map(|peer| peer.name.clone()).collect();
         self.settle(now);
     }
 
     /// A peer has told all that it knows (the first exchange with it is complete).
     pub fn on_contact(&mut self, now: Now) {
+        self.has_contact = true;
         self.open();
+        self.vote(now);
         self.settle(now);
     }
 
@@ -181,6 +218,7 @@ impl Allocator {
         if self.seeds.names().is_empty() {
             self.effects.changes.push(Change::Seeds(seeds.clone()));
             self.seeds = seeds;
+            self.election = None;
         }
     }
 
@@ -217,6 +255,7 @@ impl Allocator {
             warn!(attachment = %key, "freed a reservation that was never activated");
             self.free(&Owner::Pod(key), now);
         }
+        self.vote(now);
         self.settle(now);
     }
 
@@ -232,7 +271,8 @@ impl Allocator {
 
     pub fn next_wake(&self) -> Option<Instant> {
         let reservation = self.unactivated.values().min().copied();
-        [self.space.next_wake(), reservation, self.asker.next_wake()].into_iter().flatten().min()
+        let vote = self.election.as_ref().and_then(|(_, patience)| patience.next_wake());
+        [self.space.next_wake(), reservation, self.asker.next_wake(), vote].into_iter().flatten().min()
     }
 
     /// What the calls since the last time ask for.
@@ -256,6 +296,9 @@ impl Allocator {
             counts: self.space.counts(),
             epoch: self.ring.tokens().map(|token| token.epoch).max().unwrap_or(0),
             waiting_for: self.waiting_for(),
+            deaths: self.deaths.all().clone(),
+            deaths_digest: self.deaths.digest(),
+            takeovers: self.takeovers(),
         }
     }
 
@@ -383,6 +426,7 @@ impl Allocator {
 
     /// Brings all that follows from ring and allocations up to date.
     fn settle(&mut self, now: Now) {
+        self.settle_deaths();
         if self.ring_changed {
             self.ring_changed = false;
             self.routes = Arc::new(self.ring.routes());
@@ -450,8 +494,15 @@ impl Allocator {
         if self.assigned {
             return self.space.own().is_empty().then_some(WaitingFor::Assignment);
         }
+        if self.observes {
+            return Some(WaitingFor::Nothing);
+        }
         if self.ring.is_empty() {
-            return Some(WaitingFor::Seed);
+            let votes = |(election, _): &(Election, Patience)| {
+                let (voters, quorum) = election.turnout();
+                WaitingFor::Votes { voters, quorum }
+            };
+            return Some(self.election.as_ref().map_or(WaitingFor::Seed, votes));
         }
         if let Some(peer) = self.asker.asked() {
             return Some(WaitingFor::Space { from: peer.clone() });

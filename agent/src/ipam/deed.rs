@@ -69,7 +69,8 @@ impl Registrar {
     /// The token is not its owner's by its deed.
     pub fn check(&mut self, token: &Token) -> Result<(), Rejected> {
         if self.shares.is_empty() {
-            return Err(Rejected::Forged("the seeds are not known yet"));
+            // They may be elected at this moment: peers offer the token again and again.
+            return Err(Rejected::Invalid("the seeds are not known yet"));
         }
         if (token.hands, token.version) == (0, 0) {
             // Nobody has sealed it: whatever were there instead of a deed would only make it larger.

@@ -12,6 +12,10 @@ pub enum WaitingFor {
     FirstContact,
     /// No peer heard so far knows who owns anything.
     Seed,
+    /// Nobody knows yet who shares the universe.
+    Votes { voters: usize, quorum: usize },
+    /// It only observes.
+    Nothing,
     /// Asked for space.
     Space { from: PeerName },
     /// Somebody else says who owns what, and has given this node nothing yet.
@@ -63,6 +67,11 @@ impl fmt::Display for WaitingFor {
         match self {
             Self::FirstContact => write!(f, "first contact with a peer (--peer)"),
             Self::Seed => write!(f, "a peer that was given --ipam-seed"),
+            Self::Votes { voters, quorum } => write!(
+                f,
+                "the election of those who share the universe (--ipam-seed consensus): {voters} nodes vote, it takes {quorum}"
+            ),
+            Self::Nothing => write!(f, "another --ipam-seed than `observer`: this node never has addresses"),
             Self::Assignment => write!(f, "the cluster, to give this Node a podCIDR inside --universe"),
             Self::Space { from } => write!(f, "space from {from}"),
             Self::Unreachable { owners } => {

@@ -15,7 +15,9 @@
 
 mod allocator;
 mod ask;
+pub mod death;
 pub mod deed;
+pub mod election;
 mod error;
 pub mod record;
 pub mod ring;
@@ -36,7 +38,7 @@ pub use space::{Allocation, Counts, Owner};
 use crate::{
     identity::Sealer,
     mesh::gossip::Item,
-    types::{AttachmentKey, Mac, PeerName, PodRef, Prefix, Universe, VethAlias},
+    types::{AttachmentKey, Incarnation, Mac, PeerName, PodRef, Prefix, Universe, VethAlias},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -50,12 +52,26 @@ pub struct Config {
     pub name: PeerName,
     pub universe: Universe,
     pub seeds: seed::SeedPlan,
+    /// What to do as long as nobody knows the seeds.
+    pub seeding: Seeding,
     /// With what this node seals its tokens; without it they have no deeds.
     pub sealer: Option<Sealer>,
     /// There are peers that may know more than this node does: those that it was given to start with (`--peer`).
     pub has_bootstrap: bool,
     /// Somebody else says who owns what, and this is the beginning: there is no ring then.
     pub assigned: Option<Assigned>,
+}
+
+/// A node's part in finding out who shares the universe at the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Seeding {
+    /// They are given, or it waits to be told.
+    #[default]
+    Given,
+    /// It is one of so many that vote.
+    Consensus(usize),
+    /// It never owns anything.
+    Observer,
 }
 
 /// Which ranges somebody else than the ring has given to whom.
@@ -67,6 +83,8 @@ pub struct Stored {
     /// The ring has been confirmed by a peer, or this node is the only seed: own ranges may be used.
     pub in_force: bool,
     pub tokens: Vec<token::Token>,
+    /// Items of other channels that are to last, and whether this node has done its part in it.
+    pub kept: Vec<(Item, bool)>,
     pub allocations: Vec<Allocation>,
     pub resting: Vec<IpAddr>,
 }
@@ -112,6 +130,9 @@ pub struct KnownPeer {
     pub reachable: bool,
     /// Addresses that it serves though the ring gives them to another.
     pub held: Vec<IpAddr>,
+    pub incarnation: Incarnation,
+    /// Of the deaths that it knows of.
+    pub deaths_digest: u64,
 }
 
 /// One entry of the state file that is to be put, or removed where there is `None`.
@@ -121,6 +142,11 @@ pub enum Change {
     /// Who shared the universe at the start; what is configured later counts no more.
     Seeds(seed::SeedPlan),
     Token(token::Token),
+    /// Of another channel than the ring's.
+    Kept {
+        item: Item,
+        settled: bool,
+    },
     Allocation(IpAddr, Option<Arc<Allocation>>),
     /// With the Unix time in milliseconds at which it was freed.
     Resting(IpAddr, Option<u64>),
@@ -129,6 +155,8 @@ pub enum Change {
 /// What is to be done after a call: store, then publish and send.
 #[derive(Clone, Debug, Default)]
 pub struct Effects {
+    /// Who shares the universe, for the mesh to know before anything else.
+    pub seeds: Option<seed::SeedPlan>,
     pub changes: Vec<Change>,
     pub publish: Vec<Item>,
     /// Messages on channel "ring" for one peer each.
@@ -157,4 +185,8 @@ pub struct View {
     pub epoch: u64,
     /// Set while this node cannot hand out addresses though it should.
     pub waiting_for: Option<WaitingFor>,
+    pub deaths: Arc<Vec<death::Death>>,
+    pub deaths_digest: u64,
+    /// Whose ranges this node is to take over, and who has not heard of the death yet.
+    pub takeovers: Vec<(PeerName, Vec<PeerName>)>,
 }

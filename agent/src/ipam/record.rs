@@ -29,7 +29,7 @@ pub fn seeds(store: &Store) -> Result<Option<SeedPlan>, RecordError> {
 /// Reads all that was stored.
 pub fn load(store: &Store, layout: &Layout) -> Result<Stored, RecordError> {
     let mut stored = Stored::default();
-    for table in [Table::Meta, Table::Ring, Table::Allocations, Table::Resting] {
+    for table in [Table::Meta, Table::Ring, Table::Allocations, Table::Resting, Table::Items] {
         for entry in store.read(table)? {
             read(&mut stored, table, &entry, layout)?;
         }
@@ -60,7 +60,11 @@ pub fn read(
             let offset = layout.from_bytes(key).ok_or(RecordError::Unreadable("a resting address"))?;
             stored.resting.push(layout.address(offset));
         }
-        Table::Items => {}
+        Table::Items => {
+            let (settled, item) = value.split_first().ok_or(RecordError::Unreadable("a kept item"))?;
+            let item = mesh::Item::decode(item).map_err(|_| RecordError::Unreadable("a kept item"))?;
+            stored.kept.push((item.into(), *settled != 0));
+        }
     }
     Ok(())
 }
@@ -76,6 +80,11 @@ pub fn write(change: &Change, layout: &Layout) -> Write {
             let (body, signature) = (token.to_body(layout), token.signature.clone());
             let value = mesh::Item { body, signature, ..Default::default() }.encode_to_vec();
             Write { table: Table::Ring, key: layout.to_bytes(token.start), value: Some(value) }
+        }
+        Change::Kept { item, settled } => {
+            let key = [item.channel.as_bytes(), b"\0", &item.key].concat();
+            let value = [vec![u8::from(*settled)], mesh::Item::from(item.clone()).encode_to_vec()].concat();
+            Write { table: Table::Items, key, value: Some(value) }
         }
         Change::Allocation(address, allocation) => {
             let value = allocation.as_deref().map(encode);
@@ -151,7 +160,7 @@ const SEEDS: &[u8] = b"seeds";
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{ipam::seed, types::Mac};
+    use crate::{ipam::seed, mesh::gossip::Item, types::Mac};
     use std::sync::Arc;
 
     #[test]
@@ -186,11 +195,14 @@ mod tests {
             mac: Mac::default(),
             reserved_at: 0,
         };
+        let death = Item { channel: "deaths".into(), key: b"b".into(), rank: vec![1], ..Item::default() };
         let allocation = |a: &Allocation| Change::Allocation(a.address, Some(Arc::new(a.clone())));
         let changes = [
             Change::InForce,
             Change::Seeds(seed::seeds("b,a")),
             Change::Token(token.clone()),
+            Change::Kept { item: death.clone(), settled: false },
+            Change::Kept { item: death.clone(), settled: true },
             allocation(&pod),
             allocation(&bridge),
             Change::Resting(layout.address(3), Some(7)),
@@ -202,6 +214,7 @@ mod tests {
         let expected = Stored {
             in_force: true,
             tokens: vec![token],
+            kept: vec![(death, true)],
             allocations: vec![bridge, pod],
             resting: vec![layout.address(3)],
         };

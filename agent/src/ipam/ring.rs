@@ -120,6 +120,10 @@ impl Ring {
         self.tokens.values()
     }
 
+    pub fn sealer(&self) -> Option<&Sealer> {
+        self.sealer.as_ref()
+    }
+
     pub fn is_empty(&self) -> bool {
         self.tokens.is_empty()
     }

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     mesh::gossip::Item,
-    types::{AttachmentKey, PeerName, PodRef},
+    types::{AttachmentKey, Incarnation, PeerName, PodRef},
 };
 use proptest::prelude::*;
 use std::{
@@ -98,6 +98,7 @@ impl Sim {
             seeds: seeds(&self.seeds),
             sealer: None,
             has_bootstrap: self.seeds != name.as_str(),
+            seeding: super::Seeding::Given,
             assigned: None,
         };
         Allocator::new(config, stored, Found::default(), self.now).unwrap()
@@ -156,8 +157,14 @@ impl Sim {
 
     pub(super) fn peers(&mut self) -> Vec<KnownPeer> {
         let known = |node: &mut Node| {
-            let held = node.allocator.view().held;
-            KnownPeer { name: node.name.clone(), reachable: true, held }
+            let view = node.allocator.view();
+            KnownPeer {
+                name: node.name.clone(),
+                reachable: true,
+                held: view.held,
+                incarnation: Incarnation(1),
+                deaths_digest: view.deaths_digest,
+            }
         };
         self.nodes.iter_mut().map(known).collect()
     }
@@ -295,6 +302,10 @@ impl Stored {
             Change::Token(token) => {
                 self.tokens.retain(|known| known.start != token.start);
                 self.tokens.push(token);
+            }
+            Change::Kept { item, settled } => {
+                self.kept.retain(|(known, _)| known.key != item.key);
+                self.kept.push((item, settled));
             }
             Change::Allocation(address, allocation) => {
                 self.allocations.retain(|known| known.address != address);

@@ -10,7 +10,7 @@
 
 use super::{
     Allocation, Allocator, Assigned, Config, Effects, Found, IpamError, KnownPeer, Now, Request, View,
-    record, seed::SeedPlan, span::Layout, token::Token,
+    death::Death, deed::Takeover, record, seed::SeedPlan, span::Layout, token::Token,
 };
 use crate::{
     linux::store::{Store, Write},
@@ -29,11 +29,16 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-/// What the mesh is to send on channel "ring".
+/// What the mesh is to send: items of channels "ring", "deaths" and "votes", messages on channel "ring".
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outgoing {
+    /// Who shares the universe at the start; it comes before what follows from it.
+    Seeds(SeedPlan),
     Publish(Vec<Item>),
-    Unicast { to: PeerName, body: Vec<u8> },
+    Unicast {
+        to: PeerName,
+        body: Vec<u8>,
+    },
 }
 
 /// To the allocator's task, which ends when all handles are gone.
@@ -44,6 +49,7 @@ pub struct Handle {
 }
 
 /// Loads what was stored, takes in what is found on the node, and starts the task. The view is complete on return.
+/// `believe` is told whose takeovers follow from the deaths that are known; none where somebody else decides about them.
 ///
 /// # Errors
 /// The state file cannot be read or written, or there are more seeds than blocks.
@@ -52,6 +58,7 @@ pub async fn start(
     store: Store,
     found: Found,
     outgoing: mpsc::Sender<Outgoing>,
+    believe: Option<watch::Sender<Arc<BTreeSet<Takeover>>>>,
 ) -> anyhow::Result<(Handle, JoinHandle<()>)> {
     let layout = Layout::new(config.universe);
     let loading = store.clone();
@@ -68,7 +75,7 @@ pub async fn start(
     let (commands, receiver) = mpsc::channel(COMMANDS);
     let (view, watched) = watch::channel(Arc::default());
     let outbox = Outbox::default();
-    let mut task = Task { allocator, layout, store, unwritten: Vec::new(), view, outbox };
+    let mut task = Task { allocator, layout, store, unwritten: Vec::new(), view, believe, outbox };
     task.settle(Vec::new()).await.context("write address space and allocations")?;
     Ok((Handle { commands, view: watched }, tokio::spawn(task.run(receiver, outgoing))))
 }
@@ -98,7 +105,7 @@ impl Handle {
         self.ask(|reply| Command::Leave { force, reply }).await?
     }
 
-    /// Items of channel "ring" that are new to the mesh.
+    /// Items of channels "ring", "deaths" and "votes" that are new to the mesh.
     pub async fn items(&self, items: Vec<Item>) -> Result<(), IpamError> {
         self.tell(Command::Items(items)).await
     }
@@ -126,6 +133,11 @@ impl Handle {
     /// Takes over what a peer had that is gone, as has been agreed on; doing it again changes nothing.
     pub async fn take_over(&self, from: PeerName, epoch: u64) -> Result<(), IpamError> {
         self.tell(Command::TakeOver { from, epoch }).await
+    }
+
+    /// Declares peers dead; it is on disk when this returns, and the mesh is told.
+    pub async fn forget(&self, deaths: Vec<Item>) -> Result<(), IpamError> {
+        self.ask(|reply| Command::Forget(deaths, reply)).await?
     }
 
     /// The takeovers that the ring refers to, by epoch.
@@ -173,6 +185,7 @@ enum Command {
     Seeds(SeedPlan),
     Assigned(Assigned),
     TakeOver { from: PeerName, epoch: u64 },
+    Forget(Vec<Item>, Reply<()>),
     Epochs(oneshot::Sender<BTreeSet<u64>>),
     Keys,
     Contact,
@@ -188,6 +201,7 @@ struct Task {
     /// Changes that the disk has refused so far.
     unwritten: Vec<Write>,
     view: watch::Sender<Arc<View>>,
+    believe: Option<watch::Sender<Arc<BTreeSet<Takeover>>>>,
     outbox: Outbox,
 }
 
@@ -268,6 +282,10 @@ impl Task {
                 self.allocator.take_over(&from, epoch, now);
                 None
             }
+            Command::Forget(deaths, reply) => {
+                self.allocator.forget(&deaths, now);
+                Some(answer(Ok(()), reply))
+            }
             Command::Epochs(reply) => {
                 let _ = reply.send(self.allocator.epochs());
                 None
@@ -289,14 +307,22 @@ impl Task {
 
     /// Writes what has changed; then answers, shows and queues what is to be sent.
     async fn settle(&mut self, answers: Vec<Answer>) -> anyhow::Result<()> {
-        let Effects { changes, publish, unicasts } = self.allocator.effects();
+        let Effects { seeds, changes, publish, unicasts } = self.allocator.effects();
+        self.outbox.held_seeds = seeds.or(self.outbox.held_seeds.take());
         self.unwritten.extend(changes.iter().map(|change| record::write(change, &self.layout)));
-        self.outbox.held.extend(publish.into_iter().map(|item| (item.key.clone(), item)));
+        self.outbox
+            .held
+            .extend(publish.into_iter().map(|item| ((item.channel.clone(), item.key.clone()), item)));
         self.outbox.held_unicasts.extend(unicasts);
         let written = self.write().await;
         if written.is_ok() {
             self.outbox.release();
             let view = Arc::new(self.allocator.view());
+            // Before others can see that this node knows.
+            if let Some(believe) = self.believe.as_ref().filter(|_| view.deaths != self.view.borrow().deaths)
+            {
+                believe.send_replace(Arc::new(view.deaths.iter().map(Death::takeover).collect()));
+            }
             self.view.send_if_modified(|shown| {
                 let changed = *shown != view;
                 *shown = view;
@@ -339,25 +365,32 @@ fn answer<T: Send + 'static>(result: Result<T, IpamError>, reply: Reply<T>) -> A
 /// What the mesh has not taken yet, merged: at most one item for each token, one request for each peer.
 #[derive(Default)]
 struct Outbox {
+    held_seeds: Option<SeedPlan>,
+    seeds: Option<SeedPlan>,
     /// Not on disk yet.
-    held: BTreeMap<Vec<u8>, Item>,
+    held: BTreeMap<(String, Vec<u8>), Item>,
     held_unicasts: BTreeMap<PeerName, Vec<u8>>,
-    items: BTreeMap<Vec<u8>, Item>,
+    /// By channel and key: deaths go before the tokens that follow from them.
+    items: BTreeMap<(String, Vec<u8>), Item>,
     unicasts: BTreeMap<PeerName, Vec<u8>>,
 }
 
 impl Outbox {
     fn release(&mut self) {
+        self.seeds = self.held_seeds.take().or(self.seeds.take());
         self.items.append(&mut self.held);
         self.unicasts.append(&mut self.held_unicasts);
     }
 
     fn is_empty(&self) -> bool {
-        self.items.is_empty() && self.unicasts.is_empty()
+        self.seeds.is_none() && self.items.is_empty() && self.unicasts.is_empty()
     }
 
     /// Items go before requests, so that a giver knows what the asker's ranges look like.
     fn next(&mut self) -> Option<Outgoing> {
+        if let Some(seeds) = self.seeds.take() {
+            return Some(Outgoing::Seeds(seeds));
+        }
         if !self.items.is_empty() {
             return Some(Outgoing::Publish(std::mem::take(&mut self.items).into_values().collect()));
         }
@@ -381,7 +414,7 @@ mod tests {
     use super::*;
     use crate::{
         ipam::{Owner, seed::seeds},
-        types::PodRef,
+        types::{Incarnation, PodRef},
     };
     use std::path::Path;
 
@@ -396,10 +429,17 @@ mod tests {
     async fn agent(dir: &Path, found: Found) -> (Handle, JoinHandle<()>, mpsc::Receiver<Outgoing>) {
         let (name, universe) = ("a".parse().unwrap(), "10.32.0.0/16".parse().unwrap());
         let (store, _) = Store::open(dir, &name, &universe).unwrap();
-        let config =
-            Config { seeds: seeds("a"), sealer: None, name, universe, has_bootstrap: false, assigned: None };
+        let config = Config {
+            seeds: seeds("a"),
+            sealer: None,
+            name,
+            universe,
+            has_bootstrap: false,
+            seeding: crate::ipam::Seeding::Given,
+            assigned: None,
+        };
         let (outgoing, sent) = mpsc::channel(1);
-        let (handle, task) = start(config, store, found, outgoing).await.unwrap();
+        let (handle, task) = start(config, store, found, outgoing, None).await.unwrap();
         (handle, task, sent)
     }
 
@@ -449,7 +489,13 @@ mod tests {
     async fn a_slow_mesh_does_not_hold_up_reservations() {
         let temp = tempfile::tempdir().unwrap();
         let (handle, _task, mut sent) = agent(temp.path(), Found::default()).await;
-        let peer = KnownPeer { name: "b".parse().unwrap(), reachable: true, held: Vec::new() };
+        let peer = KnownPeer {
+            name: "b".parse().unwrap(),
+            reachable: true,
+            held: Vec::new(),
+            incarnation: Incarnation(1),
+            deaths_digest: 0,
+        };
         handle.peers(vec![peer]).await.unwrap();
         for n in 0..50 {
             handle.reserve(request(n)).await.unwrap();

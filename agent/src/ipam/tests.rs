@@ -8,7 +8,7 @@ use super::{
     span::{Layout, coalesce},
     token::Token,
 };
-use crate::types::{Mac, PodRef, VethAlias};
+use crate::types::{Incarnation, Mac, PodRef, VethAlias};
 use std::{collections::BTreeSet, net::IpAddr, time::Instant};
 
 #[test]
@@ -147,6 +147,7 @@ fn thousands_of_nodes_fit_a_12() {
             seeds: seeds(if n == 0 { "n0" } else { "" }),
             sealer: None,
             has_bootstrap: n > 0,
+            seeding: super::Seeding::Given,
             assigned: None,
         };
         let name = config.name.clone();
@@ -155,7 +156,13 @@ fn thousands_of_nodes_fit_a_12() {
         let tokens: Vec<Token> = best.map(|(_, token)| token.clone()).into_iter().collect();
         let peers: Vec<KnownPeer> = tokens
             .iter()
-            .map(|token| KnownPeer { name: token.owner.clone(), reachable: true, held: Vec::new() })
+            .map(|token| KnownPeer {
+                name: token.owner.clone(),
+                reachable: true,
+                held: Vec::new(),
+                incarnation: Incarnation(1),
+                deaths_digest: 0,
+            })
             .collect();
         let stored = Stored { in_force: n > 0, tokens, ..Stored::default() };
         let mut joiner = Allocator::new(config, stored, Found::default(), now).unwrap();
@@ -201,6 +208,7 @@ fn addresses_are_reclaimed_from_veths() {
         seeds: seeds("n0"),
         sealer: None,
         has_bootstrap: false,
+        seeding: super::Seeding::Given,
         assigned: None,
     };
     let veth = |pod, address: &str| VethAlias {
@@ -259,6 +267,7 @@ fn a_pod_on_a_lost_address_is_held_and_the_new_owner_leaves_it_alone() {
         seeds: seeds("n0,n1"),
         sealer: None,
         has_bootstrap: true,
+        seeding: super::Seeding::Given,
         assigned: None,
     };
     sim.nodes[1].allocator = Allocator::new(config, Stored::default(), found, now).unwrap();
@@ -331,6 +340,7 @@ fn assigned_ranges_are_used_and_neither_asked_for_nor_given() {
         seeds: Default::default(),
         sealer: None,
         has_bootstrap: true,
+        seeding: super::Seeding::Given,
         assigned: Some(assigned(&[("n1", "10.244.1.0/24")])),
     };
     let now = Now { at: Instant::now(), unix_ms: 0 };
@@ -341,7 +351,13 @@ fn assigned_ranges_are_used_and_neither_asked_for_nor_given() {
     allocator.on_assigned(&assigned(&both), now);
     let address = allocator.reserve(request(0, 1), now).unwrap().address;
     assert!(assigned(&both)[0].1.contains(&address), "{address}");
-    let peer = KnownPeer { name: "n1".parse().unwrap(), reachable: true, held: Vec::new() };
+    let peer = KnownPeer {
+        name: "n1".parse().unwrap(),
+        reachable: true,
+        held: Vec::new(),
+        incarnation: Incarnation(1),
+        deaths_digest: 0,
+    };
     allocator.on_peers(&[peer], now);
     let ask = weft_proto::mesh::SpaceRequest { count: 256, urgent: true };
     allocator.on_unicast(&"n1".parse().unwrap(), &prost::Message::encode_to_vec(&ask), now);

@@ -5,7 +5,7 @@
 //!   ring         start address          -> token
 //!   allocations  address                -> who has it
 //!   resting      address                -> when it was freed
-//!   items        channel, 0, key        -> a gossiped item, for a quick restart
+//!   items        channel, 0, key        -> a gossiped item that is to last, such as a death
 //! ```
 //!
 //! Calls block for as long as the disk takes.

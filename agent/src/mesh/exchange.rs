@@ -222,9 +222,13 @@ impl Mesh {
     }
 
     fn peer_changed(&mut self, record: PeerRecord, now: Instant) {
-        match record.left {
+        let is_dead = self.forgotten.get(&record.name).is_some_and(|last| record.incarnation <= *last);
+        match record.left || is_dead {
             true => self.dialer.gone(&record.name),
             false => self.dialer.heard(&record.name, now, &mut self.rng),
+        }
+        if is_dead {
+            return;
         }
         self.peers.insert(record);
         self.routes = None;

@@ -184,13 +184,11 @@ impl Mesh {
             Verdict::Refused(refusal) => {
                 warn!(remote, peer = hello.name, reason = refusal.reason, "link refused");
                 self.count_refused(refusal.code());
-                match refusal.code() {
-                    Code::Identity => {
-                        let (who, _) = remote.rsplit_once(':').unwrap_or((&remote, ""));
-                        let what = format!("was turned away: {}", refusal.reason);
-                        self.refusals.note(who, &what, now);
-                    }
-                    _ => self.object(dialled.is_some(), &remote, &refusal.reason),
+                let (who, _) = remote.rsplit_once(':').unwrap_or((&remote, ""));
+                let what = format!("was turned away: {}", refusal.reason);
+                self.refusals.note(who, &what, now);
+                if refusal.code() != Code::Identity {
+                    self.object(dialled.is_some(), &remote, &refusal.reason);
                 }
                 self.close(id, refusal.code(), &refusal.reason, now);
             }
@@ -200,7 +198,7 @@ impl Mesh {
     }
 
     /// Who joins learns the seeds from the first whom it meets: whose shares are whose follows from them.
-    fn learn_seeds(&mut self, seeds: Vec<PeerName>) {
+    pub(super) fn learn_seeds(&mut self, seeds: Vec<PeerName>) {
         if self.greeting.seeds.is_empty() && !seeds.is_empty() {
             self.replica.seeds(&seeds);
             self.greeting.seeds.clone_from(&seeds);
@@ -281,7 +279,8 @@ impl Mesh {
         self.output(Output::Close { link: id });
         self.closed(id, &reason, now);
         // We knew the other end for what it is, so the link was up for a moment; it is in vain all the same.
-        if let Some(target) = dialled.filter(|_| refusal.code() == Code::Identity) {
+        let is_for_good = !matches!(refusal.code(), Code::Surplus | Code::Leaving | Code::NameTaken);
+        if let Some(target) = dialled.filter(|_| is_for_good) {
             self.dial_failed(&target, &reason, now);
         }
     }

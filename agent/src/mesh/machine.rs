@@ -108,6 +108,13 @@ pub enum Input {
     Heard(PeerName),
     /// These are the addresses to look for peers at, instead of those before.
     Bootstrap(Vec<PeerAddress>),
+    /// Who shares the universe at the start is known now.
+    Seeds(Vec<PeerName>),
+    /// A peer is dead up to that incarnation.
+    Forget {
+        name: PeerName,
+        incarnation: Incarnation,
+    },
     Leave,
 }
 
@@ -159,6 +166,8 @@ pub struct Mesh {
     pub(super) sealer: Option<Sealer>,
     pub(super) checker: Option<Checker>,
     pub(super) peers: PeerSet,
+    /// Those who are dead, each up to an incarnation.
+    pub(super) forgotten: BTreeMap<PeerName, Incarnation>,
     pub(super) links: BTreeMap<LinkId, Link>,
     pub(super) dialer: Dialer,
     pub(super) routes: Option<Routes>,
@@ -241,6 +250,7 @@ impl Mesh {
             sealer: identity.clone().map(Sealer::new),
             checker: identity.map(Checker::new),
             started: now,
+            forgotten: BTreeMap::new(),
             links: BTreeMap::new(),
             routes: None,
             news: BTreeMap::new(),
@@ -295,6 +305,8 @@ impl Mesh {
             Input::Update(change) => self.update(change),
             Input::Heard(name) => self.dialer.heard(&name, now, &mut self.rng),
             Input::Bootstrap(addresses) => self.dialer.set_bootstrap(addresses),
+            Input::Seeds(seeds) => self.learn_seeds(seeds),
+            Input::Forget { name, incarnation } => self.forget(name, incarnation),
             Input::Leave => self.leave(now),
         }
         self.drive(now);

@@ -13,7 +13,7 @@ use super::{
     peers::{self, MAX_NEIGHBOURS, Neighbour, PeerRecord},
     replica::{ItemKey, Merged},
 };
-use crate::types::{Incarnation, PeerAddress};
+use crate::types::{Incarnation, PeerAddress, PeerName};
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
@@ -178,6 +178,27 @@ impl Mesh {
     pub(super) fn tell_neighbours(&mut self) {
         let neighbours = self.neighbours();
         self.replace_own(PeerRecord { neighbours, ..self.own.clone() });
+    }
+
+    /// A peer is dead up to an incarnation, and its record is one of a later one should it come back. Should it be this
+    /// agent, it says that it lives.
+    pub(super) fn forget(&mut self, name: PeerName, incarnation: Incarnation) {
+        if name == self.own.name {
+            if self.own.incarnation <= incarnation && self.phase == Phase::Joined {
+                self.own.incarnation = Incarnation(incarnation.0.saturating_add(1));
+                self.naming.used.insert(self.own.incarnation);
+                self.publish_own();
+            }
+            return;
+        }
+        if self.peers.get(&name).is_some_and(|record| record.incarnation <= incarnation) {
+            self.dialer.gone(&name);
+            self.peers.remove(&name);
+            self.routes = None;
+            self.output(Output::PeersChanged);
+        }
+        let last = self.forgotten.entry(name).or_insert(incarnation);
+        *last = incarnation.max(*last);
     }
 
     pub(super) fn leave(&mut self, now: Instant) {

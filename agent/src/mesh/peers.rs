@@ -33,6 +33,8 @@ pub struct PeerRecord {
     pub held: Vec<IpAddr>,
     /// Addresses of its own ranges that it leaves to who holds them.
     pub conceded: Vec<IpAddr>,
+    /// Of the deaths that it has heard of and written down.
+    pub deaths_digest: u64,
     /// It has left for good and owns nothing.
     pub left: bool,
 }
@@ -72,6 +74,7 @@ impl PeerRecord {
             neighbours: Vec::new(),
             held: Vec::new(),
             conceded: Vec::new(),
+            deaths_digest: 0,
             left: false,
         }
     }
@@ -116,6 +119,7 @@ impl PeerRecord {
             held: self.held.iter().take(MAX_HELD).map(IpAddr::to_string).collect(),
             conceded: self.conceded.iter().take(MAX_HELD).map(IpAddr::to_string).collect(),
             left: self.left,
+            deaths_digest: self.deaths_digest,
         };
         Item {
             channel: CHANNEL.into(),
@@ -165,6 +169,7 @@ impl PeerRecord {
                 neighbours: body.neighbours.into_iter().map(neighbour).collect::<Option<_>>()?,
                 held: body.held.iter().map(|text| text.parse().ok()).collect::<Option<_>>()?,
                 conceded: body.conceded.iter().map(|text| text.parse().ok()).collect::<Option<_>>()?,
+                deaths_digest: body.deaths_digest,
                 left: body.left,
             })
         };
@@ -197,6 +202,13 @@ impl PeerSet {
 
     pub fn others(&self) -> impl Iterator<Item = &Arc<PeerRecord>> {
         self.iter().filter(|record| record.name != self.own)
+    }
+
+    /// A peer is no more.
+    pub(crate) fn remove(&mut self, name: &PeerName) {
+        if *name != self.own {
+            self.records.remove(name);
+        }
     }
 
     /// Takes a newer record in; a peer that has left goes.

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     identity,
     mesh::dial::Trouble,
-    types::{PeerAddress, PeerName},
+    types::{Incarnation, PeerAddress, PeerName},
 };
 use anyhow::Context;
 use rustls::pki_types::UnixTime;
@@ -161,6 +161,16 @@ impl Handle {
     /// These are the addresses to look for peers at, instead of those before.
     pub async fn bootstrap(&self, addresses: Vec<PeerAddress>) -> Result<(), Stopped> {
         self.input(Input::Bootstrap(addresses)).await
+    }
+
+    /// Who shares the universe at the start is known now.
+    pub async fn seeds(&self, seeds: Vec<PeerName>) -> Result<(), Stopped> {
+        self.input(Input::Seeds(seeds)).await
+    }
+
+    /// A peer is dead up to that incarnation: it is called no more, and shown no more unless it comes back.
+    pub async fn forget(&self, name: PeerName, incarnation: Incarnation) -> Result<(), Stopped> {
+        self.input(Input::Forget { name, incarnation }).await
     }
 
     /// Tells the peers that this agent leaves for good, and stops.

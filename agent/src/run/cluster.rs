@@ -16,7 +16,7 @@ use crate::{
     admin::{Observer, Readiness},
     cni,
     config::{Args, Config, HostFacts, Ipam},
-    ipam::{self, Assigned, View as Ring, deed::Takeover, task::Handle as Addresses},
+    ipam::{self, Assigned, Seeding, View as Ring, deed::Takeover, task::Handle as Addresses},
     kube::{
         Node,
         events::Aggregator,
@@ -56,7 +56,7 @@ pub async fn join(args: &Args, config: &Config, host: &HostFacts) -> anyhow::Res
         peers: config.peers.clone(),
         port: config.listen.port(),
         step: CA_STEP,
-        elects: config.ipam == Ipam::Ring && config.ipam_seed.is_empty(),
+        elects: config.ipam == Ipam::Ring && config.ipam_seed.is_empty() && config.seeding == Seeding::Given,
     };
     let cluster = join::join(settings).await?;
     let mut args = args.clone();

@@ -138,6 +138,8 @@ impl Forwarding {
                     name: record.name.clone(),
                     reachable: reach.by_gossip.contains(&record.name),
                     held: record.held.clone(),
+                    incarnation: record.incarnation,
+                    deaths_digest: record.deaths_digest,
                 })
                 .collect(),
             table: table::Inputs {

@@ -230,7 +230,9 @@ impl State {
         };
         let rested = self.timed.is_none_or(|last| now.duration_since(last) >= TIMED);
         let retime = differs(rested);
-        if clash || own.held != held || own.conceded != conceded || own.ranges_digest != digest || retime {
+        let deaths = view.deaths_digest;
+        let news = own.deaths_digest != deaths || own.ranges_digest != digest || retime;
+        if clash || own.held != held || own.conceded != conceded || news {
             if retime {
                 self.timed = Some(now);
             }
@@ -238,6 +240,7 @@ impl State {
                 record.held = held;
                 record.conceded = conceded;
                 record.ranges_digest = digest;
+                record.deaths_digest = deaths;
                 if retime {
                     record.neighbours = neighbours;
                 }

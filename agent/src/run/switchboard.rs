@@ -4,6 +4,7 @@ use crate::{
     admin::LeaveCall,
     identity::task::{Current, changed},
     ipam::{
+        death, election,
         task::{Handle as Ipam, Outgoing},
         token,
     },
@@ -45,7 +46,9 @@ impl Switchboard {
 
     async fn deliver(&self, message: Incoming) -> anyhow::Result<()> {
         match message {
-            Incoming::Items { channel, items } if channel == token::CHANNEL => self.ipam.items(items).await?,
+            Incoming::Items { channel, items } if CHANNELS.contains(&channel.as_str()) => {
+                self.ipam.items(items).await?;
+            }
             Incoming::Unicast { from, channel, body } if channel == token::CHANNEL => {
                 self.ipam.unicast(from, body).await?;
             }
@@ -61,6 +64,7 @@ impl Switchboard {
 
     async fn send(&self, message: Outgoing) -> anyhow::Result<()> {
         match message {
+            Outgoing::Seeds(seeds) => self.mesh.seeds(seeds.names().into()).await?,
             Outgoing::Publish(items) => self.mesh.publish(items).await?,
             Outgoing::Unicast { to, body } => self.mesh.unicast(to, token::CHANNEL, body).await?,
         }
@@ -114,3 +118,6 @@ impl Switchboard {
 fn is_me(mesh: &Mesh, name: &PeerName) -> bool {
     mesh.peers().borrow().own().name == *name
 }
+
+/// The allocator's.
+const CHANNELS: [&str; 3] = [token::CHANNEL, death::CHANNEL, election::CHANNEL];

@@ -12,7 +12,7 @@ use weft::{
         Allocator, Config, Found, KnownPeer, Now, Request, Stored, ring::Ring, seed::SeedPlan, span::Layout,
         token::Token,
     },
-    types::{AttachmentKey, PeerName, PodRef},
+    types::{AttachmentKey, Incarnation, PeerName, PodRef},
 };
 
 pub fn run(bytes: &[u8]) {
@@ -86,6 +86,7 @@ impl Scene {
             seeds,
             sealer: None,
             has_bootstrap: script.byte() & 1 != 0,
+            seeding: weft::ipam::Seeding::Given,
             assigned: None,
         };
         let allocator = Allocator::new(config, Stored::default(), Found::default(), now(&clock));
@@ -122,7 +123,9 @@ impl Scene {
                 5 => {
                     let offset = u128::from(script.byte()) % (layout().whole().last + 1);
                     let held = vec![layout().address(offset)];
-                    let peer = KnownPeer { name: name(pod & 3), reachable: pod & 4 != 0, held };
+                    let (incarnation, deaths_digest) = (Incarnation(1), 0);
+                    let name = name(pod & 3);
+                    let peer = KnownPeer { name, reachable: pod & 4 != 0, held, incarnation, deaths_digest };
                     self.allocator.on_peers(&[peer], now);
                 }
                 6 => {

@@ -42,6 +42,7 @@ pub fn run(bytes: &[u8]) {
         seeds: SeedPlan::default(),
         sealer: None,
         has_bootstrap: true,
+        seeding: weft::ipam::Seeding::Given,
         assigned: None,
     };
     let mut clock = Clock::new();

@@ -55,13 +55,17 @@ impl Allocator {
     /// Takes over what a peer had that is gone, as has been agreed on.
     pub fn take_over(&mut self, from: &PeerName, epoch: u64, now: Now) {
         if self.shares() && *from != self.me {
-            let changed = self.ring.take_over(from, epoch, &self.me);
-            for range in changed.iter().flat_map(|token| self.layout.prefixes(token.span())) {
-                info!(peer = %from, %range, epoch, "took over space");
-            }
-            self.record(changed);
+            self.inherit(from, epoch);
             self.settle(now);
         }
+    }
+
+    pub(super) fn inherit(&mut self, from: &PeerName, epoch: u64) {
+        let changed = self.ring.take_over(from, epoch, &self.me);
+        for range in changed.iter().flat_map(|token| self.layout.prefixes(token.span())) {
+            info!(peer = %from, %range, epoch, "took over space");
+        }
+        self.record(changed);
     }
 
     /// The takeovers that the ring refers to, by epoch.
@@ -95,7 +99,8 @@ impl Allocator {
             return None;
         }
         let shares = self.ring.shares(false);
-        self.peers.iter().min_by_key(|peer| shares.get(peer).copied().unwrap_or(0)).cloned()
+        // Who owns nothing may want nothing: it comes last.
+        self.peers.iter().min_by_key(|peer| shares.get(peer).copied().unwrap_or(u128::MAX)).cloned()
     }
 
     /// Asks a peer for space where it is needed.
@@ -104,7 +109,7 @@ impl Allocator {
         self.demand = self.demand.filter(|until| now.at < *until && free == 0);
         let urgent = self.space.find(&Owner::Bridge).is_none() || self.demand.is_some();
         // Before it runs dry, an owner of blocks that are worth it asks those who have more than they need.
-        if !self.shares() || !(urgent || free < self.layout.unit() / 4) {
+        if self.observes || !self.shares() || !(urgent || free < self.layout.unit() / 4) {
             return self.asker.satisfied();
         }
         let givers = self.givers();

@@ -11,7 +11,7 @@ use crate::{
     ipam::{deed, task::Handle as Addresses},
     kube::{Uid, View, board::Takeover, task::Handle},
     mesh::task::Handle as Mesh,
-    run::steering::Steered,
+    run::{alive::alive, steering::Steered},
     types::PeerName,
 };
 use anyhow::Context;
@@ -62,16 +62,7 @@ pub async fn run(
             let ring = ring.borrow();
             (ring.ranges.iter().map(|(_, owner)| owner.clone()).collect::<BTreeSet<_>>(), ring.epoch)
         };
-        let reachable = {
-            let (peers, steered) = (mesh.peers().borrow().clone(), steered.borrow().clone());
-            let links = steered.mesh.iter().flat_map(|mesh| &mesh.links);
-            let linked = links.filter_map(|link| Some(link.peer.as_ref()?.0.clone()));
-            let named = |name: &PeerName| {
-                let neighbours = peers.get(name).into_iter().flat_map(|record| &record.neighbours);
-                neighbours.map(|neighbour| neighbour.name.clone()).collect()
-            };
-            alive(linked.collect(), named)
-        };
+        let reachable = alive(&mesh.peers().borrow(), steered.borrow().mesh.as_ref());
         for (node, uid) in watcher.due(&cluster, &owners, &reachable, handle.node(), Instant::now()) {
             if let Err(error) = take(&handle, &ipam, &node, &uid, epoch).await {
                 warn!(%node, error = format!("{error:#}"), "cannot take over the space of a node that is gone");
@@ -86,18 +77,6 @@ fn ours(cluster: &View, me: &PeerName) -> Vec<Takeover> {
         |t: &Takeover| !cluster.board.takeovers.iter().any(|u| u.node == t.node && u.epoch > t.epoch);
     let is_ours = |t: &&Takeover| t.taker == *me && !cluster.nodes.contains_key(&t.node) && is_last(t);
     cluster.believed.iter().filter(is_ours).cloned().collect()
-}
-
-/// The other ends of our links, whom they name as neighbours, and so on: what the dead have said of themselves does not
-/// count.
-fn alive(linked: Vec<PeerName>, named: impl Fn(&PeerName) -> Vec<PeerName>) -> BTreeSet<PeerName> {
-    let (mut alive, mut next) = (BTreeSet::new(), linked);
-    while let Some(name) = next.pop() {
-        if alive.insert(name.clone()) {
-            next.extend(named(&name));
-        }
-    }
-    alive
 }
 
 async fn take(
@@ -230,21 +209,6 @@ mod tests {
             assert_eq!(due(&agreed, GRACE * 9), []);
         }
         assert!(first.is_some());
-    }
-
-    #[test]
-    fn who_is_dead_is_not_alive_by_its_own_word() {
-        let named = |by: &PeerName| -> Vec<PeerName> {
-            let named: &[&str] = match by.as_str() {
-                "a" => &["me", "b"],
-                "b" => &["a"],
-                "x" => &["a", "y"],
-                "y" => &["b", "x"],
-                _ => &[],
-            };
-            named.iter().map(|n| name(n)).collect()
-        };
-        assert_eq!(alive(vec![name("a")], named), names(&["me", "a", "b"]));
     }
 
     #[test]
