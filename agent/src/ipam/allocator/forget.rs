@@ -68,6 +68,11 @@ impl Allocator {
         let lacks = |(name, (incarnation, digest)): &(&PeerName, &(_, u64))| {
             *digest != self.deaths.digest() && !self.deaths.covers(name, *incarnation)
         };
-        self.heard.iter().filter(lacks).map(|(name, _)| name.clone()).collect()
+        // Right after a start not all peers may be known yet, but the ring is.
+        let is_unheard = |owner: &&PeerName| {
+            **owner != self.me && !self.heard.contains_key(*owner) && self.deaths.of(owner).is_none()
+        };
+        let unheard = self.ring.shares(false).into_keys().filter(is_unheard).cloned();
+        self.heard.iter().filter(lacks).map(|(name, _)| name.clone()).chain(unheard).collect()
     }
 }
