@@ -104,10 +104,10 @@ fn two_networks_that_meet_by_mistake_have_nothing_to_do_with_each_other_and_say_
     n3.configure(|settings| settings.peers.push(n1.address().to_string()));
     n3.start_agent().unwrap();
     n3.wait_ready(START).unwrap();
-    n3.wait_warning("another --ipam-seed, n1,n2", SOON).unwrap();
-    n1.wait_warning("192.0.2.3 was turned away: agent n1 has another --ipam-seed, n1,n2", SOON).unwrap();
+    n3.wait_warning("agent n3 has --ipam-seed n3,n4, not n1,n2", SOON).unwrap();
+    n1.wait_warning("192.0.2.3 was turned away: agent n1 has --ipam-seed n1,n2, not n3,n4", SOON).unwrap();
     for node in [&n1, &n3] {
-        assert!(node.log().contains("another --ipam-seed"), "{}", node.name());
+        assert!(node.log().contains("all agents that have one need the list"), "{}", node.name());
         node.wait_ready(SOON).unwrap();
         assert_eq!(node.status().unwrap()["links"], 1);
     }

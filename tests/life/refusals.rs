@@ -119,7 +119,7 @@ fn who_differs_from_the_peers_is_refused() {
     let said = scene.refuses(&["--universe", "10.64.0.0/12"]);
     says(&said, &["--universe", "10.64.0.0/12", "10.32.0.0/12", "n1"]);
     let said = scene.refuses(&["--ipam-seed", "n1,n9"]);
-    says(&said, &["192.0.2.1:6783 belongs to another network", "another --ipam-seed"]);
+    says(&said, &["192.0.2.1:6783 belongs to another network", "--ipam-seed"]);
     assert!(scene.lab.node("n1").unwrap().log().contains("link refused"));
     scene.accepts();
 }

@@ -167,6 +167,7 @@ pub const SEALED: &str = "death";
 const MAX_COUNT: u64 = u64::MAX / 4;
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods)]
 mod tests {
     use super::*;
     use crate::{

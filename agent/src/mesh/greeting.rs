@@ -99,10 +99,11 @@ impl Greeting {
             return Verdict::Refused(refuse(Code::UniverseDiffers, reason));
         }
         if !self.seeds.is_empty() && !seeds.is_empty() && self.seeds != seeds {
-            let list: Vec<_> = self.seeds.iter().map(PeerName::as_str).collect();
+            let list = |seeds: &[PeerName]| seeds.iter().map(PeerName::as_str).collect::<Vec<_>>().join(",");
             let reason = format!(
-                "agent {own} has another --ipam-seed, {}; all agents that have one need the list that the network began with",
-                list.join(",")
+                "agent {own} has --ipam-seed {}, not {}; all agents that have one need the list that the network began with",
+                list(&self.seeds),
+                list(&seeds)
             );
             return Verdict::Refused(refuse(Code::SeedDiffers, reason));
         }

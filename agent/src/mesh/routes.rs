@@ -176,12 +176,10 @@ mod tests {
             let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
             let (n, good) = (rng.random_range(2..9), rng.random_range(0.1..0.9));
             let mut rtt = vec![vec![0u64; n]; n];
-            for a in 0..n {
-                for b in 0..a {
-                    let (there, back) = (rng.random_range(1..5), rng.random_range(1..5));
-                    if rng.random_bool(good) {
-                        (rtt[a][b], rtt[b][a]) = (there * 100, back * 100);
-                    }
+            for (a, b) in (0..n).flat_map(|a| (0..a).map(move |b| (a, b))) {
+                let (there, back) = (rng.random_range(1..5), rng.random_range(1..5));
+                if rng.random_bool(good) {
+                    (rtt[a][b], rtt[b][a]) = (there * 100, back * 100);
                 }
             }
             let neighbours = |a: usize| (0..n).filter(move |b| *b != a);
@@ -212,17 +210,15 @@ mod tests {
                     reached[a].extend(further);
                 }
             }
-            for a in 0..n {
-                for b in neighbours(a) {
-                    let (mut at, mut passed) = (a, BTreeSet::new());
-                    while at != b
-                        && let Some(next) = routes[at].next_hop(&name(&format!("n{b}")))
-                    {
-                        assert!(passed.insert(at), "seed {seed}: from {a} to {b} in a circle at {at}");
-                        at = next.as_str()[1..].parse().unwrap();
-                    }
-                    assert_eq!(at == b, reached[a].contains(&b), "seed {seed}: from {a} to {b}");
+            for (a, b) in (0..n).flat_map(|a| neighbours(a).map(move |b| (a, b))) {
+                let (mut at, mut passed) = (a, BTreeSet::new());
+                while at != b
+                    && let Some(next) = routes[at].next_hop(&name(&format!("n{b}")))
+                {
+                    assert!(passed.insert(at), "seed {seed}: from {a} to {b} in a circle at {at}");
+                    at = next.as_str()[1..].parse().unwrap();
                 }
+                assert_eq!(at == b, reached[a].contains(&b), "seed {seed}: from {a} to {b}");
             }
         }
     }

@@ -19,7 +19,7 @@ use crate::{
         peers::PeerSet,
         task::Handle as Mesh,
     },
-    types::{Incarnation, PeerName},
+    types::PeerName,
 };
 use anyhow::{Context, bail, ensure};
 use prost::Message;
@@ -89,7 +89,26 @@ impl Forgetter {
             may_forget(&named, &peers, &alive)?;
         }
         let epoch = view.deaths.iter().map(|death| death.epoch).max().unwrap_or(0).max(view.epoch) + 1;
-        let death = |peer: &PeerName| self.death(peer, epoch, call.force, &peers, &view, &alive, &named);
+        let death = |peer: &PeerName| {
+            let known = view.deaths.iter().find(|death| death.peer == *peer);
+            let owns = view.ranges.iter().any(|(_, owner)| owner == peer);
+            if let Some(Death { taker, .. }) = known.filter(|_| peers.get(peer).is_none() && !call.force) {
+                ensure!(owns, "{peer} has been forgotten already");
+                let is_lost = *taker == self.me || named.contains(taker) || !alive.contains(taker);
+                ensure!(is_lost, "{peer} has been forgotten already; {taker} takes its addresses over");
+            }
+            let record = peers.get(peer);
+            ensure!(
+                known.is_some() || record.is_some() || owns,
+                "nobody here has heard of {peer}; `weft peers` and `weft ipam` list who is known"
+            );
+            let incarnations = record
+                .map(|record| record.incarnation)
+                .into_iter()
+                .chain(known.map(|known| known.incarnation));
+            let incarnation = incarnations.max().unwrap_or_default();
+            Ok(Death { peer: peer.clone(), incarnation, epoch, taker: self.me.clone(), forced: call.force })
+        };
         let deaths = named.iter().map(death).collect::<anyhow::Result<Vec<_>>>()?;
         if call.prepare {
             return Ok(Forgotten {
@@ -103,34 +122,6 @@ impl Forgetter {
         }
         self.ipam.forget(items).await?;
         Ok(self.outcome(&named, &view).await)
-    }
-
-    #[allow(clippy::too_many_arguments)]
-    fn death(
-        &self,
-        peer: &PeerName,
-        epoch: u64,
-        forced: bool,
-        peers: &PeerSet,
-        view: &View,
-        alive: &BTreeSet<PeerName>,
-        named: &BTreeSet<PeerName>,
-    ) -> anyhow::Result<Death> {
-        let record = peers.get(peer);
-        let owns = view.ranges.iter().any(|(_, owner)| owner == peer);
-        let known = view.deaths.iter().find(|death| death.peer == *peer);
-        if let Some(Death { taker, .. }) = known.filter(|_| record.is_none() && !forced) {
-            ensure!(owns, "{peer} has been forgotten already");
-            let is_lost = *taker == self.me || named.contains(taker) || !alive.contains(taker);
-            ensure!(is_lost, "{peer} has been forgotten already; {taker} takes its addresses over");
-        }
-        ensure!(
-            known.is_some() || record.is_some() || owns,
-            "nobody here has heard of {peer}; `weft peers` and `weft ipam` list who is known"
-        );
-        let incarnation = record.map_or(Incarnation(0), |record| record.incarnation);
-        let incarnation = known.map_or(incarnation, |known| known.incarnation.max(incarnation));
-        Ok(Death { peer: peer.clone(), incarnation, epoch, taker: self.me.clone(), forced })
     }
 
     /// As the operator has sealed them, or with the CA's key where this node has it.
@@ -184,7 +175,7 @@ impl Forgetter {
 /// Nobody who can be reached hears those that are to be forgotten, and all others can be reached.
 fn may_forget(named: &BTreeSet<PeerName>, peers: &PeerSet, alive: &BTreeSet<PeerName>) -> anyhow::Result<()> {
     let own = peers.own();
-    for name in named.intersection(alive) {
+    if let Some(name) = named.intersection(alive).next() {
         let hears = |record: &&std::sync::Arc<crate::mesh::peers::PeerRecord>| {
             (alive.contains(&record.name) || record.name == own.name)
                 && record.name != *name
@@ -225,7 +216,7 @@ mod tests {
     fn only_who_is_heard_by_nobody_is_forgotten_and_only_where_all_can_be_asked() {
         let record = |own: &str, names: &[&str]| {
             let neighbours = names.iter().map(|n| Neighbour { name: name(n), rtt: None }).collect();
-            PeerRecord { neighbours, ..PeerRecord::new(name(own), Incarnation(1)) }
+            PeerRecord { neighbours, ..PeerRecord::new(name(own), crate::types::Incarnation(1)) }
         };
         let mut peers = PeerSet::new(record("me", &["a"]));
         for (own, names) in [("a", &["me", "b"][..]), ("b", &["a"]), ("x", &["a"]), ("y", &["x"])] {

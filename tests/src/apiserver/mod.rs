@@ -5,7 +5,7 @@
 //!   POST   create: 409 AlreadyExists        PUT    replace: 409 Conflict on another resourceVersion
 //!   PATCH  merge and strategic merge (conditions by type), of objects and of their status        DELETE
 //! ```
-//! Who comes with a service account's token may do what roles and bindings allow ([`rbac`]), who comes without everything.
+//! Who comes with a service account's token may do what roles and bindings allow (`rbac.rs`), who comes without everything.
 //! What goes wrong on the way to a server is the relay's business ([`crate::relay`]).
 mod rbac;
 mod store;
