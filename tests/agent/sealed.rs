@@ -98,13 +98,21 @@ fn overhead(arguments: &[&str], kind: u8, most: usize) {
         *datagram.source().ip() == n1.address() && datagram.payload().first() == Some(&kind)
     };
     wait::until("the pods reach each other", SOON, || here.ping(there.address()?, SHORT)).unwrap();
-    let (packets, bytes) = sent(&n1).unwrap();
+    let heard = || -> Vec<_> {
+        let heard = tap.datagrams().into_iter();
+        heard.filter(|datagram| ours(datagram) && datagram.payload().len() > 32).collect()
+    };
+    let so_far = wait::until("all that was sent so far is heard", SOON, || {
+        let (packets, bytes) = sent(&n1)?;
+        ensure!(heard().len() == packets, "{} of {packets} packets", heard().len());
+        Ok((packets, bytes))
+    });
+    let (packets, bytes) = so_far.unwrap();
     tap.clear();
     say(&here, &there);
     let heard = wait::until("all that was sent is heard", SOON, || {
         let (packets, bytes) = sent(&n1).map(|(p, b)| (p - packets, b - bytes))?;
-        let heard: Vec<_> =
-            tap.datagrams().into_iter().filter(|it| ours(it) && it.payload().len() > 32).collect();
+        let heard = heard();
         ensure!(heard.len() == packets, "{} of {packets} packets", heard.len());
         let outer: usize = heard.iter().map(Datagram::ip_len).sum();
         ensure!(outer - bytes <= packets * most, "{} bytes more in {packets} packets", outer - bytes);
