@@ -2,7 +2,11 @@
 use std::{fs, path::Path, process::Command};
 
 use anyhow::ensure;
-use k8s_openapi::api::{apps::v1::DaemonSet, batch::v1::Job, core::v1::Container};
+use k8s_openapi::api::{
+    apps::v1::DaemonSet,
+    batch::v1::Job,
+    core::v1::{Container, EnvVar},
+};
 use serde::de::DeserializeOwned;
 use weft_lab::{
     Lab,
@@ -45,6 +49,9 @@ fn the_image_runs_as_the_manifests_say_and_leaves_a_clean_node() {
     runtime.wait_network(SOON).unwrap();
     let status = runtime.client().exec(&agent, &["/usr/bin/weft", "status"]).unwrap();
     assert!(status.contains("ready       yes"), "{status}");
+    for what in ["live", "ready"] {
+        runtime.client().exec(&agent, &["/usr/bin/weft", "probe", what]).unwrap();
+    }
 
     let attached = runtime.run_pod("web").unwrap();
     reaches(node.netns(), &attached);
@@ -98,6 +105,7 @@ fn start(
             "/var/lib/weft" => (text(&node.state_dir()), path.into()),
             // The shim finds the socket by the agent's own path.
             "/run/weft" => (text(&node.run_dir()), text(&node.run_dir())),
+            "/run/probe" => (text(&node.run_dir().with_file_name("probe")), path.into()),
             "/dev/net/tun" => (path.into(), path.into()),
             "/host/proc/sys/net" => ("/proc/sys/net".into(), path.into()),
             other => panic!("where is {other}?"),
@@ -133,13 +141,22 @@ fn start(
         metadata: Some(ContainerMetadata { name: container.name.clone() }),
         image: Some(ImageSpec { image: container.image.clone().unwrap() }),
         args: container.args.iter().flatten().filter(no_cluster).cloned().collect(),
-        envs: environment.map(|(key, value)| KeyValue { key: key.into(), value }).into(),
+        envs: environment
+            .map(|(key, value)| KeyValue { key: key.into(), value })
+            .into_iter()
+            .chain(container.env.iter().flatten().filter_map(literal))
+            .collect(),
         mounts,
         log_path: format!("{}.log", container.name),
         linux: Some(LinuxContainerConfig { security_context: Some(security) }),
         ..ContainerConfig::default()
     };
     runtime.client().run_container(sandbox, of, config)
+}
+
+/// A variable that the manifest sets itself.
+fn literal(variable: &EnvVar) -> Option<KeyValue> {
+    Some(KeyValue { key: variable.name.clone(), value: variable.value.clone()? })
 }
 
 fn object<T: DeserializeOwned>(file: &str, kind: &str) -> T {
