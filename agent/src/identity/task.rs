@@ -5,6 +5,7 @@
 use super::{Ca, Identity, IdentityError, Issued, Source, Trust};
 use crate::{linux::inotify::Watch, types::PeerName};
 use anyhow::{Context, anyhow};
+use aws_lc_rs::digest::{SHA256, digest};
 use futures_util::future::select_all;
 use std::{
     collections::BTreeSet,
@@ -41,14 +42,14 @@ struct Loader {
     source: Source,
     /// Of certificates that the agent issues itself.
     lifetime: Duration,
-    /// What the identity was made from.
-    files: Option<Files>,
+    /// Of the files that the identity was made from: their keys are not kept.
+    files: Option<Fingerprint>,
     /// When what the agent has issued itself is to be renewed, in seconds since 1970.
     renew_at: Option<u64>,
 }
 
 #[derive(PartialEq)]
-struct Files(Vec<Zeroizing<Vec<u8>>>);
+struct Fingerprint(Vec<Vec<u8>>);
 
 /// Waits for other keys; for ever where there are none, or none to come.
 pub async fn changed(current: &mut Option<Current>) {
@@ -151,12 +152,12 @@ impl Loader {
                 .transpose()?
                 .unwrap_or_default(),
         );
-        let files = Files(files);
+        let fingerprint = Fingerprint::of(&files);
         let due = self.renew_at.is_some_and(|at| at <= seconds(now));
-        if !due && self.files.as_ref() == Some(&files) {
+        if !due && self.files.as_ref() == Some(&fingerprint) {
             return Ok(None);
         }
-        let identity = match (&self.source, &files.0[..]) {
+        let identity = match (&self.source, &files[..]) {
             (Source::Files { ca, cert, key, .. }, [ca_pem, cert_pem, key_pem, retired]) => {
                 let trust = Trust::from_pem(ca_pem, some(retired));
                 let trust = trust.with_context(|| format!("--tls-ca {}", ca.display()))?;
@@ -174,7 +175,7 @@ impl Loader {
             _ => unreachable!("as many files as paths"),
         };
         self.renew_at = matches!(self.source, Source::CaDir(_)).then(|| identity.validity().renew_at());
-        self.files = Some(files);
+        self.files = Some(fingerprint);
         Ok(Some(identity))
     }
 
@@ -217,6 +218,12 @@ fn blame(error: IdentityError, ca: &Path, cert: &Path, key: &Path) -> anyhow::Er
         _ => format!("--tls-cert {}", cert.display()),
     };
     anyhow!(error).context(flag)
+}
+
+impl Fingerprint {
+    fn of(files: &[Zeroizing<Vec<u8>>]) -> Self {
+        Self(files.iter().map(|file| digest(&SHA256, file).as_ref().to_vec()).collect())
+    }
 }
 
 fn read(path: &Path) -> anyhow::Result<Zeroizing<Vec<u8>>> {
