@@ -196,12 +196,16 @@ pub async fn build(
         software: crate::SOFTWARE.into(),
         ..PeerRecord::new(config.name.clone(), incarnation)
     };
+    // Who has just been elected by the whole cluster knows that there is no network yet, and nobody to wait for.
+    let elected = cluster.as_ref().is_some_and(|cluster| cluster.elected);
+    let bootstrap = if elected { Vec::new() } else { config.peers.clone() };
+    let has_bootstrap = !bootstrap.is_empty();
     let mesh_config = mesh::machine::Config {
         record,
         universe: config.universe,
         identity: identity.clone(),
         seeds: seeds.names().into(),
-        bootstrap: config.peers.clone(),
+        bootstrap,
         max_links: config.max_links.get(),
         items,
         gossipers: gossipers(&config, identity.as_ref(), believed),
@@ -232,8 +236,7 @@ pub async fn build(
         seeds,
         seeding: config.seeding,
         sealer: identity.clone().map(Sealer::new),
-        // Who has just been elected by the whole cluster knows that nobody owns anything yet.
-        has_bootstrap: !(config.peers.is_empty() || cluster.as_ref().is_some_and(|cluster| cluster.elected)),
+        has_bootstrap,
         assigned: cluster
             .as_ref()
             .filter(|_| config.ipam == Ipam::Podcidr)
