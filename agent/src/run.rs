@@ -384,6 +384,9 @@ pub async fn build(
     }
     let mut metrics = Metrics::new(observer.clone());
     cni.metrics().register(metrics.registry());
+    if let Some(policies) = &policies {
+        metrics.registry().register_collector(Box::new(policies.handle().metrics()));
+    }
     let pages = Pages { readiness, heartbeats, metrics: Arc::new(metrics), observer: observer.clone() };
     http_front.open(pages.router());
     let routes = Routes::new(CniServer::new(cni))

@@ -1,8 +1,5 @@
 //! Real agents on nodes of a cluster. Needs root.
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use kube::api::{Patch, PatchParams};
