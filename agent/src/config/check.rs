@@ -62,6 +62,7 @@ pub(super) fn check(args: &Args, host: &HostFacts) -> Result<Config, ConfigError
             name,
             underlay: devices(host, &endpoints),
             endpoints,
+            pinned: !listen.ip().is_unspecified() || items(&args.advertise).next().is_some(),
             listen,
             peers,
             max_links,
