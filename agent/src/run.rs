@@ -201,12 +201,16 @@ pub async fn build(
         software: crate::SOFTWARE.into(),
         ..PeerRecord::new(config.name.clone(), incarnation)
     };
+    // Who has just been elected by the whole cluster knows that there is no network yet, and nobody to wait for.
+    let elected = cluster.as_ref().is_some_and(|cluster| cluster.elected);
+    let bootstrap = if elected { Vec::new() } else { config.peers.clone() };
+    let has_bootstrap = !bootstrap.is_empty();
     let mesh_config = mesh::machine::Config {
         record,
         universe: config.universe,
         identity: identity.clone(),
         seeds: seeds.names().into(),
-        bootstrap: config.peers.clone(),
+        bootstrap,
         max_links: config.max_links.get(),
         items,
         gossipers: gossipers(&config, identity.as_ref(), believed),
@@ -237,8 +241,7 @@ pub async fn build(
         seeds,
         seeding: config.seeding,
         sealer: identity.clone().map(Sealer::new),
-        // Who has just been elected by the whole cluster knows that nobody owns anything yet.
-        has_bootstrap: !(config.peers.is_empty() || cluster.as_ref().is_some_and(|cluster| cluster.elected)),
+        has_bootstrap,
         assigned: cluster
             .as_ref()
             .filter(|_| config.ipam == Ipam::Podcidr)
@@ -387,6 +390,9 @@ pub async fn build(
     }
     let mut metrics = Metrics::new(observer.clone());
     cni.metrics().register(metrics.registry());
+    if let Some(policies) = &policies {
+        metrics.registry().register_collector(Box::new(policies.handle().metrics()));
+    }
     let pages = Pages { readiness, heartbeats, metrics: Arc::new(metrics), observer: observer.clone() };
     http_front.open(pages.router());
     let routes = Routes::new(CniServer::new(cni))

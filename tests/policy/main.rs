@@ -5,4 +5,6 @@ mod cases;
 mod ends;
 mod harness;
 mod repair;
+mod size;
 mod start;
+mod trace;

@@ -129,13 +129,17 @@ impl Node {
         Ok(())
     }
 
-    /// Starts a second agent, which takes over from the one that runs, and waits until that has ended.
-    pub fn take_over(&self, within: Duration) -> anyhow::Result<()> {
+    /// Starts a second agent, which takes over from the one that runs; that one is returned.
+    pub fn start_next(&self) -> anyhow::Result<Agent> {
         let mut settings = self.settings().clone();
         settings.more.push("--takeover".into());
         let next = Agent::start(self.binaries()?, &self.claim, &self.netns, &settings)?;
-        let mut before =
-            self.agent().replace(next).with_context(|| format!("no agent runs on {}", self.name))?;
+        self.agent().replace(next).with_context(|| format!("no agent runs on {}", self.name))
+    }
+
+    /// The same, and waits until that one has ended.
+    pub fn take_over(&self, within: Duration) -> anyhow::Result<()> {
+        let mut before = self.start_next()?;
         let status = wait::until(&format!("the agent of {} has handed over", self.name), within, || {
             before.ended()?.context("it still runs")
         })?;

@@ -81,6 +81,7 @@ pub(super) fn check(args: &Args, host: &HostFacts) -> Result<Config, ConfigError
             underlay_forwarding: args.underlay_forwarding == Switch::On,
             no_masquerade,
             network_policy: args.network_policy == Switch::On,
+            cluster_network_policy: args.cluster_network_policy == Switch::On,
             policy_log,
             state_dir,
             run_dir,

@@ -64,6 +64,8 @@ pub struct Config {
     pub no_masquerade: Vec<Prefix>,
     /// Network policies are enforced.
     pub network_policy: bool,
+    /// Those for the cluster, too.
+    pub cluster_network_policy: bool,
     /// NFLOG group of what they drop.
     pub policy_log: Option<u16>,
     pub state_dir: PathBuf,

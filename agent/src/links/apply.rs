@@ -82,16 +82,24 @@ impl<'a> Applier<'a> {
     }
 
     async fn step(&mut self, change: &Change) -> anyhow::Result<()> {
+        if let Change::SetSysctl { key, value } = change {
+            return Ok(sysctl::write(key, value)?);
+        }
+        match self.tell_kernel(change).await {
+            // The kernel takes a link's addresses, routes, neighbours and FDB away with it.
+            Err(error) if change.removes() && error.is_gone() => Ok(()),
+            // In the change's own words, which name links.
+            done => done.map_err(|error| anyhow::anyhow!("{change}: {}", error.errno())),
+        }
+    }
+
+    async fn tell_kernel(&mut self, change: &Change) -> Result<(), NetlinkError> {
         let netlink = self.netlink;
-        let done = match change {
+        match change {
             Change::CreateBridge { name, mac, mtu } => {
                 netlink.create_bridge(name, *mac, *mtu, BRIDGE_OPTIONS).await
             }
-            Change::SetSysctl { key, value } => return Ok(sysctl::write(key, value)?),
-            Change::DeleteLink { link } => match self.index(link).await {
-                Ok(index) => gone_is_fine(netlink.delete_link(index).await),
-                Err(error) => gone_is_fine(Err(error)),
-            },
+            Change::DeleteLink { link } => netlink.delete_link(self.index(link).await?).await,
             Change::SetBridge { link } => netlink.set_bridge(self.index(link).await?, BRIDGE_OPTIONS).await,
             Change::SetMac { link, mac } => netlink.set_mac(self.index(link).await?, *mac).await,
             Change::SetMtu { link, mtu } => netlink.set_mtu(self.index(link).await?, *mtu).await,
@@ -106,28 +114,25 @@ impl<'a> Applier<'a> {
                 exists_is_fine(netlink.add_address(self.index(link).await?, *address, flags).await)
             }
             Change::DeleteAddress { link, address } => {
-                gone_is_fine(netlink.delete_address(self.index(link).await?, *address).await)
+                netlink.delete_address(self.index(link).await?, *address).await
             }
             Change::SetFdb { port, mac } => netlink.set_fdb(self.index(port).await?, *mac).await,
-            Change::DeleteFdb { port, mac } => {
-                gone_is_fine(netlink.delete_fdb(self.index(port).await?, *mac).await)
-            }
+            Change::DeleteFdb { port, mac } => netlink.delete_fdb(self.index(port).await?, *mac).await,
             Change::SetNeighbour { link, address, mac } => {
                 netlink.set_neighbour(self.index(link).await?, *address, *mac).await
             }
             Change::DeleteNeighbour { link, address } => {
-                gone_is_fine(netlink.delete_neighbour(self.index(link).await?, *address).await)
+                netlink.delete_neighbour(self.index(link).await?, *address).await
             }
             Change::AddRoute(route) => netlink.add_route(&self.route(route).await?).await,
             Change::ReplaceRoute(route) => netlink.replace_route(&self.route(route).await?).await,
-            Change::DeleteRoute(route) => gone_is_fine(netlink.delete_route(&self.route(route).await?).await),
-            Change::LoadTable(_)
+            Change::DeleteRoute(route) => netlink.delete_route(&self.route(route).await?).await,
+            Change::SetSysctl { .. }
+            | Change::LoadTable(_)
             | Change::DropTable(_)
             | Change::AddElement(_)
             | Change::DeleteElement(_) => Ok(()),
-        };
-        // In the change's own words, which name links.
-        done.map_err(|error| anyhow::anyhow!("{change}: {}", error.errno()))
+        }
     }
 
     async fn run(&self, script: &str, spawned: impl FnOnce(u32)) -> Result<(), NftError> {
@@ -157,11 +162,6 @@ pub(super) fn is_firewall(change: &Change) -> bool {
         change,
         Change::LoadTable(_) | Change::DropTable(_) | Change::AddElement(_) | Change::DeleteElement(_)
     )
-}
-
-/// The kernel takes a link's routes, neighbours and FDB away with it.
-fn gone_is_fine(result: Result<(), NetlinkError>) -> Result<(), NetlinkError> {
-    result.or_else(|error| if error.is_gone() { Ok(()) } else { Err(error) })
 }
 
 fn exists_is_fine(result: Result<(), NetlinkError>) -> Result<(), NetlinkError> {

@@ -87,6 +87,18 @@ pub fn teardown(
 }
 
 impl Change {
+    /// Whether it is done as well where the kernel has done it already.
+    pub fn removes(&self) -> bool {
+        matches!(
+            self,
+            Self::DeleteLink { .. }
+                | Self::DeleteAddress { .. }
+                | Self::DeleteFdb { .. }
+                | Self::DeleteNeighbour { .. }
+                | Self::DeleteRoute(_)
+        )
+    }
+
     /// Whether a pod cannot be reached if this change fails.
     pub fn concerns(&self, pod: &PodPort, bridge: &str) -> bool {
         match self {

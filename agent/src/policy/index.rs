@@ -11,7 +11,7 @@
 
 use super::{
     convert::NAME_LABEL,
-    model::{Block, Namespace, Namespaces, Pod, PodPeer, Policy, PolicyId, Uid},
+    model::{Block, ClusterPolicy, Namespace, Namespaces, Pod, PodPeer, Policy, PolicyId, Tier, Uid},
 };
 use crate::types::PodRef;
 use std::{
@@ -37,6 +37,8 @@ pub struct Index {
     attached: BTreeMap<IpAddr, PodRef>,
     namespaces: BTreeMap<String, Namespace>,
     policies: BTreeMap<PolicyId, Arc<Policy>>,
+    /// In the order in which they are asked.
+    cluster_policies: BTreeMap<(Tier, u16, String), Arc<ClusterPolicy>>,
     nodes: Nodes,
     /// Addresses of this node itself.
     own: BTreeSet<IpAddr>,
@@ -151,6 +153,34 @@ impl Index {
         policies.into_iter().for_each(|policy| self.apply_policy(policy));
     }
 
+    pub fn apply_cluster_policy(&mut self, policy: ClusterPolicy) {
+        let same = |known: &&Arc<ClusterPolicy>| known.name == policy.name;
+        if self.cluster_policies.values().find(same).is_none_or(|known| **known != policy) {
+            self.cluster_policies.retain(|_, known| known.name != policy.name);
+            let rank = (policy.tier, policy.priority, policy.name.clone());
+            self.cluster_policies.insert(rank, Arc::new(policy));
+            self.touched = Touched::Everything;
+        }
+    }
+
+    pub fn delete_cluster_policy(&mut self, name: &str, uid: &Uid) {
+        let before = self.cluster_policies.len();
+        self.cluster_policies.retain(|_, known| known.name != name || known.uid != *uid);
+        if self.cluster_policies.len() != before {
+            self.touched = Touched::Everything;
+        }
+    }
+
+    pub fn reset_cluster_policies(&mut self, policies: Vec<ClusterPolicy>) {
+        let kept: BTreeSet<_> = policies.iter().map(|policy| policy.name.clone()).collect();
+        let before = self.cluster_policies.len();
+        self.cluster_policies.retain(|_, known| kept.contains(&known.name));
+        if self.cluster_policies.len() != before {
+            self.touched = Touched::Everything;
+        }
+        policies.into_iter().for_each(|policy| self.apply_cluster_policy(policy));
+    }
+
     pub fn set_nodes(&mut self, nodes: Nodes) {
         if self.nodes != nodes {
             self.nodes = nodes;
@@ -206,6 +236,20 @@ impl Index {
         let first = PolicyId { namespace: pod.namespace.clone(), name: String::new() };
         let own = self.policies.range(first..).map(|(_, policy)| policy);
         own.take_while(|policy| policy.id.namespace == pod.namespace).filter(|policy| policy.selects(pod))
+    }
+
+    pub fn cluster_policies(&self) -> impl Iterator<Item = &Arc<ClusterPolicy>> {
+        self.cluster_policies.values()
+    }
+
+    pub fn cluster_policy(&self, name: &str) -> Option<&Arc<ClusterPolicy>> {
+        self.cluster_policies().find(|policy| policy.name == name)
+    }
+
+    /// A tier's policies that are for a pod, in the order in which they are asked.
+    pub fn ruling<'a>(&'a self, tier: Tier, pod: &'a Pod) -> impl Iterator<Item = &'a Arc<ClusterPolicy>> {
+        let of_tier = self.cluster_policies().filter(move |policy| policy.tier == tier);
+        of_tier.filter(|policy| self.pod_matches(&policy.subject, pod))
     }
 
     pub fn pod_matches(&self, peer: &PodPeer, pod: &Pod) -> bool {

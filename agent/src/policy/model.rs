@@ -55,9 +55,48 @@ pub struct Policy {
     pub egress: Option<Vec<Rule>>,
 }
 
-/// `namespace/name`.
+/// For the whole cluster: decides before the policies of a namespace, or where there are none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClusterPolicy {
+    pub uid: Uid,
+    pub name: String,
+    pub tier: Tier,
+    /// From 0 to 1000; the lower one is asked first.
+    pub priority: u16,
+    /// The pods that it is for.
+    pub subject: PodPeer,
+    /// The first one that matches decides. Without any the policy does not concern this direction.
+    pub ingress: Vec<ClusterRule>,
+    pub egress: Vec<ClusterRule>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Tier {
+    Admin,
+    Baseline,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClusterRule {
+    pub name: String,
+    pub action: Action,
+    pub matching: Rule,
+    /// What in it is not known here, for which reason it fails closed: it accepts nothing, or denies everything.
+    pub unknown: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Action {
+    Accept,
+    Deny,
+    /// On to the next tier.
+    Pass,
+}
+
+/// `namespace/name`; `name` of a policy for the whole cluster.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PolicyId {
+    /// Empty for the whole cluster.
     pub namespace: String,
     pub name: String,
 }
@@ -145,6 +184,25 @@ impl Policy {
     /// Whether it isolates a pod in some direction.
     pub fn selects(&self, pod: &Pod) -> bool {
         self.id.namespace == pod.namespace && self.subject.matches(&pod.labels)
+    }
+}
+
+impl ClusterPolicy {
+    pub fn rules(&self, direction: Direction) -> &[ClusterRule] {
+        match direction {
+            Direction::Ingress => &self.ingress,
+            Direction::Egress => &self.egress,
+        }
+    }
+
+    pub fn id(&self) -> PolicyId {
+        PolicyId { namespace: String::new(), name: self.name.clone() }
+    }
+}
+
+impl PolicyId {
+    pub fn kind(&self) -> &'static str {
+        if self.namespace.is_empty() { "ClusterNetworkPolicy" } else { "NetworkPolicy" }
     }
 }
 
@@ -238,6 +296,15 @@ impl fmt::Display for Protocol {
     }
 }
 
+impl fmt::Display for Tier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Admin => "Admin",
+            Self::Baseline => "Baseline",
+        })
+    }
+}
+
 impl fmt::Display for Service {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -249,6 +316,9 @@ impl fmt::Display for Service {
 
 impl fmt::Display for PolicyId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)
+        match self.namespace.as_str() {
+            "" => f.write_str(&self.name),
+            namespace => write!(f, "{namespace}/{}", self.name),
+        }
     }
 }

@@ -15,10 +15,11 @@ use crate::{
     },
     mesh::peers::PeerSet,
     policy::{
-        self, Counts, Handle, Index,
+        self, Handle, Index, cluster,
         convert::{self, DEFAULT, Invalid},
+        counts::{self, Counts},
         document::{ObjectKey, Objects},
-        model::{ContainerPort, Direction, Flow, Pod, Protocol, Service},
+        model::{ContainerPort, Direction, Flow, Pod, PolicyId, Protocol, Service},
     },
     types::PodRef,
 };
@@ -43,6 +44,8 @@ use weft_proto::local::{self, policy_server};
 #[derive(Clone)]
 pub struct Policies {
     handle: Handle,
+    /// ClusterNetworkPolicy objects count.
+    cluster_policies: bool,
     /// None: an API server has the objects.
     plain: Option<Arc<Mutex<Plain>>>,
 }
@@ -64,15 +67,20 @@ impl Policies {
             return Ok(None);
         }
         let mut index = Index::new(config.kubernetes.is_none());
+        let cluster_policies = config.cluster_network_policy;
         let plain = match config.kubernetes {
             Some(_) => None,
             None => {
                 let plain = Plain::load(&config.state_dir)?;
-                reset(&mut index, plain.parsed()?);
+                let objects = plain.parsed()?;
+                if !(cluster_policies || objects.cluster_policies.is_empty()) {
+                    warn!("ClusterNetworkPolicy objects do not count without --cluster-network-policy on");
+                }
+                reset(&mut index, objects, cluster_policies);
                 Some(Arc::new(Mutex::new(plain)))
             }
         };
-        Ok(Some(Self { handle: policy::spawn(index, config.policy_log)?, plain }))
+        Ok(Some(Self { handle: policy::spawn(index, config.policy_log)?, cluster_policies, plain }))
     }
 
     pub fn handle(&self) -> &Handle {
@@ -92,11 +100,12 @@ impl Policies {
     /// Follows what the API server says.
     pub fn follow_cluster(&self, cluster: Cluster, tasks: &mut JoinSet<anyhow::Result<()>>) {
         let (tell, heard) = mpsc::channel(HEARD);
+        let cluster_policies = self.cluster_policies;
         tasks.spawn(async move {
-            watched::hear(cluster, tell).await;
+            watched::hear(cluster, cluster_policies, tell).await;
             bail!("network policies are watched no more")
         });
-        tasks.spawn(follow_cluster(self.handle.clone(), heard));
+        tasks.spawn(follow_cluster(self.handle.clone(), cluster_policies, heard));
     }
 }
 
@@ -141,8 +150,12 @@ pub fn whole(pod: &PodRef, container_id: &str) -> PodRef {
 }
 
 /// Nothing is enforced before all kinds have been listed once: half a picture would let pass what the whole forbids.
-async fn follow_cluster(handle: Handle, mut heard: mpsc::Receiver<Heard>) -> anyhow::Result<()> {
-    let mut listed = (false, false, false);
+async fn follow_cluster(
+    handle: Handle,
+    cluster_policies: bool,
+    mut heard: mpsc::Receiver<Heard>,
+) -> anyhow::Result<()> {
+    let mut listed = [false, false, false, !cluster_policies];
     while let Some(first) = heard.recv().await {
         let mut batch = vec![first];
         while let Ok(more) = heard.try_recv() {
@@ -150,13 +163,14 @@ async fn follow_cluster(handle: Handle, mut heard: mpsc::Receiver<Heard>) -> any
         }
         for news in &batch {
             match news {
-                Heard::Policy(News::All(_)) => listed.0 = true,
-                Heard::Namespace(News::All(_)) => listed.1 = true,
-                Heard::Pod(News::All(_)) => listed.2 = true,
+                Heard::Policy(News::All(_)) => listed[0] = true,
+                Heard::Namespace(News::All(_)) => listed[1] = true,
+                Heard::Pod(News::All(_)) => listed[2] = true,
+                Heard::ClusterPolicy(News::All(_)) => listed[3] = true,
                 _ => {}
             }
         }
-        let complete = listed == (true, true, true);
+        let complete = listed.iter().all(|it| *it);
         let change = move |index: &mut Index| {
             batch.into_iter().for_each(|news| take_in(index, news));
             if complete {
@@ -178,6 +192,17 @@ fn take_in(index: &mut Index, news: Heard) {
         }
         Heard::Policy(News::Gone(object)) => {
             readable(&[object], convert::policy).iter().for_each(|it| index.delete_policy(&it.id, &it.uid));
+        }
+        Heard::ClusterPolicy(News::All(objects)) => {
+            index.reset_cluster_policies(readable(&objects, cluster::policy));
+        }
+        Heard::ClusterPolicy(News::Applied(object)) => {
+            readable(&[object], cluster::policy).into_iter().for_each(|it| index.apply_cluster_policy(it));
+        }
+        Heard::ClusterPolicy(News::Gone(object)) => {
+            readable(&[object], cluster::policy)
+                .iter()
+                .for_each(|it| index.delete_cluster_policy(&it.name, &it.uid));
         }
         Heard::Namespace(News::All(objects)) => {
             index.reset_namespaces(readable(&objects, convert::namespace))
@@ -226,21 +251,27 @@ impl Plain {
     }
 
     /// Writes down first what then holds.
-    async fn take_up(&mut self, objects: BTreeMap<ObjectKey, Value>, handle: &Handle) -> anyhow::Result<()> {
+    async fn take_up(
+        &mut self,
+        objects: BTreeMap<ObjectKey, Value>,
+        policies: &Policies,
+    ) -> anyhow::Result<()> {
+        let cluster_policies = policies.cluster_policies;
         let text = Self::text(&objects);
         let parsed = Objects::parse(&text)?;
         let new = self.file.with_extension("new");
         let written = fs::write(&new, text).and_then(|()| fs::rename(&new, &self.file));
         written.with_context(|| format!("write {}", self.file.display()))?;
         self.objects = objects;
-        Ok(handle.update(move |index| reset(index, parsed)).await?)
+        Ok(policies.handle.update(move |index| reset(index, parsed, cluster_policies)).await?)
     }
 }
 
-fn reset(index: &mut Index, objects: Objects) {
+fn reset(index: &mut Index, objects: Objects, cluster_policies: bool) {
     index.reset_namespaces(objects.namespaces);
     index.reset_pods(objects.pods);
     index.reset_policies(objects.policies);
+    index.reset_cluster_policies(if cluster_policies { objects.cluster_policies } else { Vec::new() });
 }
 
 #[tonic::async_trait]
@@ -252,13 +283,18 @@ impl policy_server::Policy for Policies {
         let local::PolicyApplyRequest { text, only } = request.into_inner();
         let mut plain = self.plain().map_err(refused)?.lock().await;
         let new = Objects::split(&text).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        if !self.cluster_policies && new.keys().any(|key| key.kind == cluster::KIND) {
+            return Err(refused(
+                "ClusterNetworkPolicy objects need an agent with --cluster-network-policy on",
+            ));
+        }
         let mut objects = if only { BTreeMap::new() } else { plain.objects.clone() };
         let applied = new.iter().filter(|(key, object)| plain.objects.get(*key) != Some(*object));
         let applied = applied.map(|(key, _)| key.to_string()).collect();
         objects.extend(new);
         let deleted = plain.objects.keys().filter(|key| !objects.contains_key(*key)).map(ToString::to_string);
         let deleted = deleted.collect();
-        plain.take_up(objects, &self.handle).await.map_err(failed)?;
+        plain.take_up(objects, self).await.map_err(failed)?;
         Ok(Response::new(local::PolicyApplyReply { applied, deleted }))
     }
 
@@ -272,7 +308,7 @@ impl policy_server::Policy for Policies {
         if objects.remove(&key).is_none() {
             return Err(Status::not_found(format!("there is no {key}")));
         }
-        plain.take_up(objects, &self.handle).await.map_err(failed)?;
+        plain.take_up(objects, self).await.map_err(failed)?;
         Ok(Response::new(local::PolicyDeleteReply {}))
     }
 
@@ -305,23 +341,26 @@ impl Policies {
 
 fn entries(index: &Index, counts: &Counts) -> Vec<local::PolicyEntry> {
     let here = || index.attached().keys().filter_map(|address| index.endpoint(*address));
-    let policies = index.policies().values().map(|policy| {
-        let allowed = |direction: Direction| counts.allowed.get(&(direction.word(), policy.id.clone()));
+    let entry = |id: PolicyId, [ingress, egress]: [bool; 2], selects: &dyn Fn(&Pod) -> bool| {
+        let (allowed, denied) = counts::of_policy(counts, &id);
         local::PolicyEntry {
-            name: policy.id.to_string(),
-            ingress: policy.ingress.is_some(),
-            egress: policy.egress.is_some(),
-            pods: here().filter(|pod| policy.selects(pod)).map(|pod| pod.full_name()).collect(),
-            denied: counts
-                .denied
-                .iter()
-                .filter(|((_, by), _)| by.contains(&policy.id))
-                .map(|(_, (n, _))| n)
-                .sum(),
-            allowed: Direction::BOTH.into_iter().filter_map(allowed).map(|(packets, _)| packets).sum(),
+            name: id.to_string(),
+            ingress,
+            egress,
+            pods: here().filter(|pod| selects(pod)).map(|pod| pod.full_name()).collect(),
+            denied: denied.packets,
+            allowed: allowed.packets,
         }
+    };
+    let cluster = index.cluster_policies().map(|policy| {
+        let concerns = Direction::BOTH.map(|direction| !policy.rules(direction).is_empty());
+        entry(policy.id(), concerns, &|pod| index.pod_matches(&policy.subject, pod))
     });
-    policies.collect()
+    let own = index.policies().values().map(|policy| {
+        let concerns = Direction::BOTH.map(|direction| policy.rules(direction).is_some());
+        entry(policy.id.clone(), concerns, &|pod| policy.selects(pod))
+    });
+    cluster.chain(own).collect()
 }
 
 fn explained(

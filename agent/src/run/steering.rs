@@ -1,6 +1,7 @@
 //! Keeps forwarding table, links, own record and readiness in step with peers and ring.
 
 use super::{
+    alive::alive,
     bridge_mac,
     forwarding::{Forwarding, Node, Reach},
 };
@@ -18,7 +19,6 @@ use crate::{
     mesh::{
         dial::Target,
         peers::{Neighbour, PeerRecord, PeerSet},
-        routes::Routes,
         task::{Handle as Mesh, Status as MeshStatus},
     },
     types::{BRIDGE, DataId, Incarnation, PeerName, Prefix},
@@ -175,9 +175,7 @@ impl State {
         let Ok(status) = self.mesh.status().await else { return future::pending().await };
         let linked: BTreeSet<PeerName> =
             status.links.iter().filter_map(|link| Some(link.peer.as_ref()?.0.clone())).collect();
-        let routes = Routes::new(set, &linked);
-        let reachable = set.others().map(|record| record.name.clone());
-        let reachable = reachable.filter(|name| routes.next_hop(name).is_some()).collect();
+        let reachable = alive(set, Some(&status));
         let troubled = status.troubles.iter().filter_map(|trouble| match &trouble.target {
             Target::Peer(name) => Some(name.clone()),
             Target::Bootstrap(_) | Target::Twin => None,
