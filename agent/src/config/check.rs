@@ -60,6 +60,7 @@ pub(super) fn check(args: &Args, host: &HostFacts) -> Result<Config, ConfigError
             name,
             underlay: underlay::devices(host, &endpoints),
             endpoints,
+            pinned: !listen.ip().is_unspecified() || items(&args.advertise).next().is_some(),
             listen,
             peers,
             max_links,
