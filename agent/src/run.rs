@@ -349,7 +349,7 @@ pub async fn build(
         socket: config.socket(),
         conf_dir: config.cni_conf_dir.clone(),
     };
-    let addresses = attach::IpamAddresses(ipam.clone());
+    let addresses = attach::IpamAddresses { ipam: ipam.clone(), policies: policies.clone() };
     if let Some(policies) = &policies {
         policies.follow(mesh.peers(), ipam.view(), &mut tasks);
     }

@@ -4,6 +4,7 @@
 mod cases;
 mod ends;
 mod harness;
+mod labels;
 mod repair;
 mod size;
 mod start;

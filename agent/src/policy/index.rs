@@ -69,6 +69,19 @@ impl Index {
         self.complete
     }
 
+    /// Whether nothing has been said yet of pods, namespaces and policies.
+    pub fn is_empty(&self) -> bool {
+        self.pods.is_empty() && self.namespaces.is_empty() && self.policies.is_empty()
+    }
+
+    pub fn pods(&self) -> impl Iterator<Item = &Arc<Pod>> {
+        self.pods.values()
+    }
+
+    pub fn namespaces(&self) -> impl Iterator<Item = &Namespace> {
+        self.namespaces.values()
+    }
+
     pub fn apply_pod(&mut self, pod: Pod) {
         let uid = pod.uids[0].clone();
         if self.pods.get(&uid).is_some_and(|known| **known == pod) {
@@ -431,6 +444,24 @@ mod tests {
         let labelled = Pod { labels: [("a".into(), "b".into())].into(), ..pod("x/web", "web", "10.32.0.9") };
         index.apply_pod(labelled);
         assert_eq!(index.endpoint(address).unwrap().labels.len(), 1);
+    }
+
+    #[test]
+    fn a_late_delete_does_not_remove_the_policy_that_has_the_name_now() {
+        let (mut index, id) = (Index::default(), PolicyId { namespace: "x".into(), name: "p".into() });
+        let policy = |uid: &str| Policy {
+            uid: Uid(uid.into()),
+            id: id.clone(),
+            subject: Default::default(),
+            ingress: Some(Vec::new()),
+            egress: None,
+        };
+        index.apply_policy(policy("1"));
+        index.apply_policy(policy("2"));
+        index.delete_policy(&id, &Uid("1".into()));
+        assert_eq!(index.policies()[&id].uid, Uid("2".into()));
+        index.delete_policy(&id, &Uid("2".into()));
+        assert!(index.policies().is_empty());
     }
 
     #[test]

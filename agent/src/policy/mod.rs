@@ -10,6 +10,7 @@
 //! Semantics are those of `networking.k8s.io/v1` and, for the cluster's tiers, `policy.networking.k8s.io/v1alpha2`. A node enforces both directions of its own pods' policies, when a
 //! connection begins; what is established passes, and is ended when a policy comes to forbid it.
 
+pub mod cache;
 pub mod cluster;
 mod compile;
 pub mod convert;

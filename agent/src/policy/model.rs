@@ -3,20 +3,21 @@
 
 use super::selector::{Labels, Selector};
 use crate::types::Prefix;
+use serde::{Deserialize, Serialize};
 use std::{collections::BTreeSet, fmt, net::IpAddr, str::FromStr};
 
 /// `metadata.uid`: tells an object from a later one of the same name.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Uid(pub String);
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Namespace {
     pub uid: Uid,
     pub name: String,
     pub labels: Labels,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pod {
     /// The object's first, then other names of it: a static pod has one of its own on the node.
     pub uids: Vec<Uid>,
@@ -30,21 +31,21 @@ pub struct Pod {
 }
 
 /// A port that has a name.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerPort {
     pub name: String,
     pub protocol: Protocol,
     pub number: u16,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Protocol {
     Tcp,
     Udp,
     Sctp,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Policy {
     pub uid: Uid,
     pub id: PolicyId,
@@ -56,7 +57,7 @@ pub struct Policy {
 }
 
 /// For the whole cluster: decides before the policies of a namespace, or where there are none.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterPolicy {
     pub uid: Uid,
     pub name: String,
@@ -70,13 +71,13 @@ pub struct ClusterPolicy {
     pub egress: Vec<ClusterRule>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Tier {
     Admin,
     Baseline,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterRule {
     pub name: String,
     pub action: Action,
@@ -85,7 +86,7 @@ pub struct ClusterRule {
     pub unknown: Option<String>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Action {
     Accept,
     Deny,
@@ -94,7 +95,7 @@ pub enum Action {
 }
 
 /// `namespace/name`; `name` of a policy for the whole cluster.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct PolicyId {
     /// Empty for the whole cluster.
     pub namespace: String,
@@ -102,7 +103,7 @@ pub struct PolicyId {
 }
 
 /// What may come or go: any of the peers on any of the ports.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rule {
     /// None: everybody.
     pub peers: Option<Vec<Peer>>,
@@ -110,39 +111,47 @@ pub struct Rule {
     pub ports: Option<Vec<Port>>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Peer {
     Pods(PodPeer),
     Block(Block),
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct PodPeer {
     pub namespaces: Namespaces,
     pub pods: Selector,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Namespaces {
     /// The policy's own.
     Named(String),
     Selected(Selector),
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(into = "BlockText", try_from = "BlockText")]
 pub struct Block {
     /// Without host bits, as the exceptions.
     pub cidr: Prefix,
     pub except: BTreeSet<Prefix>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// As a file has it.
+#[derive(Serialize, Deserialize)]
+struct BlockText {
+    cidr: String,
+    except: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Port {
     pub protocol: Protocol,
     pub wanted: Wanted,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Wanted {
     Any,
     /// Both ends included.
@@ -209,6 +218,21 @@ impl PolicyId {
 impl Block {
     pub fn contains(&self, address: IpAddr) -> bool {
         self.cidr.contains(&address) && !self.except.iter().any(|except| except.contains(&address))
+    }
+}
+
+impl From<Block> for BlockText {
+    fn from(block: Block) -> Self {
+        Self { cidr: block.cidr.to_string(), except: block.except.iter().map(Prefix::to_string).collect() }
+    }
+}
+
+impl TryFrom<BlockText> for Block {
+    type Error = ipnet::AddrParseError;
+
+    fn try_from(text: BlockText) -> Result<Self, Self::Error> {
+        let except = text.except.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
+        Ok(Self { cidr: text.cidr.parse()?, except })
     }
 }
 

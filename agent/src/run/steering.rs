@@ -230,13 +230,15 @@ impl State {
         let retime = differs(rested);
         let deaths = view.deaths_digest;
         let news = own.deaths_digest != deaths || own.ranges_digest != digest || retime;
-        if clash || own.held != held || own.conceded != conceded || news {
+        let bridge = view.bridge;
+        if clash || own.held != held || own.conceded != conceded || own.bridge != bridge || news {
             if retime {
                 self.timed = Some(now);
             }
             let update = move |record: &mut PeerRecord| {
                 record.held = held;
                 record.conceded = conceded;
+                record.bridge = bridge;
                 record.ranges_digest = digest;
                 record.deaths_digest = deaths;
                 if retime {
