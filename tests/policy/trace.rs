@@ -2,7 +2,7 @@
 use crate::harness::{address, apply};
 use anyhow::{Context, ensure};
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     io::{BufRead, BufReader, Read, Write},
     net::{TcpListener, TcpStream},
     process::{Child, Command, Stdio},
@@ -24,7 +24,7 @@ fn rules_of_established(
         Ok(command.args(["monitor", "trace"]).stdout(Stdio::piped()).spawn()?)
     });
     let monitor: &mut Child = monitor.as_mut().unwrap();
-    let traced: Arc<Mutex<BTreeMap<String, Vec<String>>>> = Arc::default();
+    let traced: Arc<Mutex<Vec<(String, Vec<String>)>>> = Arc::default();
     let (out, heard) = (monitor.stdout.take().unwrap(), traced.clone());
     let reader = thread::spawn(move || {
         for line in BufReader::new(out).lines().map_while(Result::ok) {
@@ -34,14 +34,17 @@ fn rules_of_established(
             };
             if let Some(rule) = rest.strip_prefix("inet weft-policy ").filter(|rest| rest.contains(" rule "))
             {
-                heard.lock().unwrap().entry(id.into()).or_default().push(rule.into());
+                let mut heard = heard.lock().unwrap();
+                match heard.iter_mut().find(|(packet, _)| packet == id) {
+                    Some((_, rules)) => rules.push(rule.into()),
+                    None => heard.push((id.into(), vec![rule.into()])),
+                }
             }
         }
     });
     wait::until("packets are traced", Duration::from_secs(20), || {
         client.write_all(b"go on")?;
         server.read_exact(&mut [0; 5])?;
-        // What was seen first may be only the end of a packet's way.
         ensure!(traced.lock().unwrap().len() > 4);
         Ok(())
     })
@@ -50,8 +53,10 @@ fn rules_of_established(
     monitor.kill().unwrap();
     monitor.wait().unwrap();
     reader.join().unwrap();
-    let traced = traced.lock().unwrap();
-    traced.values().skip(1).take(traced.len() - 2).cloned().collect()
+    let mut traced = traced.lock().unwrap();
+    // Of the last one the end may be missing.
+    traced.pop();
+    traced.iter().map(|(_, rules)| rules.clone()).collect()
 }
 
 fn nft(node: &Node, arguments: &[&str]) -> anyhow::Result<String> {
