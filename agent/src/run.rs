@@ -10,6 +10,7 @@
 //! ```
 //! Ports, sockets and the name are taken before anything of the kernel's is touched, so that a refusal leaves no trace.
 
+mod addresses;
 mod alive;
 mod attach;
 mod cluster;
@@ -96,7 +97,11 @@ pub async fn agent(args: &Args) -> anyhow::Result<()> {
         let porch = Porch::open(&config)?;
         let (config, cluster) = match cluster::join(args, &config, &host).await? {
             None => (config, None),
-            Some((args, cluster)) => (Config::check(&args, &host)?, Some(cluster)),
+            Some((args, cluster)) => {
+                // What the cluster says of the own address it says for now.
+                let pinned = config.pinned;
+                (Config { pinned, ..Config::check(&args, &host)? }, Some(cluster))
+            }
         };
         let before = if config.takeover { Predecessor::find(&config).await? } else { None };
         let running = build(config.clone(), cluster, before, porch).await?;
@@ -297,6 +302,7 @@ pub async fn build(
     let (steered, node, cni_readiness) = (state.steered(), state.node(), state.cni_readiness());
     let beat = heartbeats.register("steering", Instant::now());
     tasks.spawn(state.run(beat, Instant::now));
+    tasks.spawn(addresses::follow(config.clone(), mesh.clone(), links.clone()));
 
     let estate = match predecessor {
         Some(predecessor) => {
@@ -345,7 +351,7 @@ pub async fn build(
     };
     let addresses = attach::IpamAddresses(ipam.clone());
     if let Some(policies) = &policies {
-        policies.follow(&config, ipam.view(), &mut tasks);
+        policies.follow(mesh.peers(), ipam.view(), &mut tasks);
     }
     let in_force = policies.as_ref().map(|policies| policies.handle().watch());
     let ports =

@@ -26,7 +26,7 @@ use crate::{
 
 pub struct Node {
     name: String,
-    address: IpAddr,
+    address: Mutex<IpAddr>,
     netns: Netns,
     claim: Arc<Claim>,
     settings: Mutex<Settings>,
@@ -67,12 +67,14 @@ impl Node {
             state_dir: disk.join("state"),
             run_dir: run,
             log: disk.join("agent.log"),
+            clock: None,
             verbosity: common.verbosity.clone(),
             confined: common.confined,
             more: common.arguments.clone(),
         };
         let claim = Arc::clone(&common.claim);
-        Ok(Self { name, address, netns, claim, settings: Mutex::new(settings), agent: Mutex::new(None) })
+        let (address, settings) = (Mutex::new(address), Mutex::new(settings));
+        Ok(Self { name, address, netns, claim, settings, agent: Mutex::new(None) })
     }
 
     pub fn name(&self) -> &str {
@@ -81,7 +83,11 @@ impl Node {
 
     /// Its address on the underlay.
     pub fn address(&self) -> IpAddr {
-        self.address
+        *self.address.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn set_address(&self, address: IpAddr) {
+        *self.address.lock().unwrap_or_else(PoisonError::into_inner) = address;
     }
 
     pub fn netns(&self) -> &Netns {

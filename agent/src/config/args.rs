@@ -22,7 +22,7 @@ pub struct Args {
     /// Repeat it, or separate by commas, for several; best first. It must be an address of this host, outside the universe.
     /// The port is that of --listen if not given.
     ///
-    /// Default: the address of the default route's interface.
+    /// Default: the address of the default route's interface, also when it becomes another one.
     ///
     /// Examples: `192.0.2.1`, `192.0.2.1:6783`, `[2001:db8::1]:6783`
     #[arg(long, env = "WEFT_ADVERTISE", hide_env_values = true, value_name = "ADDR[:PORT]", value_delimiter = ',', help_heading = NODE)]

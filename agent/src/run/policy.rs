@@ -13,6 +13,7 @@ use crate::{
         policies::{self as watched, Heard, News},
         task::Handle as Cluster,
     },
+    mesh::peers::PeerSet,
     policy::{
         self, Handle, Index, cluster,
         convert::{self, DEFAULT, Invalid},
@@ -86,15 +87,14 @@ impl Policies {
         &self.handle
     }
 
-    /// Follows who is attached here.
+    /// Follows who is attached here, and this node's own addresses.
     pub fn follow(
         &self,
-        config: &Config,
+        peers: watch::Receiver<Arc<PeerSet>>,
         ring: watch::Receiver<Arc<View>>,
         tasks: &mut JoinSet<anyhow::Result<()>>,
     ) {
-        let underlay = config.endpoints.iter().map(|endpoint| endpoint.0.ip()).collect();
-        tasks.spawn(follow_attachments(self.handle.clone(), underlay, ring));
+        tasks.spawn(follow_attachments(self.handle.clone(), peers, ring));
     }
 
     /// Follows what the API server says.
@@ -111,14 +111,15 @@ impl Policies {
 
 async fn follow_attachments(
     handle: Handle,
-    underlay: BTreeSet<IpAddr>,
+    mut peers: watch::Receiver<Arc<PeerSet>>,
     mut ring: watch::Receiver<Arc<View>>,
 ) -> anyhow::Result<()> {
     loop {
+        let underlay = peers.borrow_and_update().own().endpoints.clone();
         let view = ring.borrow_and_update().clone();
         let attached: BTreeMap<_, _> =
             view.allocations.iter().filter_map(|(a, it)| Some((*a, pod(it)?))).collect();
-        let own: BTreeSet<_> = underlay.iter().copied().chain(view.bridge).collect();
+        let own: BTreeSet<_> = underlay.iter().map(|endpoint| endpoint.0.ip()).chain(view.bridge).collect();
         let change = move |index: &mut Index| {
             index.set_own(own);
             index.settle(attached);
@@ -128,7 +129,12 @@ async fn follow_attachments(
             // It is tried again, and has been told.
             Ok(()) | Err(policy::PolicyError::Failed(_)) => {}
         }
-        ring.changed().await.context("the allocator has stopped")?;
+        tokio::select! {
+            changed = ring.changed() => changed.context("the allocator has stopped")?,
+            moved = peers.wait_for(|set| set.own().endpoints != underlay) => {
+                moved.context("the mesh has stopped")?;
+            }
+        }
     }
 }
 
