@@ -1,13 +1,17 @@
 //! `weft`: picks a command and turns its result into an exit code.
 #![forbid(unsafe_code)]
 
-use std::process::ExitCode;
+use std::{alloc::System, process::ExitCode};
 use tokio::runtime::{Builder, Runtime};
 use weft::{
     cli::{self, Cli, Command},
-    linux::privileges,
+    linux::{privileges, wiping::Wiping},
     run,
 };
+
+/// Copies of keys are everywhere: in files' bytes, in the parts of PEM, TLS and Noise.
+#[global_allocator]
+static MEMORY: Wiping = Wiping(System);
 
 fn main() -> ExitCode {
     match run(Cli::from_environment().command) {

@@ -1,7 +1,7 @@
 //! What an agent may do on its node: change the network, and write its own directories.
 use std::{
     fs,
-    os::unix::fs::{PermissionsExt, chown},
+    os::unix::fs::{FileExt, PermissionsExt, chown},
     path::Path,
     process::Command,
 };
@@ -188,6 +188,45 @@ fn no_key_is_ever_logged() {
     {
         assert!(!log.contains(key), "a key is logged: {key}");
     }
+}
+
+#[test]
+fn a_key_that_was_read_does_not_stay_in_memory() {
+    let lab = Lab::builder().nodes(2).pods(1).start().unwrap();
+    reaches(&lab.pod("n1/p1").unwrap(), &lab.pod("n2/p1").unwrap());
+    let node = lab.node("n1").unwrap();
+    let memory = memory_of(node.agent_process().unwrap().pid);
+    let holds = |key: &[u8]| memory.windows(key.len()).any(|bytes| bytes == key);
+    let pem = fs::read_to_string(lab.ca_dir().join("ca.key")).unwrap();
+    let ca: Vec<&str> = pem.lines().filter(|line| line.len() > 40 && !line.starts_with('-')).collect();
+    assert!(!ca.is_empty());
+    for line in ca {
+        assert!(!holds(line.as_bytes()), "the agent has issued its certificate, and has the CA's key still");
+    }
+    // What it works with it has, and it is found so.
+    node.stop_agent().unwrap();
+    let (store, _) =
+        Store::open(&node.state_dir(), &"n1".parse().unwrap(), &"10.32.0.0/12".parse().unwrap()).unwrap();
+    assert!(holds(store.data_secret(DataSecret::new([0; 32])).unwrap().bytes()));
+}
+
+/// All that a process can write to.
+fn memory_of(pid: impl std::fmt::Display) -> Vec<u8> {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    let memory = fs::File::open(format!("/proc/{pid}/mem")).unwrap();
+    let mut all = Vec::new();
+    // proc_pid_maps(5): first-end, rights.
+    for map in maps.lines().filter(|map| map.split(' ').nth(1).is_some_and(|rights| rights.starts_with("rw")))
+    {
+        let (first, end) = map.split_once(' ').unwrap().0.split_once('-').unwrap();
+        let [first, end] = [first, end].map(|at| u64::from_str_radix(at, 16).unwrap());
+        let mut bytes = vec![0; (end - first) as usize];
+        // Some mappings are a device's.
+        if memory.read_exact_at(&mut bytes, first).is_ok() {
+            all.extend(bytes);
+        }
+    }
+    all
 }
 
 /// A directory of nobody's, with a copy of `weft`: that user may not see where this one was built.

@@ -2,6 +2,7 @@ use super::*;
 use crate::config::{HostAddress, HostLink, HostRoute};
 use clap::Parser;
 use insta::assert_snapshot;
+use std::collections::BTreeSet;
 
 #[derive(Parser)]
 #[command(args_override_self = true)]

@@ -18,3 +18,5 @@ pub mod sysctl;
 pub mod tun;
 #[cfg(feature = "agent")]
 pub mod udp;
+#[cfg(feature = "agent")]
+pub mod wiping;

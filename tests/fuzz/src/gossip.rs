@@ -5,7 +5,12 @@ use super::script::{Clock, Script};
 use prost::Message;
 use std::time::Duration;
 use weft::{
-    ipam::{span::Layout, token::RingGossiper},
+    ipam::{
+        death::{Death, DeathGossip},
+        election::{Ballot, Vote, VoteGossip},
+        span::Layout,
+        token::RingGossiper,
+    },
     mesh::{
         gossip::{Gossiper, Item},
         link::LinkId,
@@ -47,7 +52,7 @@ impl Scene {
             bootstrap: Vec::new(),
             max_links: 4,
             items: Vec::new(),
-            gossipers: vec![Box::new(ring())],
+            gossipers: gossipers(),
             seed: 1,
         };
         let mut scene = Self { mesh: Mesh::new(config, clock.0), clock, links: 0 };
@@ -139,14 +144,12 @@ impl Scene {
 
     fn look(&mut self) {
         assert!(self.mesh.links().len() <= 4 + 16, "links are bounded");
-        let (mut ring, mut peers) = (ring(), PeerGossip(None));
+        let mut judges = gossipers();
+        judges.push(Box::new(PeerGossip(None)));
         for item in self.mesh.items() {
             assert_eq!(item.check_bounds(), Ok(()));
-            match item.channel.as_str() {
-                "ring" => assert_eq!(ring.check(item), Ok(())),
-                "peers" => assert_eq!(peers.check(item), Ok(())),
-                _ => {}
-            }
+            let judge = judges.iter_mut().find(|judge| judge.channel() == item.channel);
+            assert_eq!(judge.map_or(Ok(()), |judge| judge.check(item)), Ok(()));
         }
         assert_eq!(self.mesh.peers().own().name, name(0), "we stay who we are");
     }
@@ -154,7 +157,7 @@ impl Scene {
 
 /// An item that is right, wrong, or of a channel that nobody knows.
 fn item(script: &mut Script<'_>) -> Item {
-    let mut item = match script.below(3) {
+    let mut item = match script.below(5) {
         0 => {
             let (peer, incarnation) = (name(script.below(6)), Incarnation(script.below(8) as u64));
             let endpoint = script.choose(&["192.0.2.1:1", "[2001:db8::1]:1"]).parse().expect("an endpoint");
@@ -167,6 +170,24 @@ fn item(script: &mut Script<'_>) -> Item {
             .to_item()
         }
         1 => super::ring::token(script).to_item(&layout()),
+        2 => Death {
+            peer: name(script.below(6)),
+            incarnation: Incarnation(script.below(8) as u64),
+            epoch: script.below(4) as u64,
+            taker: name(script.below(6)),
+            forced: script.byte() & 1 != 0,
+        }
+        .to_item(Vec::new()),
+        3 => {
+            let ballot = |script: &mut Script<'_>| Ballot {
+                round: script.below(8) as u64,
+                proposer: name(script.below(6)),
+            };
+            let names = |script: &mut Script<'_>| (0..script.below(6)).map(name).collect::<Vec<_>>();
+            let promised = (script.byte() & 1 != 0).then(|| ballot(script));
+            let accepted = (script.byte() & 1 != 0).then(|| (ballot(script), names(script)));
+            Vote { promised, accepted, decided: names(script) }.to_item(&name(script.below(6)), None)
+        }
         _ => Item {
             channel: channel(script),
             key: script.take(1).into(),
@@ -183,7 +204,7 @@ fn item(script: &mut Script<'_>) -> Item {
 }
 
 fn channel(script: &mut Script<'_>) -> String {
-    script.choose(&["ring", "peers", "names", ""]).into()
+    script.choose(&["ring", "peers", "deaths", "votes", "names", ""]).into()
 }
 
 fn name(number: usize) -> PeerName {
@@ -194,8 +215,8 @@ fn layout() -> Layout {
     Layout::new(UNIVERSE.parse().expect("a universe"))
 }
 
-fn ring() -> RingGossiper {
-    RingGossiper::new(layout(), None)
+fn gossipers() -> Vec<Box<dyn Gossiper>> {
+    vec![Box::new(RingGossiper::new(layout(), None)), Box::new(DeathGossip(None)), Box::new(VoteGossip(None))]
 }
 
 const UNIVERSE: &str = super::ring::UNIVERSE;

@@ -17,6 +17,7 @@ pub mod gossip;
 pub mod handshake;
 pub mod local;
 pub mod packet;
+pub mod probe;
 pub mod record;
 pub mod ring;
 mod script;
@@ -30,7 +31,7 @@ pub mod words;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 16] = [
+pub const TARGETS: [Target; 17] = [
     ("arguments", arguments::run),
     ("certificate", certificate::run),
     ("coalesce", coalesce::run),
@@ -40,6 +41,7 @@ pub const TARGETS: [Target; 16] = [
     ("handshake", handshake::run),
     ("local", local::run),
     ("packet", packet::run),
+    ("probe", probe::run),
     ("record", record::run),
     ("ring", ring::run),
     ("shim", shim::run),

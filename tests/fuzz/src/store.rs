@@ -1,4 +1,4 @@
-//! A damaged state file: it is read, or moved aside, and then there is an empty one.
+//! A damaged state file: all of it is read, or it is moved aside, and then there is an empty one.
 
 use super::script::Script;
 use std::{
@@ -8,7 +8,7 @@ use std::{
     process,
     sync::LazyLock,
 };
-use weft::linux::store::{FILE, Store, StoreError, Table, Write};
+use weft::linux::store::{FILE, Store, StoreError, StoreState, Table, Write};
 
 /// Where the file is hit, in 2¹⁶ths of its length, and by what; an odd number of hits cuts it there as well.
 pub fn run(bytes: &[u8]) {
@@ -34,9 +34,11 @@ pub fn run(bytes: &[u8]) {
     let opened = open(&FOLDER);
     std::panic::set_hook(hook);
     match opened {
-        Ok(store) => {
+        Ok((store, state)) => {
             for table in [Table::Meta, Table::Ring, Table::Allocations, Table::Resting, Table::Items] {
-                store.read(table).expect("what was opened can be read");
+                let entries = store.read(table).expect("what was opened can be read");
+                let written = if state == StoreState::Opened { ENTRIES } else { 0 };
+                assert!(table != Table::Ring || entries.len() == written, "{state:?}: {entries:?}");
             }
             store.next_incarnation(1).expect("and written");
         }
@@ -50,9 +52,9 @@ pub fn run(bytes: &[u8]) {
     fs::remove_dir_all(&*FOLDER).expect("it is ours");
 }
 
-fn open(folder: &Path) -> Result<Store, StoreError> {
+fn open(folder: &Path) -> Result<(Store, StoreState), StoreError> {
     let (name, universe) = ("n0".parse().expect("a name"), "10.32.0.0/24".parse().expect("a universe"));
-    Store::open(folder, &name, &universe).map(|(store, _)| store)
+    Store::open(folder, &name, &universe)
 }
 
 static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| format!("/dev/shm/weft-fuzz-{}", process::id()).into());
@@ -65,9 +67,9 @@ struct Whole {
 }
 
 static WHOLE: LazyLock<Whole> = LazyLock::new(|| {
-    let store = open(&FOLDER).expect("a new one");
+    let (store, _) = open(&FOLDER).expect("a new one");
     let write = |key: u8| Write { table: Table::Ring, key: vec![key], value: Some(vec![key; 100]) };
-    store.commit(&(0..20).map(write).collect::<Vec<_>>()).expect("room in memory");
+    store.commit(&(0..ENTRIES as u8).map(write).collect::<Vec<_>>()).expect("room in memory");
     drop(store);
     let bytes = fs::read(FOLDER.join(FILE)).expect("it was made");
     let pages = bytes.chunks(PAGE).zip((0..).step_by(PAGE)).filter(|(page, _)| *page != &[0; PAGE][..]);
@@ -83,4 +85,6 @@ impl Whole {
     }
 }
 
+/// In the ring's table.
+const ENTRIES: usize = 20;
 const PAGE: usize = 4096;

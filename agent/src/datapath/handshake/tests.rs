@@ -1,5 +1,8 @@
 //! What two and three agents come to over the simulated network.
 
+mod chaos;
+mod roaming;
+
 use super::{message::*, noise::tests::public, peer::SHOW, sim::*, *};
 use crate::{
     datapath::{
@@ -8,7 +11,6 @@ use crate::{
     },
     types::{DataKey, Incarnation},
 };
-use proptest::prelude::*;
 use std::{net::SocketAddr, time::Duration};
 
 #[test]
@@ -330,107 +332,6 @@ fn a_changed_key_ends_the_sessions() {
 }
 
 #[test]
-fn a_peer_is_answered_where_it_is() {
-    let mut net = Net::new(2, 1);
-    net.nodes[1].address = SocketAddr::from(([203, 0, 113, 9], 4000));
-    net.send(1, 0, 1);
-    net.run(ms(10));
-    assert_eq!(net.nodes[0].got, [1]);
-    net.restart(0);
-    net.send(0, 1, 2);
-    net.run(ms(10));
-    assert_eq!(net.nodes[1].got, [2]);
-}
-
-#[test]
-fn a_peer_that_moves_is_followed_with_its_first_packet() {
-    for lane in 0..2 {
-        let mut net = Net::new(2, 1);
-        for number in 0..4 {
-            net.send(1, 0, number);
-            net.run(ms(10));
-        }
-        assert_eq!(net.finds(0, 1), Some(address(1)));
-        net.nodes[1].address = SocketAddr::from(([203, 0, 113, 9], 4000));
-        let new = net.nodes[1].address;
-        net.send(1, 0, 4 + lane);
-        net.run(ms(1));
-        assert_eq!(net.finds(0, 1), Some(port(new, lane as u8)), "lane {lane}");
-        net.send(0, 1, 9);
-        net.run(ms(10));
-        assert_eq!((&net.nodes[1].got[..], net.finds(0, 1)), (&[9][..], Some(new)), "lane {lane}");
-        // One that listens is enough; of another the port is asked for.
-        assert_eq!(net.responses(), 1 + lane as usize);
-    }
-}
-
-#[test]
-fn a_peer_that_only_listens_is_followed_when_it_shows_where() {
-    let mut net = Net::new(2, 1);
-    for number in 0..4 {
-        net.send(1, 0, number);
-        net.run(ms(10));
-    }
-    net.run(SHOW);
-    net.send(1, 0, 5);
-    net.run(ms(10));
-    net.nodes[1].address = SocketAddr::from(([203, 0, 113, 9], 4000));
-    net.run(SHOW + ms(1000));
-    assert_eq!(net.finds(0, 1), Some(net.nodes[1].address));
-    let sent = net.sent;
-    net.run(SHOW * 3);
-    assert_eq!(net.sent, sent, "who does not send shows nothing");
-}
-
-#[test]
-fn a_packet_that_was_caught_and_sent_from_elsewhere_moves_nobody() {
-    let mut net = Net::new(2, 1);
-    for number in 0..4 {
-        net.send(1, 0, number);
-        net.run(ms(10));
-    }
-    let (_, caught) = net.sealed.clone().unwrap();
-    let thief = SocketAddr::from(([198, 51, 100, 1], 6783));
-    net.deliver(thief, caught.clone());
-    let mut changed = caught;
-    changed.bytes[15] ^= 0x10;
-    net.deliver(thief, changed);
-    assert_eq!((net.finds(0, 1), net.responses()), (Some(address(1)), 1));
-}
-
-#[test]
-fn a_packet_that_was_held_back_and_sent_from_elsewhere_does_not_keep_a_peer_there() {
-    let mut net = Net::new(2, 1);
-    for number in 0..4 {
-        net.send(1, 0, number);
-        net.run(ms(10));
-    }
-    net.send(1, 0, 4);
-    let (_, (_, held)) = net.wire.pop_first().unwrap();
-    let thief = SocketAddr::from(([198, 51, 100, 1], 6783));
-    net.deliver(thief, held);
-    assert_eq!(net.finds(0, 1), Some(thief), "nobody can tell that the peer has not moved");
-    net.send(1, 0, 5);
-    net.run(SHOW + ms(1000));
-    assert_eq!(net.finds(0, 1), Some(address(1)));
-}
-
-#[test]
-fn a_peer_that_is_back_where_its_record_says_is_found_there() {
-    let mut net = Net::new(2, 1);
-    net.nodes[1].address = SocketAddr::from(([203, 0, 113, 9], 4000));
-    net.send(1, 0, 1);
-    net.run(ms(10));
-    assert_eq!(net.finds(0, 1), Some(net.nodes[1].address));
-    net.nodes[1].address = address(1);
-    // By then their session has ended.
-    net.run(Duration::from_secs(200));
-    net.send(0, 1, 2);
-    net.run(ms(500));
-    assert_eq!((&net.nodes[1].got[..], net.finds(0, 1)), (&[2][..], Some(address(1))));
-}
-
-#[test]
 fn who_both_calls_and_is_called_in_a_flood_still_gets_through() {
     for insider in [false, true] {
         let mut net = Net::new(2, 1);
@@ -517,99 +418,4 @@ fn an_index_that_is_in_use_is_drawn_again() {
     assert_eq!((&net.nodes[1].got[..], &net.nodes[2].got[..]), (&[1][..], &[2][..]));
     let known = |index| net.nodes[0].sessions.receiving(SessionIndex(index)).is_some();
     assert!(known(0x0101_0101) && known(0x0202_0202));
-}
-
-/// What may happen to one of three nodes.
-#[derive(Clone, Debug)]
-enum Event {
-    Send(usize, usize),
-    Bytes(usize, Vec<u8>),
-    /// A message of the tape, with a byte changed.
-    Damaged(prop::sample::Index, usize, u8),
-    Surprise(usize, usize),
-    Restart(usize),
-    Records(usize),
-    Wait(u64),
-}
-
-fn event() -> impl Strategy<Value = Event> {
-    let message = prop_oneof![Just(INITIATION_LEN), Just(RESPONSE_LEN), Just(COOKIE_LEN), 1..200usize];
-    let bytes = (0x10..0x17u8, message).prop_flat_map(|(kind, len)| {
-        prop::collection::vec(any::<u8>(), len).prop_map(move |mut bytes| {
-            bytes[0] = kind;
-            bytes.iter_mut().take(4).skip(1).for_each(|byte| *byte = 0);
-            bytes
-        })
-    });
-    prop_oneof![
-        8 => (0..3usize, 0..3usize).prop_map(|(from, to)| Event::Send(from, to)),
-        4 => (0..3usize, bytes).prop_map(|(node, bytes)| Event::Bytes(node, bytes)),
-        4 => (any::<prop::sample::Index>(), 0..INITIATION_LEN, any::<u8>())
-            .prop_map(|(index, at, byte)| Event::Damaged(index, at, byte)),
-        2 => (0..3usize, 0..3usize).prop_map(|(node, from)| Event::Surprise(node, from)),
-        1 => (0..3usize).prop_map(Event::Restart),
-        1 => (0..3usize).prop_map(Event::Records),
-        4 => (1..400_000u64).prop_map(Event::Wait),
-        4 => (1..100u64).prop_map(Event::Wait),
-    ]
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
-
-    #[test]
-    fn whatever_happens_nobody_panics_and_all_agree_in_the_end(
-        seed: u64,
-        events in prop::collection::vec(event(), 1..60),
-    ) {
-        let mut net = Net::new(3, seed);
-        (net.loss, net.copies, net.delay) = (20, 20, (1, 50));
-        for event in events {
-            match event {
-                Event::Send(from, to) if from != to => net.send(from, to, 0),
-                Event::Send(..) => {}
-                Event::Bytes(node, bytes) if bytes[0] == SEALED && bytes.len() < SEALED_HEADER_LEN => {
-                    net.nodes[node].machine.surprised(address(9), net.now);
-                }
-                Event::Bytes(node, bytes) => net.deliver(address(9), Datagram { to: address(node), bytes }),
-                Event::Damaged(index, at, byte) if !net.tape.is_empty() => {
-                    let (from, mut datagram) = index.get(&net.tape).clone();
-                    let at = at % datagram.bytes.len();
-                    datagram.bytes[at] = byte;
-                    if datagram.bytes[0] != SEALED {
-                        net.deliver(from, datagram);
-                    }
-                }
-                Event::Damaged(..) => {}
-                Event::Surprise(node, from) => {
-                    net.nodes[node].machine.surprised(address(from), net.now);
-                    net.collect(node);
-                }
-                Event::Restart(node) => net.restart(node),
-                Event::Records(node) => net.introduce(node),
-                Event::Wait(time) => net.run(ms(time)),
-            }
-        }
-        (net.loss, net.copies, net.delay) = (0, 0, (1, 1));
-        (0..3).for_each(|node| net.introduce(node));
-        net.nodes.iter_mut().for_each(|node| {
-            node.got.clear();
-            node.waiting.clear();
-        });
-        // Until every handshake that was under way has ended, well or not.
-        net.run(Duration::from_secs(6));
-        for number in 1..=20 {
-            for (from, to) in [(0, 1), (1, 0), (1, 2), (2, 1), (0, 2), (2, 0)] {
-                net.send(from, to, number);
-            }
-            net.run(Duration::from_secs(1));
-        }
-        for (a, b) in [(0, 1), (1, 2), (0, 2)] {
-            prop_assert!(net.agree(a, b), "after {:?}", net.now - net.start);
-        }
-        for node in &net.nodes {
-            let last = node.got.iter().filter(|number| **number == 20).count();
-            prop_assert_eq!(last, 2, "from both others: {:?}", &node.got);
-        }
-    }
 }
