@@ -245,7 +245,7 @@ pub(crate) fn metric(node: &Node, name: &str) -> anyhow::Result<f64> {
 /// Longer than neighbours that have changed are kept back.
 const QUIET: Duration = Duration::from_millis(1500);
 /// For one echo.
-pub(crate) const PING: Duration = Duration::from_millis(50);
+const PING: Duration = Duration::from_millis(50);
 /// For what takes milliseconds when all is well.
 const SOON: Duration = Duration::from_secs(5);
 /// From an agent's start until ADD would work.

@@ -26,7 +26,7 @@ use crate::{
     node::Node,
     pod::Pod,
     progress::Progress,
-    scenario::{PING, metric, says},
+    scenario::{metric, says},
     traffic::{Crossfire, Hits, transfer},
     wait,
 };
@@ -301,7 +301,7 @@ impl<'a> Storm<'a> {
         }
         for from in &self.pods {
             for to in self.pods.iter().filter(|to| to.full_name() != from.full_name()) {
-                from.ping(to.address()?, PING)?;
+                from.ping(to.address()?, ECHO)?;
             }
         }
         Ok(())
@@ -400,6 +400,8 @@ impl fmt::Display for Weathered {
     }
 }
 
+/// For one echo: a busy machine answers late.
+const ECHO: Duration = Duration::from_millis(500);
 /// In which all must be well after the faults.
 const HEALS: Duration = Duration::from_secs(5);
 /// With a wide margin for a machine that compiles beside it.

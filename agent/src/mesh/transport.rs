@@ -454,7 +454,7 @@ impl Pulse {
 
     /// Nothing came for longer than keep-alives take.
     pub fn is_still(&self) -> bool {
-        Duration::from_millis(self.age() - self.last.load(Ordering::Relaxed)) > STILL
+        Duration::from_millis(self.age().saturating_sub(self.last.load(Ordering::Relaxed))) > STILL
     }
 
     fn age(&self) -> u64 {

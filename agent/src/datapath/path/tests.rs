@@ -239,7 +239,7 @@ fn who_is_not_due_costs_nothing() {
     };
     assert!(pass(&mut paths, &mut now, Duration::from_secs(5)) >= PEERS);
     let told = pass(&mut paths, &mut now, Duration::from_secs(30));
-    assert!((100..300).contains(&told), "{told} views in 30 s, of one neighbour");
+    assert!((90..300).contains(&told), "{told} views in 30 s, of one neighbour");
     let told = pass(&mut paths, &mut now, Duration::from_secs(60));
     assert!((PEERS..PEERS + 600).contains(&told), "{told} views in a minute");
 }
