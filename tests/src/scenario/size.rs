@@ -56,7 +56,7 @@ pub fn jumbo() -> anyhow::Result<Vec<Measured>> {
     meet(&lab)?;
     let stream = Stream::start(from.netns(), to.netns(), to.address()?, u64::MAX, Duration::from_secs(50))?;
     wait::until("it is known how narrow", LONG, || takes(&a, "n2", 1440.0))?;
-    stream.advances(1 << 20, SOON)?;
+    stream.advances(1 << 20, LONG)?;
     drop(narrow);
     let start = Instant::now();
     wait::until("the path grows", Duration::from_secs(20), || {
@@ -89,7 +89,7 @@ pub fn differing() -> anyhow::Result<Vec<Measured>> {
         takes(&a, "n3", 1440.0)
     })?;
     let known = start.elapsed();
-    stream.advances(1 << 20, SOON)?;
+    stream.advances(1 << 20, LONG)?;
     stream.finish()?;
     let told = path_mtu(from.netns(), "eth0", narrow.address()?, SOON)?;
     // What it was told first it believes for some minutes.
