@@ -64,7 +64,8 @@ fn network_policies_outlive_the_api_server_and_an_agents_restart() {
     add("web", &uids[0]);
     enforced(1).unwrap();
     wait::until("what is known is written down", START, || {
-        Ok(drop(fs::read_to_string(node.state_dir().join("policy-cache.json"))?))
+        fs::read_to_string(node.state_dir().join("policy-cache.json"))?;
+        Ok(())
     })
     .unwrap();
 
