@@ -99,6 +99,14 @@ impl Node {
         self.flush(out);
     }
 
+    /// Hands everything to a peer, for good.
+    pub fn leave(&mut self, now: Instant, out: &mut Outbox) {
+        if let Some(heir) = self.allocator.heir() {
+            self.allocator.leave(&heir, self.now(now));
+            self.flush(out);
+        }
+    }
+
     /// Whom it knows and whom messages are likely to reach.
     fn steer(&mut self, mesh: &Mesh, now: Instant, out: &mut Outbox) {
         let linked = mesh.links().into_iter().filter_map(|link| Some(link.peer?.0)).collect();

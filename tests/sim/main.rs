@@ -4,3 +4,4 @@ mod ipam;
 mod liar;
 mod mesh;
 mod net;
+mod scale;

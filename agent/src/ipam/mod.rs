@@ -23,6 +23,8 @@ pub mod record;
 pub mod ring;
 pub mod seed;
 #[cfg(test)]
+mod model;
+#[cfg(test)]
 mod sim;
 pub mod space;
 pub mod span;
