@@ -99,14 +99,6 @@ impl Node {
         self.flush(out);
     }
 
-    /// Hands everything to a peer, for good.
-    pub fn leave(&mut self, now: Instant, out: &mut Outbox) {
-        if let Some(heir) = self.allocator.heir() {
-            self.allocator.leave(&heir, self.now(now));
-            self.flush(out);
-        }
-    }
-
     /// Whom it knows and whom messages are likely to reach.
     fn steer(&mut self, mesh: &Mesh, now: Instant, out: &mut Outbox) {
         let linked = mesh.links().into_iter().filter_map(|link| Some(link.peer?.0)).collect();
@@ -116,6 +108,7 @@ impl Node {
             reachable: routes.next_hop(&record.name).is_some(),
             held: record.held.clone(),
             incarnation: record.incarnation,
+            ranges_digest: record.ranges_digest,
             deaths_digest: record.deaths_digest,
         };
         let known: Vec<_> = mesh.peers().others().map(known).collect();
@@ -221,7 +214,7 @@ fn stamp(start: Instant, now: Instant) -> Now {
     Now { at: now, unix_ms: (now - start).as_millis() as u64 }
 }
 
-fn write(disk: &mut Stored, change: Change) {
+pub fn write(disk: &mut Stored, change: Change) {
     match change {
         Change::InForce => disk.in_force = true,
         Change::Seeds(_) => {}

@@ -3,5 +3,7 @@
 mod ipam;
 mod liar;
 mod mesh;
+mod model;
 mod net;
-mod scale;
+mod reference;
+mod steps;

@@ -54,7 +54,6 @@ pub mod report;
 pub mod runtime;
 pub mod sandbox;
 pub mod sandboxes;
-pub mod scale;
 pub mod scenario;
 pub mod soak;
 pub mod suite;

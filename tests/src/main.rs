@@ -2,7 +2,7 @@
 use std::{path::PathBuf, process::ExitCode, thread};
 
 use clap::{Parser, Subcommand};
-use weft_lab::{bench, chaos, claim, demo, image, policy, sandboxes, scale, soak, suite, up};
+use weft_lab::{bench, chaos, claim, demo, image, policy, sandboxes, soak, suite, up};
 
 /// A Weft network on one machine: nodes are network namespaces, and nothing is left behind
 #[derive(Parser)]
@@ -22,8 +22,6 @@ enum Verb {
     Sandboxes(sandboxes::Options),
     /// Assemble the container image, as an OCI archive
     Image { archive: PathBuf },
-    /// Measure what an agent does and holds in simulated networks of many sizes
-    Scale(scale::Options),
     /// Send gigabytes of checked traffic over a network that loses and reorders, while agents are killed
     Soak(soak::Options),
     /// Cut, narrow and kill, and measure how long the network notices
@@ -63,7 +61,6 @@ fn main() -> ExitCode {
             clean_up_on_signals().and_then(|()| sandboxes::run(options)).map(|()| ExitCode::SUCCESS)
         }
         Verb::Image { archive } => image::run(archive).map(|()| ExitCode::SUCCESS),
-        Verb::Scale(options) => scale::run(options),
         Verb::Soak(options) => clean_up_on_signals().and_then(|()| soak::run(options)),
         Verb::Chaos(options) => clean_up_on_signals().and_then(|()| chaos::run(options)),
         Verb::PolicyCases(options) => clean_up_on_signals().and_then(|()| policy::run(options)),
