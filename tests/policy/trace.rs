@@ -24,7 +24,7 @@ fn rules_of_established(
         Ok(command.args(["monitor", "trace"]).stdout(Stdio::piped()).spawn()?)
     });
     let monitor: &mut Child = monitor.as_mut().unwrap();
-    let traced: Arc<Mutex<Vec<(String, Vec<String>)>>> = Arc::default();
+    let traced = Arc::new(Mutex::new(Vec::<(String, Vec<String>)>::new()));
     let (out, heard) = (monitor.stdout.take().unwrap(), traced.clone());
     let reader = thread::spawn(move || {
         for line in BufReader::new(out).lines().map_while(Result::ok) {
