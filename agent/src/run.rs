@@ -10,6 +10,7 @@
 //! ```
 //! Ports, sockets and the name are taken before anything of the kernel's is touched, so that a refusal leaves no trace.
 
+mod addresses;
 mod alive;
 mod attach;
 mod cluster;
@@ -96,7 +97,11 @@ pub async fn agent(args: &Args) -> anyhow::Result<()> {
         let porch = Porch::open(&config)?;
         let (config, cluster) = match cluster::join(args, &config, &host).await? {
             None => (config, None),
-            Some((args, cluster)) => (Config::check(&args, &host)?, Some(cluster)),
+            Some((args, cluster)) => {
+                // What the cluster says of the own address it says for now.
+                let pinned = config.pinned;
+                (Config { pinned, ..Config::check(&args, &host)? }, Some(cluster))
+            }
         };
         let before = if config.takeover { Predecessor::find(&config).await? } else { None };
         let running = build(config.clone(), cluster, before, porch).await?;
@@ -196,12 +201,16 @@ pub async fn build(
         software: crate::SOFTWARE.into(),
         ..PeerRecord::new(config.name.clone(), incarnation)
     };
+    // Who has just been elected by the whole cluster knows that there is no network yet, and nobody to wait for.
+    let elected = cluster.as_ref().is_some_and(|cluster| cluster.elected);
+    let bootstrap = if elected { Vec::new() } else { config.peers.clone() };
+    let has_bootstrap = !bootstrap.is_empty();
     let mesh_config = mesh::machine::Config {
         record,
         universe: config.universe,
         identity: identity.clone(),
         seeds: seeds.names().into(),
-        bootstrap: config.peers.clone(),
+        bootstrap,
         max_links: config.max_links.get(),
         items,
         gossipers: gossipers(&config, identity.as_ref(), believed),
@@ -232,8 +241,7 @@ pub async fn build(
         seeds,
         seeding: config.seeding,
         sealer: identity.clone().map(Sealer::new),
-        // Who has just been elected by the whole cluster knows that nobody owns anything yet.
-        has_bootstrap: !(config.peers.is_empty() || cluster.as_ref().is_some_and(|cluster| cluster.elected)),
+        has_bootstrap,
         assigned: cluster
             .as_ref()
             .filter(|_| config.ipam == Ipam::Podcidr)
@@ -294,6 +302,7 @@ pub async fn build(
     let (steered, node, cni_readiness) = (state.steered(), state.node(), state.cni_readiness());
     let beat = heartbeats.register("steering", Instant::now());
     tasks.spawn(state.run(beat, Instant::now));
+    tasks.spawn(addresses::follow(config.clone(), mesh.clone(), links.clone()));
 
     let estate = match predecessor {
         Some(predecessor) => {
@@ -340,9 +349,9 @@ pub async fn build(
         socket: config.socket(),
         conf_dir: config.cni_conf_dir.clone(),
     };
-    let addresses = attach::IpamAddresses(ipam.clone());
+    let addresses = attach::IpamAddresses { ipam: ipam.clone(), policies: policies.clone() };
     if let Some(policies) = &policies {
-        policies.follow(&config, ipam.view(), &mut tasks);
+        policies.follow(mesh.peers(), ipam.view(), &mut tasks);
     }
     let in_force = policies.as_ref().map(|policies| policies.handle().watch());
     let ports =
@@ -381,6 +390,9 @@ pub async fn build(
     }
     let mut metrics = Metrics::new(observer.clone());
     cni.metrics().register(metrics.registry());
+    if let Some(policies) = &policies {
+        metrics.registry().register_collector(Box::new(policies.handle().metrics()));
+    }
     let pages = Pages { readiness, heartbeats, metrics: Arc::new(metrics), observer: observer.clone() };
     http_front.open(pages.router());
     let routes = Routes::new(CniServer::new(cni))

@@ -10,6 +10,7 @@ use crate::{
 use ipnet::{Ipv4Subnets, Ipv6Subnets};
 use serde_json::Value;
 use std::{
+    collections::BTreeMap,
     net::IpAddr,
     path::{Path, PathBuf},
 };
@@ -34,6 +35,8 @@ pub struct Wish {
     pub addresses: Vec<IpAddr>,
     pub ranges: Vec<Prefix>,
     pub mac: Option<Mac>,
+    /// Of `args.cni` only.
+    pub labels: BTreeMap<String, String>,
 }
 
 /// The document's version; a document without one means 0.1.0, which we don't speak.
@@ -123,6 +126,12 @@ impl Wish {
             let parsed = mac.as_str().map(str::parse);
             let why = |error: &dyn std::fmt::Display| refused("mac", &mac, &error.to_string());
             wish.mac = Some(parsed.ok_or_else(|| why(&"it is not a string"))?.map_err(|error| why(&error))?);
+        }
+        for label in array("labels", folded(cni, "labels"))? {
+            let text = |key| folded(label, key).and_then(Value::as_str).map(String::from);
+            let pair = text("key").zip(text("value"));
+            let (key, value) = pair.ok_or_else(|| refused("labels", label, "it has no key and value"))?;
+            wish.labels.insert(key, value);
         }
         for set in array("ipRanges", folded(runtime, "ipRanges").or_else(|| folded(cni, "ipRanges")))? {
             for range in array("ipRanges", Some(set))? {

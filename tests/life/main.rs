@@ -11,6 +11,7 @@ mod join;
 mod kernel;
 mod keys;
 mod load;
+mod migrate;
 mod names;
 mod nobody;
 mod privileges;

@@ -27,6 +27,7 @@ fn every_value_of_the_chart_renders_to_what_kubernetes_knows() {
         ("/image/pullSecrets", json!([{ "name": "key" }])),
         ("/mtu", json!(1300)),
         ("/noMasquerade", json!(["192.0.2.0/24"])),
+        ("/clusterNetworkPolicy", json!(true)),
         ("/extraArgs", json!(["--data-threads=2"])),
         ("/extraEnv", json!([{ "name": "WEFT_POLL_US", "value": "0" }])),
         ("/privileged", json!(true)),

@@ -1,12 +1,13 @@
 //! A policy's change acts on what is established.
 use crate::harness::{address, apply, labelled, policy, wait_dropped, weft};
+use anyhow::ensure;
 use serde_json::json;
 use std::{
     io::{ErrorKind, Read, Write},
     net::{TcpListener, TcpStream},
     time::Duration,
 };
-use weft_lab::{Lab, node::Node, pod::Pod};
+use weft_lab::{Lab, node::Node, pod::Pod, wait};
 
 fn listen(pod: &Pod) -> TcpListener {
     pod.netns().run(|| Ok(TcpListener::bind((address(pod), 8000))?)).unwrap()
@@ -16,6 +17,11 @@ fn connect(from: &Pod, to: &TcpListener) -> anyhow::Result<(TcpStream, TcpStream
     let target = to.local_addr()?;
     let client = from.netns().run(|| Ok(TcpStream::connect_timeout(&target, Duration::from_secs(2))?))?;
     Ok((client, to.accept()?.0))
+}
+
+/// What a page of metrics says of one of them.
+fn number(page: &str, metric: &str) -> Option<u64> {
+    page.lines().find_map(|line| line.strip_prefix(metric)).and_then(|rest| rest.trim().parse().ok())
 }
 
 fn silent(stream: &mut TcpStream) {
@@ -56,7 +62,18 @@ fn a_connection_that_is_forbidden_now_ends_though_both_talk_and_the_other_direct
         "{said}"
     );
 
+    wait::until("a scrape counts what was dropped", Duration::from_secs(15), || {
+        let page = n2.http("/metrics")?.1;
+        let policy = "namespace=\"lab\",policy=\"closed\",direction=\"ingress\"";
+        let dropped = format!("weft_policy_packets_total{{{policy},verdict=\"dropped\"}} ");
+        ensure!(number(&page, &dropped) >= Some(1) && number(&page, LATE) >= Some(2), "{page}");
+        Ok(())
+    })
+    .unwrap();
+
     nodes.iter().for_each(|node| apply(node, &[]).unwrap());
     connect(&asking, &listener).unwrap();
     lab.finish().unwrap();
 }
+
+const LATE: &str = "weft_policy_dropped_packets_total{reason=\"no_connection\"} ";

@@ -4,5 +4,8 @@
 mod cases;
 mod ends;
 mod harness;
+mod labels;
 mod repair;
+mod size;
 mod start;
+mod trace;

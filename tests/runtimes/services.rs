@@ -5,6 +5,7 @@
 //!   n2  server            Service near 10.96.0.81:80, node port 30081 ─▶ n2/p1     externalTrafficPolicy Local
 //!   n3  another DNS       Service self 10.96.0.82:80                  ─▶ n1/p1     leads back
 //!                         Service dns  10.96.0.53:53                  ─▶ n2/p2, n3/p1
+//!                         Service api  10.96.0.1:443                  ─▶ n1 itself, as the API server's
 //! ```
 use std::{
     fmt::Write,
@@ -31,6 +32,11 @@ struct Cluster {
 
 impl Cluster {
     fn start() -> Self {
+        Self::with_proxies_for(UNIVERSE)
+    }
+
+    /// The proxies take that range for the pods'.
+    fn with_proxies_for(range: &str) -> Self {
         let lab = Lab::builder().nodes(3).pods(2).start().unwrap();
         let (client, server) = (lab.pod("n1/p1").unwrap(), lab.pod("n2/p1").unwrap());
         let services = [
@@ -38,9 +44,10 @@ impl Cluster {
             Service { local: true, ..Service::new("near", 81, "tcp", 80, &[&server]).node_port(30081) },
             Service::new("self", 82, "tcp", 80, &[&client]),
             Service::new("dns", 53, "udp", 53, &[&lab.pod("n2/p2").unwrap(), &lab.pod("n3/p1").unwrap()]),
+            Service::api(&lab.node("n1").unwrap()),
         ];
         for node in lab.nodes() {
-            fault::nft(node.netns(), &rules(&node, &services)).unwrap();
+            fault::nft(node.netns(), &rules(&node, &services, range)).unwrap();
         }
         Self { lab, client, server }
     }
@@ -52,6 +59,12 @@ impl Cluster {
     /// Whom the server pod sees when `from` connects to the target.
     fn seen(&self, from: &Netns, target: impl Into<SocketAddr>) -> IpAddr {
         seen(from, &self.server, target.into()).unwrap_or_else(|error| panic!("{error:#}"))
+    }
+
+    /// Whom a process of the node's own sees there.
+    fn seen_by_host(&self, from: &Netns, node: &Node, target: impl Into<SocketAddr>) -> IpAddr {
+        let listen = (node.address(), API_PORT).into();
+        seen_at(from, node.netns(), listen, target.into()).unwrap_or_else(|error| panic!("{error:#}"))
     }
 }
 
@@ -73,6 +86,37 @@ fn pods_and_nodes_reach_services_and_pods_are_seen_as_themselves() {
         assert!(whom == bridge || whom == node.address(), "{} is seen as {whom}", node.name());
     }
     cluster.seen(server.netns(), (WEB, 80));
+    cluster.lab.finish().unwrap();
+}
+
+#[test]
+fn pods_reach_the_api_server_and_their_own_node() {
+    let cluster = Cluster::start();
+    let server = cluster.node("n1");
+    for pod in ["n1/p1", "n2/p1", "n3/p1"].map(|name| cluster.lab.pod(name).unwrap()) {
+        let node = pod.node();
+        let whom = cluster.seen_by_host(pod.netns(), &server, (API, 443));
+        let known_as = if node.name() == "n1" { pod.address().unwrap() } else { node.address() };
+        assert_eq!(whom, known_as, "{} at the API server", pod.full_name());
+        let whom = cluster.seen_by_host(pod.netns(), node, (node.address(), API_PORT));
+        assert_eq!(whom, pod.address().unwrap(), "{} at its own node", pod.full_name());
+        cluster.seen_by_host(node.netns(), &server, (API, 443));
+    }
+    cluster.lab.finish().unwrap();
+}
+
+#[test]
+fn a_proxy_that_knows_another_range_cuts_nobody_off() {
+    let cluster = Cluster::with_proxies_for("10.244.0.0/16");
+    let (client, neighbour) = (&cluster.client, cluster.lab.pod("n2/p2").unwrap());
+    let hosts = ["n1", "n2", "n3"].map(|name| cluster.node(name));
+    let pods = [client.netns(), cluster.server.netns(), neighbour.netns()];
+    for from in pods.into_iter().chain(hosts.iter().map(|node| node.netns())) {
+        cluster.seen(from, (WEB, 80));
+        cluster.seen_by_host(from, &hosts[0], (API, 443));
+        hosts.iter().for_each(|node| _ = cluster.seen(from, (node.address(), 30080)));
+    }
+    seen(client.netns(), client, (LOOP, 80).into()).unwrap();
     cluster.lab.finish().unwrap();
 }
 
@@ -184,8 +228,13 @@ impl Drop for Resolver {
 }
 
 fn seen(from: &Netns, server: &Pod, target: SocketAddr) -> anyhow::Result<IpAddr> {
+    seen_at(from, server.netns(), (server.address()?, 80).into(), target)
+}
+
+fn seen_at(from: &Netns, server: &Netns, listen: SocketAddr, target: SocketAddr) -> anyhow::Result<IpAddr> {
     let what = format!("from {} to {target}", from.name());
-    let listener = server.netns().run(|| Ok(TcpListener::bind((server.address()?, 80))?))?;
+    // Of the listener before, a process that is just being started may still have a copy.
+    let listener = wait::until(&what, SOON, || server.run(|| Ok(TcpListener::bind(listen)?)))?;
     listener.set_nonblocking(true)?;
     let _connection = wait::until(&what, SOON, || {
         from.run(|| Ok(TcpStream::connect_timeout(&target, Duration::from_secs(2))?))
@@ -217,13 +266,19 @@ impl Service {
         Self { name, address, port, node_port: None, protocol, local: false, endpoints }
     }
 
+    /// Its endpoint is no pod.
+    fn api(node: &Node) -> Self {
+        let endpoints = vec![(node.address(), API_PORT, node.name().to_string())];
+        Self { endpoints, ..Self::new("api", 1, "tcp", 443, &[]) }
+    }
+
     fn node_port(self, port: u16) -> Self {
         Self { node_port: Some(port), ..self }
     }
 }
 
 /// The table that the proxy of that node would keep.
-fn rules(node: &Node, services: &[Service]) -> String {
+fn rules(node: &Node, services: &[Service], range: &str) -> String {
     let (mut chains, mut cluster_ips, mut node_ports) = (String::new(), Vec::new(), Vec::new());
     for service in services {
         let Service { name, address, port, protocol, .. } = service;
@@ -247,7 +302,7 @@ fn rules(node: &Node, services: &[Service]) -> String {
         let all: Vec<usize> = (0..service.endpoints.len()).collect();
         writeln!(
             chains,
-            "chain service-{name} {{ ip daddr {address} ip saddr != {UNIVERSE} jump mark-for-masquerade
+            "chain service-{name} {{ ip daddr {address} ip saddr != {range} jump mark-for-masquerade
              {}; }}",
             among(&all)
         )
@@ -259,7 +314,7 @@ fn rules(node: &Node, services: &[Service]) -> String {
             let external = match service.local {
                 false => format!("jump mark-for-masquerade\ngoto service-{name}"),
                 true => format!(
-                    "ip saddr {UNIVERSE} goto service-{name}
+                    "ip saddr {range} goto service-{name}
                      fib saddr type local jump mark-for-masquerade
                      fib saddr type local goto service-{name}
                      {}",
@@ -294,6 +349,8 @@ fn rules(node: &Node, services: &[Service]) -> String {
     )
 }
 
+const API: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
+const API_PORT: u16 = 6443;
 const WEB: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 80);
 const LOOP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 82);
 const DNS: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 53);

@@ -4,6 +4,7 @@ use std::{
     fs::{self, OpenOptions},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus},
+    sync::Arc,
     time::Duration,
 };
 
@@ -11,8 +12,8 @@ use anyhow::{Context, bail};
 use nix::{sys::signal::Signal, unistd::Pid};
 
 use crate::{
-    binaries::Binaries, claim::Claim, linux, namespace::Netns, process::Process, sandbox::NETNS_DIR, tools,
-    wait,
+    binaries::Binaries, claim::Claim, clock::Clock, linux, namespace::Netns, process::Process,
+    sandbox::NETNS_DIR, tools, wait,
 };
 
 /// What an agent is told on its command line. Flags and keys that all agents get are added in `arguments`.
@@ -31,6 +32,8 @@ pub struct Settings {
     pub state_dir: PathBuf,
     pub run_dir: PathBuf,
     pub log: PathBuf,
+    /// A wall clock of its own.
+    pub clock: Option<Arc<Clock>>,
     /// Filter for `--log`.
     pub verbosity: String,
     /// With `CAP_NET_ADMIN` only, on a read-only file system.
@@ -57,6 +60,7 @@ impl Settings {
             }
         }
         command.env("PATH", tools::path_variable());
+        self.clock.iter().for_each(|clock| clock.give(&mut command));
         command
     }
 
@@ -195,6 +199,7 @@ mod tests {
             state_dir: "/s".into(),
             run_dir: "/r".into(),
             log: "/l".into(),
+            clock: None,
             verbosity: "info".into(),
             confined: false,
             more: vec!["--mtu".into(), "1300".into()],

@@ -1,4 +1,5 @@
-//! `cargo lab chaos`: what happens to a network, again and again, and how long its users notice.
+//! `cargo lab chaos`: what happens to a network, again and again, and how long its users notice; or, with `--minutes`,
+//! all that can happen, at random.
 use std::{collections::BTreeMap, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context, bail};
@@ -9,19 +10,33 @@ use crate::{
     binaries::Binaries,
     claim,
     lab::check_root,
+    progress::Progress,
     report::Quantiles,
     scenario::{self, Measured, Scenario},
+    storm,
     tools::{self, Purpose},
 };
 
 #[derive(Debug, clap::Args)]
 pub struct Options {
-    /// What happens: relay, outage, kill, chain, mtu; all of them if none is given
+    /// What happens: relay, relay-ipv6, outage, kill, chain, mtu, jumbo, differing, move, endpoints; all if none is given
     #[arg(long, value_name = "NAME")]
     scenario: Vec<String>,
     /// How often
     #[arg(long, value_name = "COUNT", default_value_t = 5)]
     runs: usize,
+    /// How long the outage of that name lasts, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 30.0)]
+    lasting: f64,
+    /// Instead: faults at random for so long, under traffic that is checked; all must be well within 5 s after each round
+    #[arg(long, conflicts_with_all = ["scenario", "json"])]
+    minutes: Option<f64>,
+    /// Of the random faults; without it, another one each time
+    #[arg(long, requires = "minutes")]
+    seed: Option<u64>,
+    /// In that storm
+    #[arg(long, value_name = "COUNT", requires = "minutes", default_value_t = 4)]
+    nodes: usize,
     /// Write the figures as JSON to this file too
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -48,12 +63,21 @@ pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
     tools::ensure_present(Purpose::Demo, !options.no_install)?;
     claim::sweep()?;
     Binaries::get()?;
+    if let Some(minutes) = options.minutes {
+        let seed = options.seed.unwrap_or_else(rand::random);
+        eprintln!("--seed {seed}");
+        let lasting = Duration::from_secs_f64(minutes * 60.0);
+        let weathered = storm::storm(seed, lasting, options.nodes, &Progress::Lines)?;
+        println!("seed {seed}, {minutes} minutes, {} nodes: {weathered}", options.nodes);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let lasting = Duration::from_secs_f64(options.lasting);
     let mut figures = Vec::new();
     for Scenario { name, run } in scenarios {
         let mut measured: BTreeMap<&str, Vec<Measured>> = BTreeMap::new();
         for number in 1..=options.runs {
             eprintln!("{name}: run {number} of {}", options.runs);
-            let outcome = run().with_context(|| format!("{name}: run {number}"))?;
+            let outcome = run(lasting).with_context(|| format!("{name}: run {number}"))?;
             outcome.into_iter().for_each(|one| measured.entry(one.what).or_default().push(one));
         }
         figures.extend(measured.into_iter().map(|(what, all)| figure(name, what, &all)));

@@ -22,6 +22,12 @@ pub fn underlay_mtu(underlay: &Underlay, node: &Node, mtu: u32) -> anyhow::Resul
     node.netns().links(async |links| links.mtu(UPLINK, mtu).await)
 }
 
+/// Gives a node another address on the underlay, as a DHCP server might; its agent follows unless `--advertise` pins it.
+pub fn renumber(underlay: &Underlay, node: &Node, number: usize) -> anyhow::Result<()> {
+    node.set_address(underlay.renumber(node.netns(), node.address(), number)?);
+    Ok(())
+}
+
 /// Pulls a node's cable, or plugs it in again.
 pub fn cable(underlay: &Underlay, node: &Node, plugged: bool) -> anyhow::Result<()> {
     underlay.netns.links(async |links| match plugged {
@@ -57,6 +63,17 @@ impl<'a> Fault<'a> {
         Self::apply(underlay, &rules)
     }
 
+    /// No packet passes from one node to another; those of the other way do.
+    pub fn one_way(underlay: &'a Underlay, from: &Node, to: &Node) -> anyhow::Result<Self> {
+        let (from, to) = (from.name(), to.name());
+        Self::apply(underlay, &format!("iifname \"{from}\" oifname \"{to}\" drop;"))
+    }
+
+    /// Nothing passes between the addresses that all nodes have; those on a second network are not concerned.
+    pub fn first_network(underlay: &'a Underlay) -> anyhow::Result<Self> {
+        Self::apply(underlay, "ip saddr 192.0.2.0/24 drop; ip daddr 192.0.2.0/24 drop;")
+    }
+
     /// That many percent of what the node sends to other nodes is lost, and of what it is sent.
     pub fn loss(underlay: &'a Underlay, node: &Node, percent: u8) -> anyhow::Result<Self> {
         ensure!((1..=100).contains(&percent), "{percent} % is not between 1 and 100");
@@ -69,7 +86,7 @@ impl<'a> Fault<'a> {
     pub fn no_data(underlay: &'a Underlay, one: &Node, other: &Node) -> anyhow::Result<Self> {
         let (one, other) = (one.name(), other.name());
         let drop =
-            |from, to| format!("iifname \"{from}\" oifname \"{to}\" ip protocol udp udp dport 6783 drop;");
+            |from, to| format!("iifname \"{from}\" oifname \"{to}\" meta l4proto udp udp dport 6783 drop;");
         Self::apply(underlay, &[drop(one, other), drop(other, one)].concat())
     }
 

@@ -12,7 +12,7 @@
 //! ```
 //!
 //! ```text
-//!                            main ─▶ demo, up, bench, soak, chaos, suite
+//!                            main ─▶ demo, up, bench, soak, chaos (scenario, storm), suite
 //!                                        │
 //!                                  Lab (lab.rs)
 //!      ┌──────────┬───────────┬──────────┼──────────┬──────────┬──────────┐
@@ -33,6 +33,7 @@ pub mod binaries;
 pub mod capacity;
 pub mod chaos;
 pub mod claim;
+pub mod clock;
 pub mod cni;
 pub mod debian;
 pub mod demo;
@@ -56,6 +57,7 @@ pub mod sandbox;
 pub mod sandboxes;
 pub mod scenario;
 pub mod soak;
+pub mod storm;
 pub mod suite;
 pub mod tools;
 pub mod traffic;

@@ -78,6 +78,13 @@ impl Links {
         add.execute().await.with_context(|| format!("give {name} the address {address}"))
     }
 
+    pub async fn remove_address(&self, address: IpAddr) -> anyhow::Result<()> {
+        let what = || format!("remove the address {address}");
+        let mut found = self.0.address().get().set_address_filter(address).execute();
+        let message = found.try_next().await.with_context(what)?.with_context(what)?;
+        self.0.address().del(message).execute().await.with_context(what)
+    }
+
     pub async fn default_route(&self, via: IpAddr) -> anyhow::Result<()> {
         let unspecified = if via.is_ipv4() { "0.0.0.0/0" } else { "::/0" };
         self.route(unspecified.parse().expect("a prefix"), via).await

@@ -28,6 +28,10 @@ enum Verb {
     Chaos(chaos::Options),
     /// Run NetworkPolicy conformance cases through the engine, and as packets between pods
     PolicyCases(policy::Options),
+    /// See whether the tests notice mistakes that are put into a copy of the policy engine
+    PolicyMistakes(policy::mistakes::Options),
+    /// Measure throughput between pods with a thousand network policies and with none, in turn
+    PolicyBench(policy::bench::Options),
     /// Install what the tests call, then run all tests of the workspace
     Test {
         /// Only name the programs that are missing, and fail
@@ -64,6 +68,8 @@ fn main() -> ExitCode {
         Verb::Soak(options) => clean_up_on_signals().and_then(|()| soak::run(options)),
         Verb::Chaos(options) => clean_up_on_signals().and_then(|()| chaos::run(options)),
         Verb::PolicyCases(options) => clean_up_on_signals().and_then(|()| policy::run(options)),
+        Verb::PolicyMistakes(options) => policy::mistakes::run(options),
+        Verb::PolicyBench(options) => clean_up_on_signals().and_then(|()| policy::bench::run(options)),
         Verb::Test { no_install, arguments } => suite::run(!no_install, arguments),
         Verb::Up(options) => up::up(options).map(|()| ExitCode::SUCCESS),
         Verb::Exec { place, command } => up::exec(place, command).map(|()| ExitCode::SUCCESS),

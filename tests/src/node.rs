@@ -26,7 +26,7 @@ use crate::{
 
 pub struct Node {
     name: String,
-    address: IpAddr,
+    address: Mutex<IpAddr>,
     netns: Netns,
     claim: Arc<Claim>,
     settings: Mutex<Settings>,
@@ -67,12 +67,14 @@ impl Node {
             state_dir: disk.join("state"),
             run_dir: run,
             log: disk.join("agent.log"),
+            clock: None,
             verbosity: common.verbosity.clone(),
             confined: common.confined,
             more: common.arguments.clone(),
         };
         let claim = Arc::clone(&common.claim);
-        Ok(Self { name, address, netns, claim, settings: Mutex::new(settings), agent: Mutex::new(None) })
+        let (address, settings) = (Mutex::new(address), Mutex::new(settings));
+        Ok(Self { name, address, netns, claim, settings, agent: Mutex::new(None) })
     }
 
     pub fn name(&self) -> &str {
@@ -81,7 +83,11 @@ impl Node {
 
     /// Its address on the underlay.
     pub fn address(&self) -> IpAddr {
-        self.address
+        *self.address.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn set_address(&self, address: IpAddr) {
+        *self.address.lock().unwrap_or_else(PoisonError::into_inner) = address;
     }
 
     pub fn netns(&self) -> &Netns {
@@ -123,13 +129,17 @@ impl Node {
         Ok(())
     }
 
-    /// Starts a second agent, which takes over from the one that runs, and waits until that has ended.
-    pub fn take_over(&self, within: Duration) -> anyhow::Result<()> {
+    /// Starts a second agent, which takes over from the one that runs; that one is returned.
+    pub fn start_next(&self) -> anyhow::Result<Agent> {
         let mut settings = self.settings().clone();
         settings.more.push("--takeover".into());
         let next = Agent::start(self.binaries()?, &self.claim, &self.netns, &settings)?;
-        let mut before =
-            self.agent().replace(next).with_context(|| format!("no agent runs on {}", self.name))?;
+        self.agent().replace(next).with_context(|| format!("no agent runs on {}", self.name))
+    }
+
+    /// The same, and waits until that one has ended.
+    pub fn take_over(&self, within: Duration) -> anyhow::Result<()> {
+        let mut before = self.start_next()?;
         let status = wait::until(&format!("the agent of {} has handed over", self.name), within, || {
             before.ended()?.context("it still runs")
         })?;

@@ -106,7 +106,7 @@ fn report(pairs: &[(Duration, Duration)]) {
 
 /// Ranks between which the median of that many values lies in 95 of 100 cases: the binomial distribution, by its normal
 /// approximation.
-fn interval(count: usize) -> (usize, usize) {
+pub(crate) fn interval(count: usize) -> (usize, usize) {
     let half = 0.98 * (count as f64).sqrt();
     let middle = count as f64 / 2.0;
     ((middle - half).floor().max(0.0) as usize, ((middle + half).ceil() as usize).min(count - 1))

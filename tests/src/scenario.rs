@@ -2,23 +2,23 @@
 //! `cargo lab chaos --scenario NAME`.
 //!
 //! Times run from the moment of the fault, or of its end, until a ping goes through or an agent says so.
+mod place;
+mod size;
+
+pub use place::{endpoints, renumber};
+pub use size::{differing, jumbo, mtu};
+
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 
-use crate::{
-    Lab,
-    fault::{self, Fault},
-    node::Node,
-    pod::Pod,
-    traffic::Stream,
-    wait,
-};
+use crate::{Lab, fault::Fault, node::Node, pod::Pod, wait};
 
 /// A name, and what happens.
 pub struct Scenario {
     pub name: &'static str,
-    pub run: fn() -> anyhow::Result<Vec<Measured>>,
+    /// Where something lasts as long as one likes, it lasts that long.
+    pub run: fn(Duration) -> anyhow::Result<Vec<Measured>>,
 }
 
 /// How long something took, and how long it may take.
@@ -29,17 +29,43 @@ pub struct Measured {
     pub most: Duration,
 }
 
-pub const ALL: [Scenario; 5] = [
-    Scenario { name: "relay", run: relay },
-    Scenario { name: "outage", run: || outage(Duration::from_secs(30)) },
-    Scenario { name: "kill", run: kill },
-    Scenario { name: "chain", run: chain },
-    Scenario { name: "mtu", run: mtu },
+pub const ALL: [Scenario; 10] = [
+    Scenario { name: "relay", run: |_| relay() },
+    Scenario { name: "relay-ipv6", run: |_| relay_ipv6() },
+    Scenario { name: "outage", run: outage },
+    Scenario { name: "kill", run: |_| kill() },
+    Scenario { name: "chain", run: |_| chain() },
+    Scenario { name: "mtu", run: |_| mtu() },
+    Scenario { name: "jumbo", run: |_| jumbo() },
+    Scenario { name: "differing", run: |_| differing() },
+    Scenario { name: "move", run: |_| renumber() },
+    Scenario { name: "endpoints", run: |_| endpoints() },
 ];
 
 /// No data passes between two of three nodes: the third relays it until it does.
 pub fn relay() -> anyhow::Result<Vec<Measured>> {
-    let lab = lab(3)?;
+    relayed(lab(3)?)
+}
+
+/// The same with pods and nodes that have IPv6 addresses.
+pub fn relay_ipv6() -> anyhow::Result<Vec<Measured>> {
+    let lab = Lab::builder().nodes(3).pods(1).universe("fd00:77::/64").without_agents().start()?;
+    let nodes = lab.nodes();
+    let plug =
+        |(node, number): (&std::sync::Arc<Node>, usize)| lab.underlay().plug_ipv6(node.netns(), number);
+    let addresses = nodes.iter().zip(1..).map(plug).collect::<anyhow::Result<Vec<_>>>()?;
+    for (node, own) in nodes.iter().zip(&addresses) {
+        let others = addresses.iter().filter(|other| *other != own).map(|other| format!("[{other}]"));
+        let peers = others.collect();
+        node.configure(|settings| (settings.advertise, settings.peers) = (own.to_string(), peers));
+        node.start_agent()?;
+    }
+    nodes.iter().try_for_each(|node| node.wait_ready(START))?;
+    lab.pods().iter().try_for_each(|pod| pod.attach().map(drop))?;
+    relayed(lab)
+}
+
+fn relayed(lab: Lab) -> anyhow::Result<Vec<Measured>> {
     let [a, b, c] = nodes(&lab)?;
     let (from, to) = (lab.pod("n1/p1")?, lab.pod("n2/p1")?);
     meet(&lab)?;
@@ -136,7 +162,7 @@ pub fn chain() -> anyhow::Result<Vec<Measured>> {
         node.start_agent()?;
     }
     for node in [&a, &b, &c, &d] {
-        node.wait_ready(Duration::from_secs(20))?;
+        node.wait_ready(START)?;
     }
     lab.pods().iter().try_for_each(|pod| pod.attach().map(drop))?;
     let start = Instant::now();
@@ -158,45 +184,6 @@ pub fn chain() -> anyhow::Result<Vec<Measured>> {
     drop((cut, cut_too));
     lab.finish()?;
     Ok(vec![Measured { what: "everybody reaches everybody", took: met, most: Duration::from_secs(15) }])
-}
-
-/// The way between two nodes takes less, without a word, under a running transfer; then it takes more again.
-pub fn mtu() -> anyhow::Result<Vec<Measured>> {
-    let lab = lab(2)?;
-    let [a, b] = nodes(&lab)?;
-    let (from, to) = (lab.pod("n1/p1")?, lab.pod("n2/p1")?);
-    // Or the switch would see super-packets, and drop them as too large.
-    [&a, &b].into_iter().try_for_each(|node| fault::segmentation(node, false))?;
-    meet(&lab)?;
-    let limit = Duration::from_secs(50);
-    let stream = Stream::start(from.netns(), to.netns(), to.address()?, u64::MAX, limit)?;
-    stream.advances(1 << 20, SOON)?;
-    let narrow = Fault::narrow(lab.underlay(), &a, &b, 1300)?;
-    let start = Instant::now();
-    let takes = |mtu: f64| {
-        let told = metric(&a, "weft_peer_mtu_bytes{peer=\"n2\"}")?;
-        ensure!(told == mtu, "{told} bytes");
-        Ok(())
-    };
-    wait::until("the path is known to be narrow", LONG, || {
-        let told = metric(&a, "weft_peer_mtu_bytes{peer=\"n2\"}")?;
-        ensure!(told <= 1240.0, "{told} bytes");
-        Ok(())
-    })?;
-    let shrunk = start.elapsed();
-    stream.advances(1 << 20, Duration::from_secs(10)).context("TCP goes on")?;
-    wait::until("it is known how narrow", LONG, || takes(1240.0))?;
-    drop(narrow);
-    let start = Instant::now();
-    wait::until("the path grows", Duration::from_secs(20), || takes(1440.0))?;
-    let grown = start.elapsed();
-    stream.advances(1 << 20, SOON)?;
-    stream.finish()?;
-    lab.finish()?;
-    Ok(vec![
-        Measured { what: "1500 to 1300: known", took: shrunk, most: Duration::from_secs(2) },
-        Measured { what: "1300 to 1500: known", took: grown, most: Duration::from_secs(15) },
-    ])
 }
 
 fn lab(nodes: usize) -> anyhow::Result<Lab> {
@@ -240,7 +227,7 @@ fn meet(lab: &Lab) -> anyhow::Result<()> {
 }
 
 /// Whether the node says so of the path to the peer.
-fn says(node: &Node, peer: &Node, path: &str) -> anyhow::Result<()> {
+pub(crate) fn says(node: &Node, peer: &Node, path: &str) -> anyhow::Result<()> {
     let (_, page) = node.http("/metrics")?;
     let line = format!("weft_peer_path{{peer=\"{}\",path=\"{path}\"}} 1", peer.name());
     let found =
@@ -249,7 +236,7 @@ fn says(node: &Node, peer: &Node, path: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn metric(node: &Node, name: &str) -> anyhow::Result<f64> {
+pub(crate) fn metric(node: &Node, name: &str) -> anyhow::Result<f64> {
     let (_, page) = node.http("/metrics")?;
     let value = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     Ok(value.with_context(|| format!("{} has no {name}", node.name()))?.parse()?)
@@ -261,5 +248,7 @@ const QUIET: Duration = Duration::from_millis(1500);
 const PING: Duration = Duration::from_millis(50);
 /// For what takes milliseconds when all is well.
 const SOON: Duration = Duration::from_secs(5);
+/// From an agent's start until ADD would work.
+const START: Duration = Duration::from_secs(20);
 /// Longer than anything here may take.
 const LONG: Duration = Duration::from_secs(10);

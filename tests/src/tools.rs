@@ -21,6 +21,9 @@ pub enum Purpose {
 /// What is needed beside Rust and a C compiler, the package that has it on Debian and Ubuntu, and for what.
 const TOOLS: &[Tool] = &[
     Tool { what: What::Program("nft"), package: "nftables", needed_by: &[Purpose::Demo, Purpose::Test] },
+    // What other networks leave on a node is made with these.
+    Tool { what: What::Program("ip"), package: "iproute2", needed_by: &[Purpose::Test] },
+    Tool { what: What::Program("iptables-save"), package: "iptables", needed_by: &[Purpose::Test] },
     // The reference CNI plugins come from Debian, on Ubuntu too, through an apt of their own.
     Tool {
         what: What::File("/usr/share/keyrings/debian-archive-keyring.gpg"),
@@ -128,8 +131,9 @@ mod tests {
     #[test]
     fn what_is_missing_is_named_by_its_package() {
         assert_eq!(missing(Purpose::Demo, |_| false), ["nftables"]);
-        assert_eq!(missing(Purpose::Test, |_| false), ["nftables", "debian-archive-keyring"]);
-        assert_eq!(missing(Purpose::Test, |what| matches!(what, What::File(_))), ["nftables"]);
+        let all = ["nftables", "iproute2", "iptables", "debian-archive-keyring"];
+        assert_eq!(missing(Purpose::Test, |_| false), all);
+        assert_eq!(missing(Purpose::Test, |what| matches!(what, What::File(_))), all[..3]);
         assert!(missing(Purpose::Test, |_| true).is_empty());
     }
 

@@ -6,7 +6,7 @@
 //!   n3 eth0 192.0.2.3 ──┘                  routes, knows no overlay address
 //! ```
 use std::{
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::Arc,
 };
 
@@ -54,6 +54,39 @@ impl Underlay {
         Ok(address.into())
     }
 
+    /// Plugs a node in a second time, with an address of another network there, which it returns.
+    pub fn plug_second(&self, node: &Netns, number: usize) -> anyhow::Result<IpAddr> {
+        let (port, address) = (format!("{}b", node.name()), Ipv4Addr::new(203, 0, 113, number as u8));
+        self.netns.links(async |links| {
+            links.veth(&port, SECOND, node).await?;
+            links.plug(&port, WIRE).await
+        })?;
+        node.links(async |links| links.address(SECOND, on(address, 24)).await)?;
+        Ok(address.into())
+    }
+
+    /// Gives a node an IPv6 address on its cable, which it returns.
+    pub fn plug_ipv6(&self, node: &Netns, number: usize) -> anyhow::Result<IpAddr> {
+        // RFC 3849: for documentation only. Usable at once, without detection of duplicates.
+        let address = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, number as u16);
+        node.sysctl(&format!("net/ipv6/conf/{UPLINK}/accept_dad"), "0")?;
+        node.links(async |links| links.address(UPLINK, IpNet::new(address.into(), 64)?).await)?;
+        Ok(address.into())
+    }
+
+    /// Gives a node address number `number` instead of one that it has, which it returns.
+    pub fn renumber(&self, node: &Netns, from: IpAddr, number: usize) -> anyhow::Result<IpAddr> {
+        ensure!((1..=MOST_NODES).contains(&number), "the underlay has {MOST_NODES} addresses for nodes");
+        let address = Ipv4Addr::new(192, 0, 2, number as u8);
+        node.links(async |links| {
+            // The routes go with it.
+            links.remove_address(from).await?;
+            links.address(UPLINK, on(address, 24)).await?;
+            links.default_route(ROUTER.into()).await
+        })?;
+        Ok(address.into())
+    }
+
     pub fn outside_address(&self) -> IpAddr {
         OUTSIDE.into()
     }
@@ -65,11 +98,12 @@ fn on(address: Ipv4Addr, length: u8) -> IpNet {
 
 /// A node's interface on the underlay.
 pub const UPLINK: &str = "eth0";
+const SECOND: &str = "eth1";
 /// The bridge in the underlay's namespace.
 pub const WIRE: &str = "wire";
 /// 192.0.2.0/24 holds them and the router.
 pub const MOST_NODES: usize = 250;
-// RFC 5737: TEST-NET-1 and TEST-NET-2, which nothing real uses.
+// RFC 5737: TEST-NET-1 and TEST-NET-2 (and 203.0.113.0/24, TEST-NET-3), which nothing real uses.
 const ROUTER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 254);
 const BEFORE_OUTSIDE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 const OUTSIDE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);

@@ -81,9 +81,21 @@ pub enum Ask {
     /// Show who owns which part of the universe
     Ipam(How),
     /// Show the pods of this node and their addresses
-    Pods(How),
+    #[command(args_conflicts_with_subcommands = true)]
+    Pods {
+        #[command(subcommand)]
+        verb: Option<PodsVerb>,
+        #[command(flatten)]
+        how: How,
+    },
     /// Show everything at once, to attach to a bug report
     Report(How),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum PodsVerb {
+    /// Say which labels a pod has, on hosts without Kubernetes
+    Label(policy::Label),
 }
 
 #[derive(Clone, Debug, clap::Args)]
@@ -125,6 +137,9 @@ impl Cli {
 impl Ask {
     /// Asks, and writes the answer to standard output.
     pub async fn run(self) -> Result<(), CliError> {
+        if let Self::Pods { verb: Some(PodsVerb::Label(label)), .. } = self {
+            return label.run().await;
+        }
         let terminal = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
         match self.answer(Paint { on: terminal }).await {
             Ok(text) => print(&text),
@@ -141,7 +156,7 @@ impl Ask {
             }
             Self::Peers(_) => how.show(&view::Peers::from(client.peers().await?), tables::peers),
             Self::Ipam(_) => how.show(&view::Ipam::from(client.ipam().await?), tables::ipam),
-            Self::Pods(_) => how.show(&view::Pods::from(client.pods().await?), tables::pods),
+            Self::Pods { .. } => how.show(&view::Pods::from(client.pods().await?), tables::pods),
             Self::Report(_) => {
                 let report = view::Report {
                     software: crate::SOFTWARE.into(),
@@ -157,9 +172,10 @@ impl Ask {
     }
 
     fn how(&self) -> &How {
-        let (Self::Status(how) | Self::Peers(how) | Self::Ipam(how) | Self::Pods(how) | Self::Report(how)) =
-            self;
-        how
+        match self {
+            Self::Status(how) | Self::Peers(how) | Self::Ipam(how) | Self::Report(how) => how,
+            Self::Pods { how, .. } => how,
+        }
     }
 }
 

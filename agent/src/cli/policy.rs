@@ -1,4 +1,4 @@
-//! `weft policy`: network policies of this node.
+//! `weft policy`: network policies of this node; and `weft pods label`.
 
 use super::{
     CliError, How,
@@ -28,15 +28,6 @@ pub enum PolicyCommand {
         #[command(flatten)]
         how: How,
     },
-    /// Say which labels a pod has, on hosts without Kubernetes
-    Label {
-        /// NAMESPACE/POD
-        pod: String,
-        /// KEY=VALUE: all labels that it shall have
-        labels: Vec<String>,
-        #[command(flatten)]
-        how: How,
-    },
     /// Delete an object that was applied
     Delete {
         /// NAMESPACE/NAME
@@ -59,12 +50,40 @@ pub enum PolicyCommand {
     },
 }
 
+#[derive(Debug, clap::Args)]
+pub struct Label {
+    /// NAMESPACE/POD
+    pod: String,
+    /// KEY=VALUE: all labels that it shall have
+    labels: Vec<String>,
+    #[command(flatten)]
+    how: How,
+}
+
+impl Label {
+    pub async fn run(self) -> Result<(), CliError> {
+        let Self { pod, labels, how } = self;
+        let (namespace, name) = pod
+            .split_once('/')
+            .ok_or_else(|| CliError::Meant(format!("`{pod}` is not NAMESPACE/POD, such as default/web")))?;
+        let pair = |text: &String| match text.split_once('=') {
+            Some((key, value)) => Ok((key.to_string(), json!(value))),
+            None => Err(CliError::Meant(format!("`{text}` is not KEY=VALUE"))),
+        };
+        let labels: serde_json::Map<_, _> = labels.iter().map(pair).collect::<Result<_, _>>()?;
+        let metadata = json!({"namespace": namespace, "name": name, "labels": labels});
+        let text = json!({"kind": "Pod", "metadata": metadata}).to_string();
+        let mut client = Client::connect(&socket_in(&how.run_dir)).await?;
+        let reply = client.policy_apply(local::PolicyApplyRequest { text, only: false }).await?;
+        print(&applied(&reply, &how)?)
+    }
+}
+
 impl PolicyCommand {
     /// Asks the agent, and writes its answer to standard output.
     pub async fn run(self) -> Result<(), CliError> {
         let how = match &self {
             Self::Apply { how, .. }
-            | Self::Label { how, .. }
             | Self::Delete { how, .. }
             | Self::Explain { how, .. }
             | Self::List(how) => how.clone(),
@@ -100,19 +119,6 @@ impl PolicyCommand {
                 let text =
                     text.map_err(|error| CliError::Input { file: file.display().to_string(), error })?;
                 Request::Apply(local::PolicyApplyRequest { text, only })
-            }
-            Self::Label { pod, labels, .. } => {
-                let (namespace, name) = pod.split_once('/').ok_or_else(|| {
-                    CliError::Meant(format!("`{pod}` is not NAMESPACE/POD, such as default/web"))
-                })?;
-                let pair = |text: &String| match text.split_once('=') {
-                    Some((key, value)) => Ok((key.to_string(), json!(value))),
-                    None => Err(CliError::Meant(format!("`{text}` is not KEY=VALUE"))),
-                };
-                let labels: serde_json::Map<_, _> = labels.iter().map(pair).collect::<Result<_, _>>()?;
-                let metadata = json!({"namespace": namespace, "name": name, "labels": labels});
-                let text = json!({"kind": "Pod", "metadata": metadata}).to_string();
-                Request::Apply(local::PolicyApplyRequest { text, only: false })
             }
             Self::Delete { name, kind, .. } => Request::Delete(local::PolicyDeleteRequest { kind, name }),
             Self::List(_) => Request::List,

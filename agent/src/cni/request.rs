@@ -3,7 +3,7 @@
 
 use super::{Allocation, answer::Code, answer::Failure};
 use crate::types::{AttachmentKey, Mac, PodRef, Prefix};
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 use weft_proto::local;
 
 /// Which address an attachment would like.
@@ -17,6 +17,7 @@ pub struct Wish {
     pub ranges: Vec<Prefix>,
     /// The pod's end: the caller's, or ours, which is the same for the same attachment.
     pub mac: Mac,
+    pub labels: BTreeMap<String, String>,
 }
 
 /// # Errors
@@ -40,7 +41,8 @@ pub fn wish(request: local::ReserveRequest) -> Result<Wish, Failure> {
         text => parse("mac", text)?,
     };
     let pod = PodRef { uid: pod.uid, namespace: pod.namespace, name: pod.name };
-    Ok(Wish { attachment, pod, addresses, ranges, mac })
+    let labels = request.labels.into_iter().collect();
+    Ok(Wish { attachment, pod, addresses, ranges, mac, labels })
 }
 
 /// # Errors

@@ -22,7 +22,7 @@ pub struct Args {
     /// Repeat it, or separate by commas, for several; best first. It must be an address of this host, outside the universe.
     /// The port is that of --listen if not given.
     ///
-    /// Default: the address of the default route's interface.
+    /// Default: the address of the default route's interface, also when it becomes another one.
     ///
     /// Examples: `192.0.2.1`, `192.0.2.1:6783`, `[2001:db8::1]:6783`
     #[arg(long, env = "WEFT_ADVERTISE", hide_env_values = true, value_name = "ADDR[:PORT]", value_delimiter = ',', help_heading = NODE)]
@@ -192,6 +192,12 @@ pub struct Args {
     #[arg(long, env = "WEFT_NETWORK_POLICY", hide_env_values = true, value_name = "ON|OFF", default_value = "on", help_heading = NETWORK)]
     pub network_policy: Switch,
 
+    /// Whether ClusterNetworkPolicy objects (policy.networking.k8s.io/v1alpha2) are enforced, too
+    ///
+    /// In a cluster they need their CRD. Rules with peers by nodes or domainNames fail closed.
+    #[arg(long, env = "WEFT_CLUSTER_NETWORK_POLICY", hide_env_values = true, value_name = "ON|OFF", default_value = "off", help_heading = NETWORK)]
+    pub cluster_network_policy: Switch,
+
     /// NFLOG group to which packets are logged that policies drop, 10 a second for each set of policies, 0 to 65535
     ///
     /// Default: none; they are only counted.
@@ -306,7 +312,7 @@ mod tests {
         Agent::command().debug_assert();
         let command = Agent::command();
         let flags: Vec<_> = command.get_arguments().filter(|arg| arg.get_help_heading().is_some()).collect();
-        assert_eq!(flags.len(), 34);
+        assert_eq!(flags.len(), 35);
         for flag in flags {
             let long = flag.get_long().expect("long");
             let twin = format!("WEFT_{}", long.to_uppercase().replace('-', "_"));

@@ -294,3 +294,22 @@ fn in_a_cluster_the_nodes_name_counts_and_keys_come_from_the_secret() {
 fn pod_cidrs_are_for_clusters() {
     assert_snapshot!(refused(&["--ipam=podcidr"]), @"--ipam podcidr: only with --kubernetes: Nodes have such ranges");
 }
+
+#[test]
+fn a_host_that_has_moved_is_where_its_default_route_leads_from_unless_a_flag_says_where() {
+    let mut host = host();
+    let config = accepted(&[]);
+    assert_eq!(config.endpoints_now(&config.endpoints, &host), config.endpoints);
+    let (pinned, bound) = (accepted(&["--advertise=192.0.2.1"]), accepted(&["--listen=192.0.2.1:6783"]));
+    host.addresses[1].address = "192.0.2.7/24".parse().unwrap();
+    let moved = ["192.0.2.7:6783".parse().unwrap()];
+    assert_eq!(config.endpoints_now(&config.endpoints, &host), moved);
+    assert_eq!(config.endpoints_now(&moved, &host), moved);
+    for pinned in [pinned, bound] {
+        assert_eq!(pinned.endpoints_now(&pinned.endpoints, &host), pinned.endpoints);
+    }
+    host.addresses[1].address = "10.32.0.7/24".parse().unwrap();
+    assert_eq!(config.endpoints_now(&moved, &host), moved, "not into the universe");
+    host.addresses.retain(|address| address.device != "eth0");
+    assert_eq!(config.endpoints_now(&moved, &host), moved, "better than nothing");
+}

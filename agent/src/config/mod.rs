@@ -22,7 +22,7 @@ use crate::{
 use std::{
     collections::BTreeSet,
     fmt,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     num::NonZeroUsize,
     path::{Path, PathBuf},
     time::Duration,
@@ -34,6 +34,8 @@ pub struct Config {
     pub name: PeerName,
     /// Addresses of this host that peers use, best first; never empty.
     pub endpoints: Vec<Endpoint>,
+    /// They are what a flag says, whatever becomes of the host's addresses.
+    pub pinned: bool,
     /// Interfaces that carry the endpoints.
     pub underlay: BTreeSet<String>,
     /// TCP for control, UDP for data.
@@ -62,6 +64,8 @@ pub struct Config {
     pub no_masquerade: Vec<Prefix>,
     /// Network policies are enforced.
     pub network_policy: bool,
+    /// Those for the cluster, too.
+    pub cluster_network_policy: bool,
     /// NFLOG group of what they drop.
     pub policy_log: Option<u16>,
     pub state_dir: PathBuf,
@@ -94,6 +98,22 @@ impl Config {
     /// Everything that is wrong, not only the first thing.
     pub fn check(args: &Args, host: &HostFacts) -> Result<Self, ConfigErrors> {
         check::check(args, host)
+    }
+
+    /// Where peers find this host now, where they found it at `before`: nowhere else as long as it has one of those
+    /// addresses, or no other.
+    pub fn endpoints_now(&self, before: &[Endpoint], host: &HostFacts) -> Vec<Endpoint> {
+        let stay = before.iter().filter(|endpoint| host.device_of(endpoint.0.ip()).is_some()).copied();
+        let stay: Vec<_> = stay.collect();
+        if self.pinned || !stay.is_empty() {
+            return if self.pinned { before.into() } else { stay };
+        }
+        let heard = |ip: &IpAddr| ip.is_ipv4() || self.listen.is_ipv6();
+        let usable = |ip: &IpAddr| heard(ip) && !self.universe.contains(*ip);
+        match host.default_address().filter(usable) {
+            Some(ip) => vec![Endpoint(SocketAddr::new(ip, self.listen.port()))],
+            None => before.into(),
+        }
     }
 
     /// Where the cluster's CA goes; none where the keys come from elsewhere.

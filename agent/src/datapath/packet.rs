@@ -15,6 +15,13 @@ pub struct Packet {
     pub protocol: u8,
 }
 
+/// A packet's source and destination as they stand in it, to be compared at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ends {
+    V4([u8; 8]),
+    V6([u8; 32]),
+}
+
 impl Packet {
     /// Reads an IPv4 or IPv6 packet. None unless `bytes` are exactly one packet, to its header's own account.
     pub fn parse(bytes: &[u8]) -> Option<Self> {
@@ -23,11 +30,21 @@ impl Packet {
 
     /// Reads a packet of `len` bytes of which `head` are the first.
     pub fn parse_head(head: &[u8], len: usize) -> Option<Self> {
-        match head.first()? >> 4 {
-            4 => Self::parse_v4(head, len),
-            6 => Self::parse_v6(head, len),
-            _ => None,
-        }
+        Some(match Ends::of_head(head, len)? {
+            Ends::V4([s0, s1, s2, s3, d0, d1, d2, d3]) => Self {
+                source: Ipv4Addr::new(s0, s1, s2, s3).into(),
+                destination: Ipv4Addr::new(d0, d1, d2, d3).into(),
+                protocol: head[9],
+            },
+            Ends::V6(ends) => {
+                let [source, destination] = *ends.as_chunks::<16>().0 else { return None };
+                Self {
+                    source: Ipv6Addr::from(source).into(),
+                    destination: Ipv6Addr::from(destination).into(),
+                    protocol: head[6],
+                }
+            }
+        })
     }
 
     /// Whether no router may pass it on: one of its ends is multicast, broadcast, loopback, unspecified or only of
@@ -73,35 +90,32 @@ impl Packet {
         let mixed = (ends ^ u64::from(self.protocol) << 56).wrapping_mul(GOLDEN).rotate_left(32);
         ((mixed ^ u64::from(ports)).wrapping_mul(GOLDEN) >> 48) as u16
     }
+}
 
-    fn parse_v4(head: &[u8], len: usize) -> Option<Self> {
-        let header: &[u8; 20] = head.first_chunk()?;
-        let headers = usize::from(header[0] & 0x0f) * 4;
-        let total = usize::from(u16::from_be_bytes([header[2], header[3]]));
-        if headers < header.len() || headers > total || total != len {
-            return None;
-        }
-        let &[.., s0, s1, s2, s3, d0, d1, d2, d3] = header;
-        Some(Self {
-            source: Ipv4Addr::new(s0, s1, s2, s3).into(),
-            destination: Ipv4Addr::new(d0, d1, d2, d3).into(),
-            protocol: header[9],
-        })
+impl Ends {
+    /// None unless `bytes` are exactly one packet, to its header's own account.
+    pub fn of(bytes: &[u8]) -> Option<Self> {
+        Self::of_head(bytes, bytes.len())
     }
 
-    fn parse_v6(head: &[u8], len: usize) -> Option<Self> {
-        let header: &[u8; 40] = head.first_chunk()?;
-        let payload = usize::from(u16::from_be_bytes([header[4], header[5]]));
-        if header.len() + payload != len {
-            return None;
+    fn of_head(head: &[u8], len: usize) -> Option<Self> {
+        match head.first()? >> 4 {
+            4 => Self::v4(head.first_chunk()?, len),
+            6 => Self::v6(head.first_chunk()?, len),
+            _ => None,
         }
-        let source: &[u8; 16] = header[8..].first_chunk()?;
-        let destination: &[u8; 16] = header[24..].first_chunk()?;
-        Some(Self {
-            source: Ipv6Addr::from(*source).into(),
-            destination: Ipv6Addr::from(*destination).into(),
-            protocol: header[6],
-        })
+    }
+
+    fn v4(header: &[u8; 20], len: usize) -> Option<Self> {
+        let headers = usize::from(header[0] & 0x0f) * 4;
+        let total = usize::from(u16::from_be_bytes([header[2], header[3]]));
+        let whole = headers >= header.len() && headers <= total && total == len;
+        whole.then_some(Self::V4(*header.last_chunk()?))
+    }
+
+    fn v6(header: &[u8; 40], len: usize) -> Option<Self> {
+        let payload = usize::from(u16::from_be_bytes([header[4], header[5]]));
+        (header.len() + payload == len).then_some(Self::V6(*header.last_chunk()?))
     }
 }
 

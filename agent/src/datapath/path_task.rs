@@ -224,20 +224,30 @@ impl Task {
     }
 
     fn tell(&mut self) {
-        let views = self.paths.views();
+        let fresh = self.paths.take_changed();
+        if fresh.is_empty() {
+            return;
+        }
         let mut revived = Vec::new();
         self.views.send_if_modified(|told| {
-            let changed = differ(told, &views);
-            if changed {
-                log(told, &views);
-                revived.extend(
-                    views
-                        .iter()
-                        .filter(|(name, view)| revives(told.get(*name), view))
-                        .map(|(name, _)| name.clone()),
-                );
+            let mut changed = false;
+            // A copy only while somebody is looking.
+            let told = Arc::make_mut(told);
+            for name in fresh {
+                let Some(view) = self.paths.view(&name) else {
+                    changed |= told.remove(&name).is_some();
+                    continue;
+                };
+                let before = told.get(&name);
+                if before.is_none_or(|before| differ(before, &view)) {
+                    changed = true;
+                    log(&name, before, &view);
+                    if revives(before, &view) {
+                        revived.push(name.clone());
+                    }
+                }
+                told.insert(name, view);
             }
-            *told = Arc::new(views);
             changed
         });
         for name in revived {
@@ -251,12 +261,8 @@ impl Task {
 }
 
 /// Whether there is something to act upon.
-fn differ(before: &Views, now: &Views) -> bool {
-    let same = |a: &View, b: &View| {
-        (&a.way, a.endpoint, a.direct.is_some(), a.mtu) == (&b.way, b.endpoint, b.direct.is_some(), b.mtu)
-    };
-    before.len() != now.len()
-        || before.iter().zip(now).any(|((a, before), (b, now))| a != b || !same(before, now))
+fn differ(a: &View, b: &View) -> bool {
+    (&a.way, a.endpoint, a.direct.is_some(), a.mtu) != (&b.way, b.endpoint, b.direct.is_some(), b.mtu)
 }
 
 /// It was down, or by a relay, and is better now.
@@ -268,25 +274,22 @@ fn revives(before: Option<&View>, now: &View) -> bool {
     }
 }
 
-fn log(before: &Views, now: &Views) {
-    for (name, view) in now {
-        let was = before.get(name);
-        if was.is_none_or(|was| was.way != view.way) {
-            match &view.way {
-                Way::Direct if was.is_some() => {
-                    tracing::info!(peer = %name, rtt = ?view.rtt, "reached directly again")
-                }
-                Way::Direct => {}
-                Way::Relayed(relay) => tracing::info!(peer = %name, %relay, "reached by a relay"),
-                Way::Down(why) => tracing::warn!(peer = %name, why, "cannot be reached"),
+fn log(name: &PeerName, was: Option<&View>, view: &View) {
+    if was.is_none_or(|was| was.way != view.way) {
+        match &view.way {
+            Way::Direct if was.is_some() => {
+                tracing::info!(peer = %name, rtt = ?view.rtt, "reached directly again")
             }
+            Way::Direct => {}
+            Way::Relayed(relay) => tracing::info!(peer = %name, %relay, "reached by a relay"),
+            Way::Down(why) => tracing::warn!(peer = %name, why, "cannot be reached"),
         }
-        let was = was.filter(|was| was.way == view.way);
-        if let (Some(was), Some(mtu)) = (was.and_then(|was| was.mtu), view.mtu)
-            && was != mtu
-        {
-            tracing::info!(peer = %name, was, mtu, "the path takes packets of another size");
-        }
+    }
+    let was = was.filter(|was| was.way == view.way);
+    if let (Some(was), Some(mtu)) = (was.and_then(|was| was.mtu), view.mtu)
+        && was != mtu
+    {
+        tracing::info!(peer = %name, was, mtu, "the path takes packets of another size");
     }
 }
 

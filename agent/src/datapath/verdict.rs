@@ -13,11 +13,11 @@ use super::{
     header::HeaderError,
     icmp::Problem,
     offload::headers::Headers,
-    packet::Packet,
+    packet::{Ends, Packet},
     table::{Home, Refused, Table},
 };
 use crate::types::{DataId, PeerName};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 /// Where a packet goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +65,7 @@ pub fn outward(
 /// Decides on packets from the underlay, most of which are like the one before.
 pub struct Gate<'a> {
     table: &'a Table,
-    last: Option<(Sender<'a>, IpAddr, IpAddr, u32)>,
+    last: Option<(Sender<'a>, Ends, u32)>,
 }
 
 /// Who sent a packet: by its own account, or as its session proves.
@@ -82,15 +82,16 @@ impl<'a> Gate<'a> {
 
     /// Whether an inner packet that `sender` sent may come in; gives the peer's place in the table.
     pub fn admit(&mut self, sender: Sender<'a>, inner: &[u8], partial: bool) -> Result<u32, Drop> {
-        let packet = Packet::parse(inner).ok_or(Drop::Malformed)?;
+        let ends = Ends::of(inner).ok_or(Drop::Malformed)?;
         if partial && Headers::plain(inner).is_none() {
             return Err(Drop::Malformed);
         }
-        if let Some((last, source, destination, peer)) = self.last
-            && (last, source, destination) == (sender, packet.source, packet.destination)
+        if let Some((last, same, peer)) = self.last
+            && (last, same) == (sender, ends)
         {
             return Ok(peer);
         }
+        let packet = Packet::parse(inner).ok_or(Drop::Malformed)?;
         let place = match sender {
             Sender::Says(data_id) => self.table.sender(data_id, packet.source),
             Sender::Is(name) => self.table.named_sender(name, packet.source),
@@ -102,7 +103,7 @@ impl<'a> Gate<'a> {
         if self.table.home(packet.destination) != Home::Local {
             return Err(Drop::NotLocal);
         }
-        self.last = Some((sender, packet.source, packet.destination, peer));
+        self.last = Some((sender, ends, peer));
         Ok(peer)
     }
 }

@@ -415,4 +415,4 @@ const GIVE_UP: Duration = Duration::from_secs(15);
 /// How long a change may wait for others before it is cached.
 const SAVE: Duration = Duration::from_secs(5);
 /// How often a Node may change while its taint is being taken off.
-const ATTEMPTS: usize = 10;
+const ATTEMPTS: usize = 50;

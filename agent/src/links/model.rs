@@ -362,3 +362,24 @@ fn only_the_underlay_and_our_links_forward() {
     desired.underlay_forwarding = false;
     assert_eq!(forwarding(&desired), ["weft", "weft0"]);
 }
+
+#[test]
+fn with_a_universe_of_ipv6_all_links_forward_and_keep_the_routes_that_routers_gave_them() {
+    let mut desired = Desired::new("fd00:77::/64".parse().unwrap(), Mac([2, 9, 9, 9, 9, 9]), 1440);
+    desired.underlay.insert("192.0.2.1".parse().unwrap());
+    let mut observed = Observed { ipv6: true, ..Observed::default() };
+    observed.links.insert("eth0".into(), made(1, "eth0", LinkKind::Other));
+    observed.addresses.insert(("eth0".into(), "192.0.2.1/24".parse().unwrap()));
+    let changes = |observed: &Observed| -> Vec<String> {
+        let set = plan(&desired, observed).into_iter().filter_map(|change| match change {
+            Change::SetSysctl { key, value } => Some(format!("{key}={value}")),
+            _ => None,
+        });
+        set.filter(|change| change.contains("ipv6") && !change.contains("/weft/")).collect()
+    };
+    let (keep, all) = ("net/ipv6/conf/eth0/accept_ra=2", "net/ipv6/conf/all/forwarding=1");
+    observed.sysctls.insert("net/ipv6/conf/eth0/accept_ra".into(), "1".into());
+    assert_eq!(changes(&observed), [keep, all]);
+    observed.sysctls.insert("net/ipv6/conf/eth0/accept_ra".into(), "0".into());
+    assert_eq!(changes(&observed), [all], "who takes none goes on so");
+}

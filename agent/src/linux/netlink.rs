@@ -23,7 +23,7 @@ pub use address::{Address, AddressFlags};
 pub use conntrack::{Connection, Conntrack};
 pub use link::{BridgeOptions, Link, LinkKind, PortOptions, VethPair};
 #[cfg(feature = "agent")]
-pub use monitor::{Event, Monitor};
+pub use monitor::{AddressMonitor, Event, Monitor};
 pub use neighbour::{FdbEntry, Neighbour};
 pub use route::{Family, RTPROT_WEFT, Route, RouteKind, RouteScope};
 

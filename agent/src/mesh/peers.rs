@@ -33,6 +33,8 @@ pub struct PeerRecord {
     pub held: Vec<IpAddr>,
     /// Addresses of its own ranges that it leaves to who holds them.
     pub conceded: Vec<IpAddr>,
+    /// By which the node itself speaks to others' pods.
+    pub bridge: Option<IpAddr>,
     /// Of the deaths that it has heard of and written down.
     pub deaths_digest: u64,
     /// It has left for good and owns nothing.
@@ -74,6 +76,7 @@ impl PeerRecord {
             neighbours: Vec::new(),
             held: Vec::new(),
             conceded: Vec::new(),
+            bridge: None,
             deaths_digest: 0,
             left: false,
         }
@@ -120,6 +123,7 @@ impl PeerRecord {
             conceded: self.conceded.iter().take(MAX_HELD).map(IpAddr::to_string).collect(),
             left: self.left,
             deaths_digest: self.deaths_digest,
+            bridge: self.bridge.as_ref().map(IpAddr::to_string).unwrap_or_default(),
         };
         Item {
             channel: CHANNEL.into(),
@@ -169,6 +173,10 @@ impl PeerRecord {
                 neighbours: body.neighbours.into_iter().map(neighbour).collect::<Option<_>>()?,
                 held: body.held.iter().map(|text| text.parse().ok()).collect::<Option<_>>()?,
                 conceded: body.conceded.iter().map(|text| text.parse().ok()).collect::<Option<_>>()?,
+                bridge: match body.bridge.as_str() {
+                    "" => None,
+                    text => Some(text.parse().ok()?),
+                },
                 deaths_digest: body.deaths_digest,
                 left: body.left,
             })
@@ -275,6 +283,7 @@ mod tests {
             ],
             held: vec!["10.32.0.9".parse().unwrap()],
             conceded: vec!["10.32.0.10".parse().unwrap()],
+            bridge: Some("10.32.0.1".parse().unwrap()),
             ..PeerRecord::new(name.parse().unwrap(), Incarnation(9))
         }
     }

@@ -14,7 +14,7 @@ use super::{
     links::STRANGERS,
     machine::{Config, Counters, Input, LinkInfo, Mesh, Output},
     peers::{PeerRecord, PeerSet},
-    transport::{self, Credential, Event, Opened, Wires},
+    transport::{self, Credential, Event, Opened, Pulse, Wires},
     wire::Frame,
 };
 use crate::{
@@ -25,8 +25,8 @@ use crate::{
 use anyhow::Context;
 use rustls::pki_types::UnixTime;
 use std::{
-    collections::{BTreeMap, VecDeque},
-    net::{SocketAddr, TcpListener},
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    net::{IpAddr, SocketAddr, TcpListener},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -87,6 +87,8 @@ pub struct Status {
 
 enum Command {
     Input(Input),
+    Heard(PeerName),
+    Moved(BTreeSet<IpAddr>),
     Status(oneshot::Sender<Status>),
     Items(oneshot::Sender<Vec<Item>>),
     Stop,
@@ -153,9 +155,14 @@ impl Handle {
         self.input(Input::Update(Box::new(change))).await
     }
 
-    /// A peer gave another sign of life than gossip: it may be called at once.
+    /// A peer gave another sign of life than gossip: it may be called at once, and is where its link is still.
     pub async fn heard(&self, peer: PeerName) -> Result<(), Stopped> {
-        self.input(Input::Heard(peer)).await
+        self.commands.send(Command::Heard(peer)).await.map_err(|_| Stopped)
+    }
+
+    /// This host has not those addresses any more: links that run from them end, and are made anew.
+    pub async fn moved(&self, gone: BTreeSet<IpAddr>) -> Result<(), Stopped> {
+        self.commands.send(Command::Moved(gone)).await.map_err(|_| Stopped)
     }
 
     /// These are the addresses to look for peers at, instead of those before.
@@ -219,6 +226,8 @@ struct Task {
 }
 
 struct Wire {
+    local: IpAddr,
+    pulse: Pulse,
     credential: Option<Arc<Credential>>,
     outgoing: mpsc::Sender<Frame>,
     left: Arc<AtomicUsize>,
@@ -244,6 +253,10 @@ impl Task {
             tokio::select! {
                 command = commands.recv() => match command {
                     Some(Command::Input(input)) => self.handle(input),
+                    Some(Command::Heard(peer)) => self.heard(peer),
+                    Some(Command::Moved(gone)) => {
+                        self.hang_up("its address here is gone", |_, wire| gone.contains(&wire.local));
+                    }
                     Some(Command::Status(reply)) => drop(reply.send(self.status())),
                     Some(Command::Items(reply)) => drop(reply.send(self.mesh.items().cloned().collect())),
                     Some(Command::Stop) | None => break,
@@ -332,10 +345,21 @@ impl Task {
     fn event(&mut self, event: Event) {
         match event {
             Event::Opened(opened) => {
-                let Opened { link, dialled, remote, credential, frames, outgoing, left, channel } = *opened;
+                let Opened {
+                    link,
+                    dialled,
+                    remote,
+                    local,
+                    pulse,
+                    credential,
+                    frames,
+                    outgoing,
+                    left,
+                    channel,
+                } = *opened;
                 let certified = credential.as_ref().map(|credential| credential.names.clone());
                 let reader = tokio::spawn(transport::read(link, frames, channel, self.wires.events.clone()));
-                self.links.insert(link, Wire { credential, outgoing, left, reader });
+                self.links.insert(link, Wire { local, pulse, credential, outgoing, left, reader });
                 self.handle(Input::Opened { link, dialled, remote: remote.to_string(), certified });
             }
             Event::DialFailed { target, reason } => self.handle(Input::DialFailed { target, reason }),
@@ -362,6 +386,24 @@ impl Task {
             self.handle(Input::Denied { link, reason });
         }
         self.handle(Input::Rekeyed);
+    }
+
+    /// A link that has been still for a while is most likely dead, as its peer is not: another is made.
+    fn heard(&mut self, peer: PeerName) {
+        let with = |link: &LinkInfo| link.peer.as_ref().is_some_and(|(name, _)| *name == peer);
+        let links: BTreeSet<_> = self.mesh.links().iter().filter(|link| with(link)).map(|l| l.id).collect();
+        let still = |link: &LinkId, wire: &Wire| links.contains(link) && wire.pulse.is_still();
+        self.hang_up("it was still for too long, while the peer answers probes", still);
+        self.handle(Input::Heard(peer));
+    }
+
+    fn hang_up(&mut self, reason: &str, which: impl Fn(&LinkId, &Wire) -> bool) {
+        let links: Vec<_> =
+            self.links.iter().filter(|(link, wire)| which(link, wire)).map(|(link, _)| *link).collect();
+        for link in links {
+            self.close(link);
+            self.handle(Input::Closed { link, reason: reason.into() });
+        }
     }
 
     /// Ends our half after what is queued, and gives the other end a moment to end its own.

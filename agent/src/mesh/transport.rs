@@ -37,6 +37,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
+use tokio_util::io::InspectReader;
 use tonic::{
     Request, Response, Status, Streaming,
     transport::{Channel, Endpoint, Server, server::Connected},
@@ -69,6 +70,9 @@ pub struct Opened {
     pub link: LinkId,
     pub dialled: Option<Target>,
     pub remote: SocketAddr,
+    /// Our own end's address.
+    pub local: IpAddr,
+    pub pulse: Pulse,
     /// None: in clear.
     pub credential: Option<Arc<Credential>>,
     pub frames: Streaming<Frame>,
@@ -77,6 +81,14 @@ pub struct Opened {
     pub left: Arc<AtomicUsize>,
     /// Keeps a connection that we made.
     pub channel: Option<Channel>,
+}
+
+/// When the other end of a connection was heard last, be it by an answer to a keep-alive.
+#[derive(Clone, Debug)]
+pub struct Pulse {
+    since: Instant,
+    /// Milliseconds after that.
+    last: Arc<AtomicU64>,
 }
 
 /// What the other end of a link has proven.
@@ -120,6 +132,8 @@ pub struct Guarded {
 #[derive(Clone)]
 pub struct Caller {
     remote: SocketAddr,
+    local: IpAddr,
+    pulse: Pulse,
     credential: Option<Arc<Credential>>,
     /// Lives as long as any link of the connection.
     link: Arc<Mutex<Weak<()>>>,
@@ -153,6 +167,8 @@ impl mesh_server::Mesh for Wires {
             link,
             dialled: None,
             remote: caller.remote,
+            local: caller.local,
+            pulse: caller.pulse.clone(),
             credential: caller.credential.clone(),
             frames: request.into_inner(),
             outgoing,
@@ -215,6 +231,8 @@ pub fn accept(
 async fn greet(stream: TcpStream, remote: SocketAddr, place: Place, wires: &Wires) -> Option<Guarded> {
     let _ = stream.set_nodelay(true);
     let deadline = Box::pin(sleep(IDLE));
+    let local = stream.local_addr().ok()?.ip().to_canonical();
+    let (stream, pulse) = Pulse::of(stream);
     let (stream, credential): (Duplex, _) = match &wires.identity {
         None => (Box::pin(stream), None),
         Some(current) => {
@@ -234,7 +252,7 @@ async fn greet(stream: TcpStream, remote: SocketAddr, place: Place, wires: &Wire
             }
         }
     };
-    let caller = Caller { remote, credential, link: Arc::default() };
+    let caller = Caller { remote, local, pulse, credential, link: Arc::default() };
     Some(Guarded { stream, caller, deadline, linked: false, _place: place })
 }
 
@@ -308,6 +326,8 @@ async fn connect(remote: SocketAddr, wires: &Wires) -> anyhow::Result<Opened> {
     let late = || format!("no connection within {CONNECT:?}");
     let stream = timeout(CONNECT, TcpStream::connect(remote)).await.with_context(late)??;
     stream.set_nodelay(true)?;
+    let local = stream.local_addr()?.ip().to_canonical();
+    let (stream, pulse) = Pulse::of(stream);
     let (stream, credential): (Duplex, _) = match &wires.identity {
         None => (Box::pin(stream), None),
         Some(current) => {
@@ -339,7 +359,8 @@ async fn connect(remote: SocketAddr, wires: &Wires) -> anyhow::Result<Opened> {
         .await
         .with_context(|| format!("no answer within {CONNECT:?}"))?;
     let frames = answer.map_err(|status| anyhow::anyhow!("{}", describe(&status)))?.into_inner();
-    Ok(Opened { link, dialled: None, remote, credential, frames, outgoing, left, channel: Some(channel) })
+    let channel = Some(channel);
+    Ok(Opened { link, dialled: None, remote, local, pulse, credential, frames, outgoing, left, channel })
 }
 
 fn endpoint(remote: SocketAddr) -> anyhow::Result<Endpoint> {
@@ -419,6 +440,25 @@ impl Caller {
 
     fn is_linked(&self) -> bool {
         self.link.lock().unwrap_or_else(PoisonError::into_inner).strong_count() > 0
+    }
+}
+
+impl Pulse {
+    /// Listens to a connection.
+    fn of(stream: TcpStream) -> (InspectReader<TcpStream, impl FnMut(&[u8])>, Self) {
+        let pulse = Self { since: Instant::now(), last: Arc::default() };
+        let beat = pulse.clone();
+        let heard = move |_: &[u8]| beat.last.store(beat.age(), Ordering::Relaxed);
+        (InspectReader::new(stream, heard), pulse)
+    }
+
+    /// Nothing came for longer than keep-alives take.
+    pub fn is_still(&self) -> bool {
+        Duration::from_millis(self.age().saturating_sub(self.last.load(Ordering::Relaxed))) > STILL
+    }
+
+    fn age(&self) -> u64 {
+        self.since.elapsed().as_millis() as u64
     }
 }
 
@@ -516,6 +556,8 @@ const STREAMS: u32 = 4;
 const KEEP_ALIVE: Duration = Duration::from_secs(1);
 /// How long that sign may take.
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Silence in which at least one answer to a keep-alive should have come.
+const STILL: Duration = Duration::from_millis(1500);
 const CONNECT: Duration = Duration::from_secs(1);
 const RESOLVE: Duration = Duration::from_secs(3);
 /// Addresses of one target that are tried in a row.

@@ -5,8 +5,8 @@
 
 use super::{
     index::{Index, Touched},
-    model::{Block, Direction, Peer, Pod, Policy, PolicyId, Port, Protocol, Wanted},
-    rules::{Chain, Change, Combination, Element, Key, Line, Ports, Rules},
+    model::{Action, Block, Direction, Peer, Pod, PolicyId, Port, Protocol, Rule, Tier, Wanted},
+    rules::{Chain, Change, Combination, Element, Key, Line, Ports, Rules, Stage},
 };
 use crate::types::Prefix;
 use ipnet::{Ipv4Subnets, Ipv6Subnets};
@@ -24,8 +24,8 @@ pub struct Compiler {
     endpoints: BTreeMap<IpAddr, Arc<Pod>>,
     /// How many lines use a set.
     users: BTreeMap<Key, usize>,
-    /// How many targets lead to a policy.
-    leading: BTreeMap<(Direction, PolicyId), usize>,
+    /// How many targets lead to a stage.
+    leading: BTreeMap<(Direction, Stage), usize>,
 }
 
 impl Compiler {
@@ -110,15 +110,13 @@ impl Compiler {
     }
 
     fn needs_new_sets(&self, index: &Index, pod: &Pod) -> bool {
-        index.selecting(pod).any(|policy| {
-            Direction::BOTH.into_iter().any(|direction| {
-                policy.rules(direction).is_some()
-                    && !self.leading.contains_key(&(direction, policy.id.clone()))
-            })
+        Direction::BOTH.into_iter().any(|direction| {
+            let mut stages = stages(index, pod, direction).into_iter();
+            stages.any(|stage| !self.leading.contains_key(&(direction, stage)))
         })
     }
 
-    /// Sends a pod of this node through the policies that select it.
+    /// Sends a pod of this node through the policies that are for it.
     fn lead(
         &mut self,
         index: &Index,
@@ -127,23 +125,22 @@ impl Compiler {
         by_namespace: &Namespaced<'_>,
         changes: &mut Vec<Change>,
     ) {
-        let selecting: Vec<_> = index.selecting(pod).collect();
-        if selecting.is_empty() {
+        let combinations = Direction::BOTH.map(|direction| (direction, stages(index, pod, direction)));
+        if combinations.iter().all(|(_, stages)| stages.is_empty()) {
             return self.let_go(address, changes);
         }
-        for direction in Direction::BOTH {
-            let isolating = || selecting.iter().filter(|policy| policy.rules(direction).is_some());
-            let combination: Combination = Arc::new(isolating().map(|policy| policy.id.clone()).collect());
+        for (direction, stages) in combinations {
+            let combination: Combination = Arc::new(stages);
             let standing = self.rules.targets.get(&(direction, address)).cloned();
             if standing.as_ref() == Some(&combination) {
                 continue;
             }
-            for policy in isolating() {
-                self.use_policy(index, direction, policy, by_namespace, changes);
+            for stage in combination.iter() {
+                self.use_stage(index, direction, stage, by_namespace, changes);
             }
             self.step(Change::SetTarget((direction, address), combination), changes);
-            for policy in standing.iter().flat_map(|standing| standing.iter()) {
-                self.disuse_policy(direction, policy, changes);
+            for stage in standing.iter().flat_map(|standing| standing.iter()) {
+                self.disuse_stage(direction, stage, changes);
             }
         }
     }
@@ -153,27 +150,27 @@ impl Compiler {
             let at = (direction, address);
             let Some(combination) = self.rules.targets.get(&at).cloned() else { continue };
             self.step(Change::DropTarget(at), changes);
-            for policy in combination.iter() {
-                self.disuse_policy(direction, policy, changes);
+            for stage in combination.iter() {
+                self.disuse_stage(direction, stage, changes);
             }
         }
     }
 
-    fn use_policy(
+    fn use_stage(
         &mut self,
         index: &Index,
         direction: Direction,
-        policy: &Policy,
+        stage: &Stage,
         by_namespace: &Namespaced<'_>,
         changes: &mut Vec<Change>,
     ) {
-        let at = (direction, policy.id.clone());
+        let at = (direction, stage.clone());
         let uses = self.leading.entry(at.clone()).or_default();
         *uses += 1;
         if *uses > 1 {
             return;
         }
-        let chain = chain(policy, direction);
+        let chain = chain(index, stage, direction);
         for key in chain.iter().flat_map(Line::keys) {
             let users = self.users.entry(key.clone()).or_default();
             *users += 1;
@@ -188,8 +185,8 @@ impl Compiler {
         self.step(Change::SetChain(at, chain), changes);
     }
 
-    fn disuse_policy(&mut self, direction: Direction, policy: &PolicyId, changes: &mut Vec<Change>) {
-        let at = (direction, policy.clone());
+    fn disuse_stage(&mut self, direction: Direction, stage: &Stage, changes: &mut Vec<Change>) {
+        let at = (direction, stage.clone());
         let uses = self.leading.get_mut(&at).expect("what is led to has been counted");
         *uses -= 1;
         if *uses > 0 {
@@ -253,23 +250,49 @@ fn elements(index: &Index, key: &Key, address: IpAddr, pod: &Pod) -> BTreeSet<El
     }
 }
 
-fn chain(policy: &Policy, direction: Direction) -> Chain {
-    let mut lines = Vec::new();
-    for (number, rule) in policy.rules(direction).unwrap_or_default().iter().enumerate() {
-        let peers: Vec<Option<Key>> = match &rule.peers {
-            None => vec![None],
-            Some(peers) => peers.iter().map(|peer| Some(key(peer))).collect(),
-        };
-        let ports = ports(rule.ports.as_deref(), direction);
-        for peer in peers {
-            lines.extend(ports.iter().map(|ports| Line {
-                peers: peer.clone(),
-                ports: ports.clone(),
-                rule: number,
-            }));
+/// What decides of a pod, in its order.
+fn stages(index: &Index, pod: &Pod, direction: Direction) -> BTreeSet<Stage> {
+    let tier = |tier| {
+        let ruling = index.ruling(tier, pod).filter(|policy| !policy.rules(direction).is_empty());
+        Some(ruling.map(|policy| policy.id()).collect::<Vec<_>>()).filter(|policies| !policies.is_empty())
+    };
+    let isolating = index.selecting(pod).filter(|policy| policy.rules(direction).is_some());
+    let mut stages: BTreeSet<_> = isolating.map(|policy| Stage::Policy(policy.id.clone())).collect();
+    if stages.is_empty() {
+        stages.extend(tier(Tier::Baseline).map(Stage::Baseline));
+    }
+    stages.extend(tier(Tier::Admin).map(Stage::Admin));
+    stages
+}
+
+fn chain(index: &Index, stage: &Stage, direction: Direction) -> Chain {
+    match stage {
+        Stage::Policy(id) => {
+            let rules = index.policies().get(id).and_then(|policy| policy.rules(direction));
+            let rules = rules.unwrap_or_default().iter();
+            rules.flat_map(|rule| lines(rule, direction, Action::Accept, id)).collect()
+        }
+        Stage::Admin(ids) | Stage::Baseline(ids) => {
+            let found = ids.iter().filter_map(|id| Some((id, index.cluster_policy(&id.name)?)));
+            let rules = found.flat_map(|(id, policy)| policy.rules(direction).iter().map(move |it| (id, it)));
+            rules.flat_map(|(id, rule)| lines(&rule.matching, direction, rule.action, id)).collect()
         }
     }
-    lines
+}
+
+fn lines(rule: &Rule, direction: Direction, action: Action, by: &PolicyId) -> Vec<Line> {
+    let peers: Vec<Option<Key>> = match &rule.peers {
+        None => vec![None],
+        Some(peers) => peers.iter().map(|peer| Some(key(peer))).collect(),
+    };
+    let ports = ports(rule.ports.as_deref(), direction);
+    let line = |peers: &Option<Key>, ports: &Ports| Line {
+        peers: peers.clone(),
+        ports: ports.clone(),
+        action,
+        by: by.clone(),
+    };
+    peers.iter().flat_map(|peers| ports.iter().map(move |ports| line(peers, ports))).collect()
 }
 
 fn key(peer: &Peer) -> Key {

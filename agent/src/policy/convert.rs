@@ -28,9 +28,9 @@ use std::collections::BTreeSet;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{kind} {name}: {why}")]
 pub struct Invalid {
-    kind: &'static str,
-    name: String,
-    why: String,
+    pub(super) kind: &'static str,
+    pub(super) name: String,
+    pub(super) why: String,
 }
 
 /// # Errors
@@ -92,6 +92,7 @@ pub fn policy(object: &NetworkPolicy) -> Result<Policy, Invalid> {
     let namespace = metadata.namespace.clone().unwrap_or_else(|| DEFAULT.into());
     let id = PolicyId { namespace, name };
     let invalid = |why| Invalid { kind: KIND, name: id.to_string(), why };
+    plain_name(&id.namespace).and_then(|()| plain_name(&id.name)).map_err(invalid)?;
     let spec = object.spec.as_ref().ok_or_else(|| invalid("it has no spec".into()))?;
     let own = &id.namespace;
     let ingress = spec.ingress.iter().flatten();
@@ -148,20 +149,24 @@ fn peer(own: &str, object: &NetworkPolicyPeer) -> Result<Peer, String> {
 }
 
 fn block(object: &IPBlock) -> Result<Block, String> {
-    let prefix = |text: &str| match text.parse::<Prefix>() {
-        Ok(prefix) => Ok(prefix.trunc()),
-        Err(_) => Err(format!("ipBlock: `{text}` is not a CIDR, such as 192.0.2.0/24")),
-    };
+    let prefix = |text: &str| prefix(text).map_err(|why| format!("ipBlock: {why}"));
     let except = object.except.iter().flatten().map(|text| prefix(text)).collect::<Result<_, _>>()?;
     Ok(Block { cidr: prefix(&object.cidr)?, except })
 }
 
+/// Without host bits.
+pub(super) fn prefix(text: &str) -> Result<Prefix, String> {
+    let parsed = text.parse::<Prefix>().map(|prefix| prefix.trunc());
+    parsed.map_err(|_| format!("`{text}` is not a CIDR, such as 192.0.2.0/24"))
+}
+
+pub(super) fn number(number: i32) -> Result<u16, String> {
+    let port = u16::try_from(number).ok().filter(|number| *number > 0);
+    port.ok_or_else(|| format!("port {number} is not one of 1 to 65535"))
+}
+
 fn port(object: &NetworkPolicyPort) -> Result<Port, String> {
     let protocol = object.protocol.as_deref().map_or(Ok(Protocol::Tcp), str::parse);
-    let number = |number: i32| match u16::try_from(number) {
-        Ok(number) if number > 0 => Ok(number),
-        _ => Err(format!("port {number} is not one of 1 to 65535")),
-    };
     let wanted = match (&object.port, object.end_port) {
         (None, None) => Wanted::Any,
         (Some(IntOrString::Int(from)), None) => Wanted::Range(number(*from)?, number(*from)?),
@@ -175,7 +180,7 @@ fn port(object: &NetworkPolicyPort) -> Result<Port, String> {
     Ok(Port { protocol: protocol.map_err(|error| error.to_string())?, wanted })
 }
 
-fn selector(object: Option<&LabelSelector>) -> Result<Selector, String> {
+pub(super) fn selector(object: Option<&LabelSelector>) -> Result<Selector, String> {
     let Some(LabelSelector { match_labels, match_expressions }) = object else {
         return Ok(Selector::default());
     };
@@ -202,12 +207,21 @@ fn requirement(object: &LabelSelectorRequirement) -> Result<Requirement, String>
     Ok(Requirement { key: key.clone(), operator })
 }
 
-fn name(kind: &'static str, metadata: &ObjectMeta) -> Result<String, Invalid> {
+pub(super) fn name(kind: &'static str, metadata: &ObjectMeta) -> Result<String, Invalid> {
     let nameless = || Invalid { kind, name: "without a name".into(), why: "metadata.name is missing".into() };
     metadata.name.clone().filter(|name| !name.is_empty()).ok_or_else(nameless)
 }
 
-fn uid(metadata: &ObjectMeta) -> Option<Uid> {
+/// Chains and counters are called by it.
+pub(super) fn plain_name(name: &str) -> Result<(), String> {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || ['-', '.'].contains(&c);
+    match name.chars().all(plain) {
+        true => Ok(()),
+        false => Err(format!("`{name}` is not made of small letters, digits, dots and dashes")),
+    }
+}
+
+pub(super) fn uid(metadata: &ObjectMeta) -> Option<Uid> {
     metadata.uid.clone().filter(|uid| !uid.is_empty()).map(Uid)
 }
 

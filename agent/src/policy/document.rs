@@ -2,8 +2,9 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use super::{
+    cluster,
     convert::{self, Invalid},
-    model::{Namespace, Pod, Policy},
+    model::{ClusterPolicy, Namespace, Pod, Policy},
 };
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -15,6 +16,7 @@ pub struct Objects {
     pub namespaces: Vec<Namespace>,
     pub pods: Vec<Pod>,
     pub policies: Vec<Policy>,
+    pub cluster_policies: Vec<ClusterPolicy>,
 }
 
 /// What an object is known by: its kind, and `namespace/name`, or the name alone of what has no namespace.
@@ -28,7 +30,9 @@ pub struct ObjectKey {
 pub enum DocumentError {
     #[error("this is neither YAML nor JSON: {0}")]
     Syntax(String),
-    #[error("`{0}` objects are not known here: NetworkPolicy, Namespace, Pod, or a List of them")]
+    #[error(
+        "`{0}` objects are not known here: NetworkPolicy, ClusterNetworkPolicy, Namespace, Pod, or a List of them"
+    )]
     Kind(String),
     #[error("a {kind} does not have the form that Kubernetes gives it: {error}")]
     Form { kind: &'static str, error: serde_json::Error },
@@ -66,6 +70,8 @@ impl Objects {
             let policies = one.policies.iter().map(|it| ("NetworkPolicy", it.id.to_string()));
             let namespaces = one.namespaces.iter().map(|it| ("Namespace", it.name.clone()));
             let pods = one.pods.iter().map(|it| ("Pod", it.full_name()));
+            let cluster = one.cluster_policies.iter().map(|it| (cluster::KIND, it.name.clone()));
+            let policies = policies.chain(cluster);
             let key = policies.chain(namespaces).chain(pods).next().expect("one object was added");
             split.insert(ObjectKey { kind: key.0.into(), name: key.1 }, document);
         }
@@ -76,6 +82,7 @@ impl Objects {
         let kind = document["kind"].as_str().unwrap_or_default().to_string();
         match kind.as_str() {
             "NetworkPolicy" => self.policies.push(convert::policy(&read("NetworkPolicy", document)?)?),
+            cluster::KIND => self.cluster_policies.push(cluster::policy(&read(cluster::KIND, document)?)?),
             "Namespace" => self.namespaces.push(convert::namespace(&read("Namespace", document)?)?),
             "Pod" => self.pods.push(convert::pod(&read("Pod", document)?)?),
             list if list.ends_with("List") => {

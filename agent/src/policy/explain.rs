@@ -3,7 +3,7 @@
 
 use super::{
     index::Index,
-    model::{Direction, Flow, Peer, Pod, PolicyId, Port, Rule, Service, Wanted},
+    model::{Action, ClusterRule, Direction, Flow, Peer, Pod, PolicyId, Port, Rule, Service, Tier, Wanted},
 };
 use std::{fmt, net::IpAddr};
 
@@ -23,8 +23,15 @@ pub enum Verdict {
     Itself,
     /// A node always reaches its pods, and they reach it.
     OwnNode,
-    /// No policy isolates the pod in this direction.
+    /// No policy isolates the pod in this direction, and none for the cluster decides.
     Open,
+    /// A rule of a policy for the cluster has decided.
+    Ruled {
+        tier: Tier,
+        policy: PolicyId,
+        number: usize,
+        rule: ClusterRule,
+    },
     Allowed {
         policy: PolicyId,
         rule: usize,
@@ -52,6 +59,10 @@ fn verdict(index: &Index, direction: Direction, flow: &Flow) -> Verdict {
     if index.attached().contains_key(&own) && index.own().contains(&other) {
         return Verdict::OwnNode;
     }
+    let ruled = |tier| ruled(index, tier, pod, direction, other, flow);
+    if let Some(decided) = ruled(Tier::Admin) {
+        return decided;
+    }
     let mut policies = Vec::new();
     for policy in index.selecting(pod) {
         let Some(rules) = policy.rules(direction) else { continue };
@@ -60,7 +71,28 @@ fn verdict(index: &Index, direction: Direction, flow: &Flow) -> Verdict {
         }
         policies.push(policy.id.clone());
     }
-    if policies.is_empty() { Verdict::Open } else { Verdict::Denied { policies } }
+    match policies.is_empty() {
+        true => ruled(Tier::Baseline).unwrap_or(Verdict::Open),
+        false => Verdict::Denied { policies },
+    }
+}
+
+/// What a tier decides; none: nothing, or a rule passes on.
+fn ruled(
+    index: &Index,
+    tier: Tier,
+    pod: &Pod,
+    direction: Direction,
+    other: IpAddr,
+    flow: &Flow,
+) -> Option<Verdict> {
+    let rules = index.ruling(tier, pod).flat_map(|policy| {
+        policy.rules(direction).iter().enumerate().map(move |(number, rule)| (policy, number, rule))
+    });
+    let (policy, number, rule) =
+        rules.into_iter().find(|(_, _, rule)| allows(index, &rule.matching, other, flow))?;
+    let ruled = Verdict::Ruled { tier, policy: policy.id(), number, rule: rule.clone() };
+    (rule.action != Action::Pass).then_some(ruled)
 }
 
 fn allows(index: &Index, rule: &Rule, other: IpAddr, flow: &Flow) -> bool {
@@ -92,7 +124,11 @@ impl Explanation {
 
 impl Verdict {
     pub fn allowed(&self) -> bool {
-        !matches!(self, Self::Denied { .. })
+        match self {
+            Self::Denied { .. } => false,
+            Self::Ruled { rule, .. } => rule.action != Action::Deny,
+            _ => true,
+        }
     }
 }
 
@@ -105,6 +141,18 @@ impl fmt::Display for Verdict {
             Self::Open => f.write_str("allowed: no policy isolates the pod in this direction"),
             Self::Allowed { policy, rule } => {
                 write!(f, "allowed by rule {} of NetworkPolicy {policy}", rule + 1)
+            }
+            Self::Ruled { tier, policy, number, rule } => {
+                let said = if self.allowed() { "allowed" } else { "denied" };
+                write!(f, "{said} by rule {}", number + 1)?;
+                if !rule.name.is_empty() {
+                    write!(f, " `{}`", rule.name)?;
+                }
+                write!(f, " of ClusterNetworkPolicy {policy} in the {tier} tier")?;
+                match &rule.unknown {
+                    Some(what) => write!(f, ", of which {what} is not known here: so it denies everything"),
+                    None => Ok(()),
+                }
             }
             Self::Denied { policies } => {
                 let names: Vec<_> = policies.iter().map(PolicyId::to_string).collect();

@@ -11,7 +11,7 @@
 
 use super::{
     convert::NAME_LABEL,
-    model::{Block, Namespace, Namespaces, Pod, PodPeer, Policy, PolicyId, Uid},
+    model::{Block, ClusterPolicy, Namespace, Namespaces, Pod, PodPeer, Policy, PolicyId, Tier, Uid},
 };
 use crate::types::PodRef;
 use std::{
@@ -37,6 +37,8 @@ pub struct Index {
     attached: BTreeMap<IpAddr, PodRef>,
     namespaces: BTreeMap<String, Namespace>,
     policies: BTreeMap<PolicyId, Arc<Policy>>,
+    /// In the order in which they are asked.
+    cluster_policies: BTreeMap<(Tier, u16, String), Arc<ClusterPolicy>>,
     nodes: Nodes,
     /// Addresses of this node itself.
     own: BTreeSet<IpAddr>,
@@ -65,6 +67,19 @@ impl Index {
 
     pub fn is_complete(&self) -> bool {
         self.complete
+    }
+
+    /// Whether nothing has been said yet of pods, namespaces and policies.
+    pub fn is_empty(&self) -> bool {
+        self.pods.is_empty() && self.namespaces.is_empty() && self.policies.is_empty()
+    }
+
+    pub fn pods(&self) -> impl Iterator<Item = &Arc<Pod>> {
+        self.pods.values()
+    }
+
+    pub fn namespaces(&self) -> impl Iterator<Item = &Namespace> {
+        self.namespaces.values()
     }
 
     pub fn apply_pod(&mut self, pod: Pod) {
@@ -151,6 +166,34 @@ impl Index {
         policies.into_iter().for_each(|policy| self.apply_policy(policy));
     }
 
+    pub fn apply_cluster_policy(&mut self, policy: ClusterPolicy) {
+        let same = |known: &&Arc<ClusterPolicy>| known.name == policy.name;
+        if self.cluster_policies.values().find(same).is_none_or(|known| **known != policy) {
+            self.cluster_policies.retain(|_, known| known.name != policy.name);
+            let rank = (policy.tier, policy.priority, policy.name.clone());
+            self.cluster_policies.insert(rank, Arc::new(policy));
+            self.touched = Touched::Everything;
+        }
+    }
+
+    pub fn delete_cluster_policy(&mut self, name: &str, uid: &Uid) {
+        let before = self.cluster_policies.len();
+        self.cluster_policies.retain(|_, known| known.name != name || known.uid != *uid);
+        if self.cluster_policies.len() != before {
+            self.touched = Touched::Everything;
+        }
+    }
+
+    pub fn reset_cluster_policies(&mut self, policies: Vec<ClusterPolicy>) {
+        let kept: BTreeSet<_> = policies.iter().map(|policy| policy.name.clone()).collect();
+        let before = self.cluster_policies.len();
+        self.cluster_policies.retain(|_, known| kept.contains(&known.name));
+        if self.cluster_policies.len() != before {
+            self.touched = Touched::Everything;
+        }
+        policies.into_iter().for_each(|policy| self.apply_cluster_policy(policy));
+    }
+
     pub fn set_nodes(&mut self, nodes: Nodes) {
         if self.nodes != nodes {
             self.nodes = nodes;
@@ -206,6 +249,20 @@ impl Index {
         let first = PolicyId { namespace: pod.namespace.clone(), name: String::new() };
         let own = self.policies.range(first..).map(|(_, policy)| policy);
         own.take_while(|policy| policy.id.namespace == pod.namespace).filter(|policy| policy.selects(pod))
+    }
+
+    pub fn cluster_policies(&self) -> impl Iterator<Item = &Arc<ClusterPolicy>> {
+        self.cluster_policies.values()
+    }
+
+    pub fn cluster_policy(&self, name: &str) -> Option<&Arc<ClusterPolicy>> {
+        self.cluster_policies().find(|policy| policy.name == name)
+    }
+
+    /// A tier's policies that are for a pod, in the order in which they are asked.
+    pub fn ruling<'a>(&'a self, tier: Tier, pod: &'a Pod) -> impl Iterator<Item = &'a Arc<ClusterPolicy>> {
+        let of_tier = self.cluster_policies().filter(move |policy| policy.tier == tier);
+        of_tier.filter(|policy| self.pod_matches(&policy.subject, pod))
     }
 
     pub fn pod_matches(&self, peer: &PodPeer, pod: &Pod) -> bool {
@@ -387,6 +444,24 @@ mod tests {
         let labelled = Pod { labels: [("a".into(), "b".into())].into(), ..pod("x/web", "web", "10.32.0.9") };
         index.apply_pod(labelled);
         assert_eq!(index.endpoint(address).unwrap().labels.len(), 1);
+    }
+
+    #[test]
+    fn a_late_delete_does_not_remove_the_policy_that_has_the_name_now() {
+        let (mut index, id) = (Index::default(), PolicyId { namespace: "x".into(), name: "p".into() });
+        let policy = |uid: &str| Policy {
+            uid: Uid(uid.into()),
+            id: id.clone(),
+            subject: Default::default(),
+            ingress: Some(Vec::new()),
+            egress: None,
+        };
+        index.apply_policy(policy("1"));
+        index.apply_policy(policy("2"));
+        index.delete_policy(&id, &Uid("1".into()));
+        assert_eq!(index.policies()[&id].uid, Uid("2".into()));
+        index.delete_policy(&id, &Uid("2".into()));
+        assert!(index.policies().is_empty());
     }
 
     #[test]

@@ -3,20 +3,21 @@
 
 use super::selector::{Labels, Selector};
 use crate::types::Prefix;
+use serde::{Deserialize, Serialize};
 use std::{collections::BTreeSet, fmt, net::IpAddr, str::FromStr};
 
 /// `metadata.uid`: tells an object from a later one of the same name.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Uid(pub String);
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Namespace {
     pub uid: Uid,
     pub name: String,
     pub labels: Labels,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pod {
     /// The object's first, then other names of it: a static pod has one of its own on the node.
     pub uids: Vec<Uid>,
@@ -30,21 +31,21 @@ pub struct Pod {
 }
 
 /// A port that has a name.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerPort {
     pub name: String,
     pub protocol: Protocol,
     pub number: u16,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Protocol {
     Tcp,
     Udp,
     Sctp,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Policy {
     pub uid: Uid,
     pub id: PolicyId,
@@ -55,15 +56,54 @@ pub struct Policy {
     pub egress: Option<Vec<Rule>>,
 }
 
-/// `namespace/name`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// For the whole cluster: decides before the policies of a namespace, or where there are none.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterPolicy {
+    pub uid: Uid,
+    pub name: String,
+    pub tier: Tier,
+    /// From 0 to 1000; the lower one is asked first.
+    pub priority: u16,
+    /// The pods that it is for.
+    pub subject: PodPeer,
+    /// The first one that matches decides. Without any the policy does not concern this direction.
+    pub ingress: Vec<ClusterRule>,
+    pub egress: Vec<ClusterRule>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Tier {
+    Admin,
+    Baseline,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterRule {
+    pub name: String,
+    pub action: Action,
+    pub matching: Rule,
+    /// What in it is not known here, for which reason it fails closed: it accepts nothing, or denies everything.
+    pub unknown: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Action {
+    Accept,
+    Deny,
+    /// On to the next tier.
+    Pass,
+}
+
+/// `namespace/name`; `name` of a policy for the whole cluster.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct PolicyId {
+    /// Empty for the whole cluster.
     pub namespace: String,
     pub name: String,
 }
 
 /// What may come or go: any of the peers on any of the ports.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rule {
     /// None: everybody.
     pub peers: Option<Vec<Peer>>,
@@ -71,39 +111,47 @@ pub struct Rule {
     pub ports: Option<Vec<Port>>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Peer {
     Pods(PodPeer),
     Block(Block),
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct PodPeer {
     pub namespaces: Namespaces,
     pub pods: Selector,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Namespaces {
     /// The policy's own.
     Named(String),
     Selected(Selector),
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(into = "BlockText", try_from = "BlockText")]
 pub struct Block {
     /// Without host bits, as the exceptions.
     pub cidr: Prefix,
     pub except: BTreeSet<Prefix>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// As a file has it.
+#[derive(Serialize, Deserialize)]
+struct BlockText {
+    cidr: String,
+    except: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Port {
     pub protocol: Protocol,
     pub wanted: Wanted,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Wanted {
     Any,
     /// Both ends included.
@@ -148,9 +196,43 @@ impl Policy {
     }
 }
 
+impl ClusterPolicy {
+    pub fn rules(&self, direction: Direction) -> &[ClusterRule] {
+        match direction {
+            Direction::Ingress => &self.ingress,
+            Direction::Egress => &self.egress,
+        }
+    }
+
+    pub fn id(&self) -> PolicyId {
+        PolicyId { namespace: String::new(), name: self.name.clone() }
+    }
+}
+
+impl PolicyId {
+    pub fn kind(&self) -> &'static str {
+        if self.namespace.is_empty() { "ClusterNetworkPolicy" } else { "NetworkPolicy" }
+    }
+}
+
 impl Block {
     pub fn contains(&self, address: IpAddr) -> bool {
         self.cidr.contains(&address) && !self.except.iter().any(|except| except.contains(&address))
+    }
+}
+
+impl From<Block> for BlockText {
+    fn from(block: Block) -> Self {
+        Self { cidr: block.cidr.to_string(), except: block.except.iter().map(Prefix::to_string).collect() }
+    }
+}
+
+impl TryFrom<BlockText> for Block {
+    type Error = ipnet::AddrParseError;
+
+    fn try_from(text: BlockText) -> Result<Self, Self::Error> {
+        let except = text.except.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
+        Ok(Self { cidr: text.cidr.parse()?, except })
     }
 }
 
@@ -238,6 +320,15 @@ impl fmt::Display for Protocol {
     }
 }
 
+impl fmt::Display for Tier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Admin => "Admin",
+            Self::Baseline => "Baseline",
+        })
+    }
+}
+
 impl fmt::Display for Service {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -249,6 +340,9 @@ impl fmt::Display for Service {
 
 impl fmt::Display for PolicyId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)
+        match self.namespace.as_str() {
+            "" => f.write_str(&self.name),
+            namespace => write!(f, "{namespace}/{}", self.name),
+        }
     }
 }

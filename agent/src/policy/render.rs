@@ -4,7 +4,8 @@
 //!   forward ─▶ chain egress ──▶ chain ingress ─▶
 //!                │ established, related: accept
 //!                │ a pod to itself: accept
-//!                └ vmap egress4: pod's address ─▶ combination out-1f… ─┬▶ out/shop/web     accept what a line matches
+//!                └ vmap egress4: pod's address ─▶ combination out-1f… ─┬▶ admin-out-2e…   accept, drop, or return at the first match
+//!                                                                     ├▶ out/shop/web     accept what a line matches
 //!                                                                     ├▶ out/shop/base    …
 //!                                                                     └ drop
 //! ```
@@ -14,8 +15,9 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use super::{
-    model::{Direction, PolicyId},
-    rules::{Chain, Change, Combination, Element, Key, Line, Ports, Rules},
+    counts::{Counted, Outcome},
+    model::{Action, Direction, PolicyId},
+    rules::{Chain, Change, Combination, Element, Key, Line, Ports, Rules, Stage, isolates},
 };
 use crate::types::POLICY_TABLE;
 use siphasher::sip::SipHasher;
@@ -63,15 +65,15 @@ impl Renderer {
         text
     }
 
-    /// The names of the policies by those of their counters, and of the combinations.
-    pub fn counters(&self) -> BTreeMap<String, (Direction, Vec<PolicyId>, bool)> {
-        let mut named = BTreeMap::new();
-        for (direction, combination) in self.uses.keys().filter(|(_, combination)| !combination.is_empty()) {
-            let policies: Vec<PolicyId> = combination.iter().cloned().collect();
-            for policy in &policies {
-                named.insert(chain_name(*direction, policy), (*direction, vec![policy.clone()], true));
+    /// What the table's counters count, by their names.
+    pub fn counters(&self) -> BTreeMap<String, Counted> {
+        let mut named = BTreeMap::from([(LATE.into(), Counted::Late)]);
+        for (direction, combination) in self.uses.keys() {
+            named.extend(combination.iter().flat_map(|stage| stage_counters(*direction, stage)));
+            if isolates(combination) {
+                let what = Counted::Unallowed(*direction, own(combination).cloned().collect());
+                named.insert(combination_name(*direction, combination), what);
             }
-            named.insert(combination_name(*direction, combination), (*direction, policies, false));
         }
         named
     }
@@ -95,14 +97,16 @@ impl Renderer {
             }
             Change::AddElement(key, _) => write_elements("add", key, alike, text),
             Change::DeleteElement(key, _) => write_elements("delete", key, alike, text),
-            Change::SetChain((direction, policy), chain) => write_chain(*direction, policy, chain, text),
-            Change::DropChain((direction, policy)) => {
-                let name = chain_name(*direction, policy);
+            Change::SetChain((direction, stage), chain) => self.write_chain(*direction, stage, chain, text),
+            Change::DropChain((direction, stage)) => {
+                let name = chain_name(*direction, stage);
                 let _ = writeln!(
                     text,
                     "flush chain inet {POLICY_TABLE} {name}\ndelete chain inet {POLICY_TABLE} {name}"
                 );
-                let _ = writeln!(text, "delete counter inet {POLICY_TABLE} {name}");
+                for (counter, _) in stage_counters(*direction, stage) {
+                    let _ = writeln!(text, "delete counter inet {POLICY_TABLE} {counter}");
+                }
             }
             Change::SetTarget(at, combination) => {
                 let (before, (direction, address)) = (self.targets.insert(*at, combination.clone()), *at);
@@ -136,7 +140,7 @@ impl Renderer {
 
     fn write_combination(&self, direction: Direction, combination: &Combination, text: &mut String) {
         let name = combination_name(direction, combination);
-        if !combination.is_empty() {
+        if isolates(combination) {
             let _ = writeln!(text, "add counter inet {POLICY_TABLE} {name}");
         }
         let _ = writeln!(text, "add chain inet {POLICY_TABLE} {name}");
@@ -144,16 +148,51 @@ impl Renderer {
             let _ = writeln!(text, "add rule inet {POLICY_TABLE} {name} {rule}");
         };
         rule(&format!("tcp flags & (fin | syn | rst | ack) != syn counter name {LATE} drop"));
-        for policy in combination.iter() {
-            rule(&format!("jump {}", chain_name(direction, policy)));
+        for stage in combination.iter() {
+            rule(&format!("jump {}", chain_name(direction, stage)));
         }
-        if !combination.is_empty() {
-            if let Some(group) = self.log {
-                let prefix = format!("weft {}", name);
-                rule(&format!("limit rate {LOG_RATE} log prefix \"{prefix}\" group {group}"));
+        if isolates(combination) {
+            if let Some(log) = self.log(direction, own(combination)) {
+                rule(&log);
             }
             rule(&format!("counter name {name} drop"));
         }
+    }
+
+    fn write_chain(&self, direction: Direction, stage: &Stage, chain: &Chain, text: &mut String) {
+        let name = chain_name(direction, stage);
+        for (counter, _) in stage_counters(direction, stage) {
+            let _ = writeln!(text, "add counter inet {POLICY_TABLE} {counter}");
+        }
+        let _ =
+            writeln!(text, "add chain inet {POLICY_TABLE} {name}\nflush chain inet {POLICY_TABLE} {name}");
+        for line in chain {
+            let counter = counter_name(direction, stage, line);
+            let verdict = match line.action {
+                Action::Accept => "accept",
+                Action::Deny => "drop",
+                Action::Pass => "return",
+            };
+            let log = self.log(direction, [&line.by]).filter(|_| line.action == Action::Deny);
+            // Where neither names an address one rule is for both families.
+            let families = if line.keys().next().is_none() { &FAMILIES[..1] } else { &FAMILIES };
+            for family in families {
+                let matched = matched(direction, line, *family);
+                let mut rule = |rest: &str| {
+                    let _ = writeln!(text, "add rule inet {POLICY_TABLE} {name} {matched}{rest}");
+                };
+                log.iter().for_each(|log| rule(log));
+                rule(&format!("counter name {counter} {verdict}"));
+            }
+        }
+    }
+
+    fn log<'a>(&self, direction: Direction, by: impl IntoIterator<Item = &'a PolicyId>) -> Option<String> {
+        let group = self.log?;
+        let names: Vec<_> = by.into_iter().map(PolicyId::to_string).collect();
+        let mut prefix = format!("weft {} {}", direction.word(), names.join(","));
+        prefix.truncate(LONGEST_PREFIX);
+        Some(format!("limit rate {LOG_RATE} log prefix \"{prefix}\" group {group}"))
     }
 
     fn release(&mut self, direction: Direction, combination: &Combination, text: &mut String) {
@@ -167,7 +206,7 @@ impl Renderer {
                 text,
                 "flush chain inet {POLICY_TABLE} {name}\ndelete chain inet {POLICY_TABLE} {name}"
             );
-            if !combination.is_empty() {
+            if isolates(combination) {
                 let _ = writeln!(text, "delete counter inet {POLICY_TABLE} {name}");
             }
         }
@@ -199,23 +238,6 @@ fn element_of(family: Family, element: &Element) -> Option<String> {
         Element::Port(address, number) => (*address, format!("{address} . {number}")),
     };
     (Family::of(address) == family).then_some(text)
-}
-
-fn write_chain(direction: Direction, policy: &PolicyId, chain: &Chain, text: &mut String) {
-    let name = chain_name(direction, policy);
-    let _ = writeln!(text, "add counter inet {POLICY_TABLE} {name}\nadd chain inet {POLICY_TABLE} {name}");
-    let _ = writeln!(text, "flush chain inet {POLICY_TABLE} {name}");
-    for line in chain {
-        // Where neither names an address one rule is for both families.
-        let families = if line.keys().next().is_none() { &FAMILIES[..1] } else { &FAMILIES };
-        for family in families {
-            let _ = writeln!(
-                text,
-                "add rule inet {POLICY_TABLE} {name} {}counter name {name} accept",
-                matched(direction, line, *family)
-            );
-        }
-    }
 }
 
 fn matched(direction: Direction, line: &Line, family: Family) -> String {
@@ -284,13 +306,62 @@ fn set_type(key: &Key, family: Family) -> String {
 }
 
 /// Readable where it fits.
-fn chain_name(direction: Direction, policy: &PolicyId) -> String {
+fn chain_name(direction: Direction, stage: &Stage) -> String {
     let side = side(direction);
-    let name = format!("{side}/{policy}");
-    if name.len() <= LONGEST_NAME {
-        return name;
+    let hash = |what: String| format!("{side}-{:016x}", SipHasher::new().hash(what.as_bytes()));
+    match stage {
+        Stage::Admin(policies) => format!("admin-{}", hash(format!("{policies:?}"))),
+        Stage::Baseline(policies) => format!("baseline-{}", hash(format!("{policies:?}"))),
+        Stage::Policy(policy) => {
+            let name = format!("{side}/{policy}");
+            if name.len() <= LONGEST_NAME { name } else { format!("long-{}", hash(policy.to_string())) }
+        }
     }
-    format!("{side}-long-{:016x}", SipHasher::new().hash(policy.to_string().as_bytes()))
+}
+
+/// All that a stage's lines may count on, whether they do or not.
+fn stage_counters(direction: Direction, stage: &Stage) -> Vec<(String, Counted)> {
+    let name = chain_name(direction, stage);
+    match stage {
+        Stage::Policy(policy) => vec![(name, Counted::By(direction, policy.clone(), Outcome::Allowed))],
+        Stage::Admin(policies) | Stage::Baseline(policies) => {
+            let of = |(number, policy): (usize, &PolicyId)| {
+                ACTIONS.map(|(action, outcome)| {
+                    let what = Counted::By(direction, policy.clone(), outcome);
+                    (tier_counter(&name, number, action), what)
+                })
+            };
+            policies.iter().enumerate().flat_map(of).collect()
+        }
+    }
+}
+
+fn counter_name(direction: Direction, stage: &Stage, line: &Line) -> String {
+    let name = chain_name(direction, stage);
+    match stage {
+        Stage::Policy(_) => name,
+        Stage::Admin(policies) | Stage::Baseline(policies) => {
+            let number = policies.iter().position(|policy| *policy == line.by);
+            tier_counter(&name, number.expect("a tier's lines are its policies'"), line.action)
+        }
+    }
+}
+
+fn tier_counter(chain: &str, number: usize, action: Action) -> String {
+    let action = match action {
+        Action::Accept => "accept",
+        Action::Deny => "deny",
+        Action::Pass => "pass",
+    };
+    format!("{chain}-{number}-{action}")
+}
+
+/// Those of the pod's own namespace.
+fn own(combination: &Combination) -> impl Iterator<Item = &PolicyId> {
+    combination.iter().filter_map(|stage| match stage {
+        Stage::Policy(policy) => Some(policy),
+        Stage::Admin(_) | Stage::Baseline(_) => None,
+    })
 }
 
 fn combination_name(direction: Direction, combination: &Combination) -> String {
@@ -342,6 +413,10 @@ const LATE: &str = "late";
 const ELEMENTS: usize = 500;
 /// Of a chain, in characters; the kernel takes 255.
 const LONGEST_NAME: usize = 200;
+/// Of a log's prefix; the kernel takes 127.
+const LONGEST_PREFIX: usize = 120;
+const ACTIONS: [(Action, Outcome); 3] =
+    [(Action::Accept, Outcome::Allowed), (Action::Deny, Outcome::Dropped), (Action::Pass, Outcome::Passed)];
 const LOG_RATE: &str = "10/second burst 20 packets";
 const SKELETON: &str = "\
 table inet weft-policy {

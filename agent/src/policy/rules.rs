@@ -5,11 +5,13 @@
 //!                                        │ no                    └▶ policy ─▶ …
 //!                                        ▼ allowed               └▶ none allows it: dropped
 //! ```
+//! A combination goes through its stages in their order: the cluster's Admin tier, the pod's own policies, and without any of
+//! these the Baseline tier. In a tier the first line that matches decides, or passes on to the next stage.
 //! Sets grow with the pods, chains with the policies, combinations with what different pods are selected by; nothing grows
 //! with pods times pods.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
-use super::model::{Block, Direction, Flow, PodPeer, PolicyId, Protocol, Service};
+use super::model::{Action, Block, Direction, Flow, PodPeer, PolicyId, Protocol, Service};
 use crate::types::Prefix;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,16 +22,26 @@ use std::{
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rules {
     pub sets: BTreeMap<Key, BTreeSet<Element>>,
-    pub chains: BTreeMap<(Direction, PolicyId), Chain>,
+    pub chains: BTreeMap<(Direction, Stage), Chain>,
     /// Each address of an isolated pod of this node, in both directions.
     pub targets: BTreeMap<(Direction, IpAddr), Combination>,
 }
 
-/// A policy's lines in one direction; what one of them matches is allowed.
+/// A stage's lines in one direction; the first one that matches decides.
 pub type Chain = Vec<Line>;
 
-/// The policies that isolate a pod in one direction; none: it is isolated in the other one only.
-pub type Combination = Arc<BTreeSet<PolicyId>>;
+/// All that decides of a pod in one direction; nothing: it is isolated in the other one only.
+pub type Combination = Arc<BTreeSet<Stage>>;
+
+/// What is asked in turn; in this order.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// Policies for the cluster, by priority.
+    Admin(Vec<PolicyId>),
+    /// One of a namespace, which isolates: what none of them allows is forbidden.
+    Policy(PolicyId),
+    Baseline(Vec<PolicyId>),
+}
 
 /// What a set is made from. Equal ones share it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -56,8 +68,8 @@ pub struct Line {
     /// None: everybody.
     pub peers: Option<Key>,
     pub ports: Ports,
-    /// Of the policy's rules in this direction, from 0.
-    pub rule: usize,
+    pub action: Action,
+    pub by: PolicyId,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,8 +91,8 @@ pub enum Change {
     DeleteElement(Key, Element),
     DropSet(Key),
     /// Also in place of one that is there.
-    SetChain((Direction, PolicyId), Chain),
-    DropChain((Direction, PolicyId)),
+    SetChain((Direction, Stage), Chain),
+    DropChain((Direction, Stage)),
     /// Sends an isolated pod's packets through its policies, or through others than before.
     SetTarget((Direction, IpAddr), Combination),
     DropTarget((Direction, IpAddr)),
@@ -96,15 +108,27 @@ impl Rules {
         let (own, other) = flow.ends(direction);
         let Some(combination) = self.targets.get(&(direction, own)) else { return true };
         // Its own, by way of a Service.
-        own == other
-            || combination.is_empty()
-            || combination.iter().any(|policy| {
-                let chain = self.chains.get(&(direction, policy.clone()));
-                chain.is_some_and(|chain| chain.iter().any(|line| self.line_allows(line, other, flow)))
-            })
+        if own == other {
+            return true;
+        }
+        for stage in combination.iter() {
+            let chain = self.chains.get(&(direction, stage.clone()));
+            let line = chain.into_iter().flatten().find(|line| self.line_matches(line, other, flow));
+            match line.map(|line| line.action) {
+                Some(Action::Accept) => return true,
+                Some(Action::Deny) => return false,
+                Some(Action::Pass) | None => {}
+            }
+        }
+        !isolates(combination)
     }
 
-    fn line_allows(&self, line: &Line, peer: IpAddr, flow: &Flow) -> bool {
+    /// Whether some line forbids what it matches: then what is added may narrow.
+    pub fn deny(&self) -> bool {
+        self.chains.values().flatten().any(|line| line.action == Action::Deny)
+    }
+
+    fn line_matches(&self, line: &Line, peer: IpAddr, flow: &Flow) -> bool {
         let peers = line.peers.as_ref().is_none_or(|key| match key {
             Key::Block(_) => self.sets.get(key).is_some_and(|elements| {
                 elements.iter().any(|e| matches!(e, Element::Prefix(prefix) if prefix.contains(&peer)))
@@ -188,6 +212,11 @@ impl Rules {
         changes.extend(gone.map(|key| Change::DropSet(key.clone())));
         changes
     }
+}
+
+/// Whether what no stage decides is forbidden.
+pub fn isolates(combination: &Combination) -> bool {
+    combination.iter().any(|stage| matches!(stage, Stage::Policy(_)))
 }
 
 impl Line {

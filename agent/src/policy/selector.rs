@@ -3,21 +3,22 @@
 //! All requirements must hold; without any everything matches. `NotIn` and `DoesNotExist` match what lacks the key.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
 pub type Labels = BTreeMap<String, String>;
 
 /// Two selectors that list the same requirements are equal, in whatever order they were written.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Selector(BTreeSet<Requirement>);
 
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Requirement {
     pub key: String,
     pub operator: Operator,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Operator {
     In(BTreeSet<String>),
     NotIn(BTreeSet<String>),

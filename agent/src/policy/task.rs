@@ -10,9 +10,10 @@
 
 use super::{
     compile::Compiler,
+    counts::{Count, Counts, Metrics, Tally},
     explain::{Explanation, explain},
     index::Index,
-    model::{Flow, PolicyId, Protocol, Service},
+    model::{Flow, Protocol, Service},
     render::{REVISION, Renderer},
     rules::Change,
 };
@@ -33,7 +34,7 @@ use std::{
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::{Instant, sleep_until},
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 use tracing::{debug, info, warn};
 
@@ -42,6 +43,7 @@ use tracing::{debug, info, warn};
 pub struct Handle {
     commands: mpsc::Sender<Command>,
     status: watch::Receiver<Arc<Status>>,
+    counts: watch::Receiver<Arc<Counts>>,
 }
 
 /// How it stands.
@@ -55,15 +57,6 @@ pub struct Status {
     pub repairs: u64,
     /// How many policies isolate pods of this node.
     pub policies: usize,
-}
-
-/// What policies let begin, and what they did not.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// The first packets of connections that a policy allowed: packets and bytes.
-    pub allowed: BTreeMap<(&'static str, PolicyId), (u64, u64)>,
-    /// Dropped for pods that all of these policies isolate.
-    pub denied: BTreeMap<(&'static str, Vec<PolicyId>), (u64, u64)>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -84,6 +77,7 @@ pub fn spawn(index: Index, log: Option<u16>) -> anyhow::Result<Handle> {
     let conntrack = Conntrack::open().context("open the connection table")?;
     let (commands, receiver) = mpsc::channel(COMMANDS);
     let (sender, status) = watch::channel(Arc::default());
+    let (counted, counts) = watch::channel(Arc::default());
     let worker = Worker {
         nft,
         monitor,
@@ -96,10 +90,12 @@ pub fn spawn(index: Index, log: Option<u16>) -> anyhow::Result<Handle> {
         processes: VecDeque::new(),
         commands: receiver,
         status: sender,
+        tally: Tally::default(),
+        counted,
         retry: None,
     };
     tokio::spawn(worker.run());
-    Ok(Handle { commands, status })
+    Ok(Handle { commands, status, counts })
 }
 
 /// Takes the table away that an agent before this one may have left.
@@ -139,9 +135,14 @@ impl Handle {
         answered.await.map_err(|_| PolicyError::Stopped)
     }
 
-    /// Counts since the table was made last.
-    pub async fn counts(&self) -> Result<Counts, PolicyError> {
+    /// What policies have let begin and what they have dropped until now.
+    pub async fn counts(&self) -> Result<Arc<Counts>, PolicyError> {
         self.ask(Command::Count).await?
+    }
+
+    /// The same for scrapes, some seconds old.
+    pub fn metrics(&self) -> Metrics {
+        Metrics(self.counts.clone())
     }
 
     pub fn watch(&self) -> watch::Receiver<Arc<Status>> {
@@ -161,7 +162,7 @@ enum Command {
     Update(Box<dyn FnOnce(&mut Index) + Send>, Answer<()>),
     Explain(Flow, oneshot::Sender<Explanation>),
     Look(Box<dyn FnOnce(&Index) + Send>),
-    Count(Answer<Counts>),
+    Count(Answer<Arc<Counts>>),
 }
 
 struct Worker {
@@ -177,6 +178,8 @@ struct Worker {
     processes: VecDeque<u32>,
     commands: mpsc::Receiver<Command>,
     status: watch::Sender<Arc<Status>>,
+    tally: Tally,
+    counted: watch::Sender<Arc<Counts>>,
     retry: Option<Instant>,
 }
 
@@ -192,8 +195,13 @@ enum Table {
 
 impl Worker {
     async fn run(mut self) {
+        let mut count = interval(COUNTED);
+        count.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
+                _ = count.tick() => if let Err(error) = self.count().await {
+                    debug!(%error, "the counters of network policies were not read");
+                },
                 events = self.monitor.next() => match events {
                     Ok(events) => self.on_events(&events).await,
                     Err(error) => {
@@ -306,8 +314,11 @@ impl Worker {
         }
         self.read_back().await?;
         debug!(changes = changes.len(), anew, took = ?start.elapsed(), "network policies are in force");
-        let narrower = |change: &Change| {
-            matches!(change, Change::DeleteElement(..) | Change::SetChain(..) | Change::SetTarget(..))
+        let deny = self.compiler.rules().deny();
+        let narrower = |change: &Change| match change {
+            Change::DeleteElement(..) | Change::SetChain(..) | Change::SetTarget(..) => true,
+            Change::AddElement(..) => deny,
+            _ => false,
         };
         if anew || changes.iter().any(narrower) {
             self.end_forbidden().await;
@@ -347,31 +358,38 @@ impl Worker {
         }
     }
 
-    async fn count(&self) -> Result<Counts, PolicyError> {
-        let mut counts = Counts::default();
-        if self.table != Table::Written {
-            return Ok(counts);
-        }
+    async fn count(&mut self) -> Result<Arc<Counts>, PolicyError> {
         let failed = |error: String| PolicyError::Failed(error);
-        let listed = self.nft.list_counters("inet", POLICY_TABLE).await.map_err(|e| failed(e.to_string()))?;
-        let listed: Value = serde_json::from_str(&listed).map_err(|error| failed(error.to_string()))?;
-        let named = self.renderer.counters();
-        for item in listed["nftables"].as_array().into_iter().flatten() {
-            let counter = &item["counter"];
-            let number = |key: &str| counter[key].as_u64().unwrap_or_default();
-            let (name, count) =
-                (counter["name"].as_str().unwrap_or_default(), (number("packets"), number("bytes")));
-            match named.get(name) {
-                Some((direction, policies, true)) => {
-                    counts.allowed.insert((direction.word(), policies[0].clone()), count);
+        let mut shown = BTreeMap::new();
+        if self.table == Table::Written {
+            let listed = self.nft.list_counters("inet", POLICY_TABLE).await;
+            let listed = listed.map_err(|error| failed(error.to_string()))?;
+            let listed: Value = serde_json::from_str(&listed).map_err(|error| failed(error.to_string()))?;
+            let mut counters = self.renderer.counters();
+            for item in listed["nftables"].as_array().into_iter().flatten() {
+                let counter = &item["counter"];
+                let number = |key: &str| counter[key].as_u64().unwrap_or_default();
+                let name = counter["name"].as_str().unwrap_or_default();
+                if let Some(what) = counters.remove(name) {
+                    let count = Count { packets: number("packets"), bytes: number("bytes") };
+                    shown.insert(name.into(), (what, count));
                 }
-                Some((direction, policies, false)) => {
-                    counts.denied.insert((direction.word(), policies.clone()), count);
-                }
-                None => {}
             }
         }
-        Ok(counts)
+        self.tally.take_in(shown);
+        let index = &self.index;
+        self.tally.keep(|policy| match policy.namespace.as_str() {
+            "" => index.cluster_policy(&policy.name).is_some(),
+            _ => index.policies().contains_key(policy),
+        });
+        self.counted.send_if_modified(|counts| {
+            let differs = **counts != *self.tally.counts();
+            if differs {
+                *counts = Arc::new(self.tally.counts().clone());
+            }
+            differs
+        });
+        Ok(self.counted.borrow().clone())
     }
 
     fn tell(&self, change: impl FnOnce(&mut Status)) {
@@ -393,6 +411,8 @@ fn flow(connection: &Connection) -> Flow {
 const DROP: &str = "table inet weft-policy {}\ndelete table inet weft-policy\n";
 /// A full channel makes callers wait.
 const COMMANDS: usize = 256;
+/// How often counters are read for scrapes; what a counter has counted since is lost when it goes.
+const COUNTED: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_secs(1);
 /// Events may come that many changes late.
 const OWN_PROCESSES: usize = 16;

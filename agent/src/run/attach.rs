@@ -16,27 +16,39 @@ use std::{
 use tokio::{sync::watch, time::timeout};
 
 #[derive(Clone, Debug)]
-pub struct IpamAddresses(pub Ipam);
+pub struct IpamAddresses {
+    pub ipam: Ipam,
+    /// Take in pods' labels; none: policies are not enforced.
+    pub policies: Option<super::policy::Policies>,
+}
 
 impl Addresses for IpamAddresses {
     async fn reserve(&self, wish: Wish) -> Result<Allocation, AddressError> {
-        let Wish { attachment, pod, addresses, ranges, mac } = wish;
+        let Wish { attachment, pod, addresses, ranges, mac, labels } = wish;
+        if let (Some(policies), false) = (&self.policies, labels.is_empty()) {
+            let labelled = policies.label(&attachment, &pod, &labels).await;
+            labelled.map_err(|error| AddressError::Store(format!("the pod's labels: {error:#}")))?;
+        }
         let request = ipam::Request { key: attachment, pod, wanted: addresses, ranges, mac: Some(mac) };
-        let allocation = self.0.reserve(request).await?;
+        let allocation = self.ipam.reserve(request).await?;
         Ok(of_pod(&allocation).expect("what is reserved for a pod is a pod's"))
     }
 
     async fn activated(&self, key: &AttachmentKey) -> Result<bool, AddressError> {
-        Ok(self.0.activated(key.clone()).await?)
+        Ok(self.ipam.activated(key.clone()).await?)
     }
 
     async fn release(&self, key: &AttachmentKey) -> Result<(), AddressError> {
-        self.0.release(key.clone()).await?;
+        self.ipam.release(key.clone()).await?;
+        if let Some(policies) = &self.policies {
+            let forgotten = policies.forget_labels(key).await;
+            forgotten.map_err(|error| AddressError::Store(format!("the pod's labels: {error:#}")))?;
+        }
         Ok(())
     }
 
     async fn allocations(&self) -> Result<Vec<Allocation>, AddressError> {
-        let view = self.0.view().borrow().clone();
+        let view = self.ipam.view().borrow().clone();
         Ok(view.allocations.values().filter_map(of_pod).collect())
     }
 }

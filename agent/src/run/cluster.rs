@@ -72,13 +72,19 @@ pub async fn join(args: &Args, config: &Config, host: &HostFacts) -> anyhow::Res
     if cluster.settings.elects {
         args.ipam_seed = cluster.cache.seeds.iter().map(PeerName::to_string).collect();
     }
-    if config.ipam == Ipam::Podcidr
-        && let Some(cidr) = cluster.own().and_then(|node| outside(node, config))
-    {
-        bail!(
-            "--ipam podcidr: this Node's podCIDR {cidr} is outside --universe {}; give all agents the cluster's CIDR as \
-             --universe",
-            config.universe
+    if let Some(cidr) = cluster.own().and_then(|node| outside(node, config)) {
+        let universe = config.universe;
+        if config.ipam == Ipam::Podcidr {
+            bail!(
+                "--ipam podcidr: this Node's podCIDR {cidr} is outside --universe {universe}; give all agents the cluster's \
+                 CIDR as --universe"
+            );
+        }
+        warn!(
+            %cidr,
+            %universe,
+            "this Node's podCIDR is outside the universe: where kube-proxy takes such for the pods' (its clusterCIDR), Services hide \
+             pods from each other, also from network policies; set it to the universe"
         );
     }
     Ok(Some((args, cluster)))

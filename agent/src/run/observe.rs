@@ -76,7 +76,7 @@ impl Observe for Sources {
             software: crate::SOFTWARE.into(),
             uptime: self.started.elapsed(),
             universe: self.config.universe,
-            endpoints: self.config.endpoints.clone(),
+            endpoints: peers.own().endpoints.clone(),
             encryption: match self.sessions {
                 Some(_) => Encryption::Required,
                 None => Encryption::Off,

@@ -13,13 +13,17 @@ use crate::{
         policies::{self as watched, Heard, News},
         task::Handle as Cluster,
     },
+    mesh::peers::{PeerRecord, PeerSet},
     policy::{
-        self, Counts, Handle, Index,
+        self, Handle, Index, Nodes,
+        cache::Known,
+        cluster,
         convert::{self, DEFAULT, Invalid},
+        counts::{self, Counts},
         document::{ObjectKey, Objects},
-        model::{ContainerPort, Direction, Flow, Pod, Protocol, Service},
+        model::{ContainerPort, Direction, Flow, Pod, PolicyId, Protocol, Service},
     },
-    types::PodRef,
+    types::{AttachmentKey, PodRef},
 };
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
@@ -29,24 +33,31 @@ use std::{
     net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 use tokio::{
     sync::{Mutex, mpsc, watch},
     task::JoinSet,
+    time::{Instant, sleep, sleep_until},
 };
 use tonic::{Request, Response, Status};
 use tracing::{debug, warn};
 use weft_proto::local::{self, policy_server};
 
 /// Network policies of this node; cheap to clone.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Policies {
     handle: Handle,
+    /// ClusterNetworkPolicy objects count.
+    cluster_policies: bool,
     /// None: an API server has the objects.
     plain: Option<Arc<Mutex<Plain>>>,
+    /// What the API server said last, for starts while it cannot be reached.
+    cache: PathBuf,
 }
 
 /// Objects that were applied by hand, and the file that keeps them.
+#[derive(Debug)]
 struct Plain {
     file: PathBuf,
     objects: BTreeMap<ObjectKey, Value>,
@@ -63,53 +74,102 @@ impl Policies {
             return Ok(None);
         }
         let mut index = Index::new(config.kubernetes.is_none());
+        let cluster_policies = config.cluster_network_policy;
+        let cache = config.state_dir.join(CACHE);
         let plain = match config.kubernetes {
-            Some(_) => None,
+            Some(_) => {
+                if let Some(known) = fs::read_to_string(&cache).ok().and_then(|text| Known::read(&text)) {
+                    known.teach(&mut index);
+                    if !cluster_policies {
+                        index.reset_cluster_policies(Vec::new());
+                    }
+                }
+                None
+            }
             None => {
                 let plain = Plain::load(&config.state_dir)?;
-                reset(&mut index, plain.parsed()?);
+                let objects = plain.parsed()?;
+                if !(cluster_policies || objects.cluster_policies.is_empty()) {
+                    warn!("ClusterNetworkPolicy objects do not count without --cluster-network-policy on");
+                }
+                reset(&mut index, objects, cluster_policies);
                 Some(Arc::new(Mutex::new(plain)))
             }
         };
-        Ok(Some(Self { handle: policy::spawn(index, config.policy_log)?, plain }))
+        Ok(Some(Self { handle: policy::spawn(index, config.policy_log)?, cluster_policies, plain, cache }))
     }
 
     pub fn handle(&self) -> &Handle {
         &self.handle
     }
 
-    /// Follows who is attached here.
+    /// Takes in what a runtime says of a pod, but where something was applied by hand. An API server knows better.
+    pub async fn label(
+        &self,
+        attachment: &AttachmentKey,
+        pod: &PodRef,
+        labels: &BTreeMap<String, String>,
+    ) -> anyhow::Result<()> {
+        let Some(plain) = &self.plain else { return Ok(()) };
+        let mut plain = plain.lock().await;
+        let PodRef { namespace, name, .. } = whole(pod, attachment.container_id());
+        let key = ObjectKey { kind: "Pod".into(), name: format!("{namespace}/{name}") };
+        if plain.objects.get(&key).is_some_and(|object| object["metadata"]["annotations"][BY].is_null()) {
+            return Ok(());
+        }
+        let by = json!({BY: attachment.to_string()});
+        let metadata = json!({"namespace": namespace, "name": name, "labels": labels, "annotations": by});
+        let mut objects = plain.objects.clone();
+        objects.insert(key, json!({"kind": "Pod", "metadata": metadata}));
+        plain.take_up(objects, self).await
+    }
+
+    /// Forgets that again.
+    pub async fn forget_labels(&self, attachment: &AttachmentKey) -> anyhow::Result<()> {
+        let Some(plain) = &self.plain else { return Ok(()) };
+        let (mut plain, by) = (plain.lock().await, attachment.to_string());
+        let mut objects = plain.objects.clone();
+        objects.retain(|_, object| object["metadata"]["annotations"][BY] != *by);
+        if objects.len() == plain.objects.len() {
+            return Ok(());
+        }
+        plain.take_up(objects, self).await
+    }
+
+    /// Follows who is attached here, and by which addresses nodes speak.
     pub fn follow(
         &self,
-        config: &Config,
+        peers: watch::Receiver<Arc<PeerSet>>,
         ring: watch::Receiver<Arc<View>>,
         tasks: &mut JoinSet<anyhow::Result<()>>,
     ) {
-        let underlay = config.endpoints.iter().map(|endpoint| endpoint.0.ip()).collect();
-        tasks.spawn(follow_attachments(self.handle.clone(), underlay, ring));
+        tasks.spawn(follow_nodes(self.handle.clone(), ring.clone(), peers.clone()));
+        tasks.spawn(follow_attachments(self.handle.clone(), peers, ring));
     }
 
     /// Follows what the API server says.
     pub fn follow_cluster(&self, cluster: Cluster, tasks: &mut JoinSet<anyhow::Result<()>>) {
         let (tell, heard) = mpsc::channel(HEARD);
+        let cluster_policies = self.cluster_policies;
         tasks.spawn(async move {
-            watched::hear(cluster, tell).await;
+            watched::hear(cluster, cluster_policies, tell).await;
             bail!("network policies are watched no more")
         });
-        tasks.spawn(follow_cluster(self.handle.clone(), heard));
+        tasks.spawn(follow_cluster(self.clone(), heard));
     }
 }
 
 async fn follow_attachments(
     handle: Handle,
-    underlay: BTreeSet<IpAddr>,
+    mut peers: watch::Receiver<Arc<PeerSet>>,
     mut ring: watch::Receiver<Arc<View>>,
 ) -> anyhow::Result<()> {
     loop {
+        let underlay = peers.borrow_and_update().own().endpoints.clone();
         let view = ring.borrow_and_update().clone();
         let attached: BTreeMap<_, _> =
             view.allocations.iter().filter_map(|(a, it)| Some((*a, pod(it)?))).collect();
-        let own: BTreeSet<_> = underlay.iter().copied().chain(view.bridge).collect();
+        let own: BTreeSet<_> = underlay.iter().map(|endpoint| endpoint.0.ip()).chain(view.bridge).collect();
         let change = move |index: &mut Index| {
             index.set_own(own);
             index.settle(attached);
@@ -119,8 +179,46 @@ async fn follow_attachments(
             // It is tried again, and has been told.
             Ok(()) | Err(policy::PolicyError::Failed(_)) => {}
         }
-        ring.changed().await.context("the allocator has stopped")?;
+        tokio::select! {
+            changed = ring.changed() => changed.context("the allocator has stopped")?,
+            // Why the mesh has stopped, others say.
+            Ok(_) = peers.wait_for(|set| set.own().endpoints != underlay) => {}
+        }
     }
+}
+
+/// A bridge's address counts where the ring gives it to that node, or the node holds it.
+async fn follow_nodes(
+    handle: Handle,
+    mut ring: watch::Receiver<Arc<View>>,
+    mut peers: watch::Receiver<Arc<PeerSet>>,
+) -> anyhow::Result<()> {
+    let mut told = Nodes::new();
+    loop {
+        let nodes = nodes(&ring.borrow_and_update().clone(), &peers.borrow_and_update().clone());
+        if nodes != told {
+            told.clone_from(&nodes);
+            if handle.update(move |index| index.set_nodes(nodes)).await == Err(policy::PolicyError::Stopped) {
+                bail!("network policies are enforced no more");
+            }
+        }
+        tokio::select! {
+            changed = ring.changed() => changed.context("the allocator has stopped")?,
+            changed = peers.changed() => changed.context("the mesh has stopped")?,
+        }
+    }
+}
+
+fn nodes(view: &View, peers: &PeerSet) -> Nodes {
+    let with_bridge = peers.others().filter_map(|record| Some((&record.name, (record, record.bridge?))));
+    let with_bridge: BTreeMap<_, _> = with_bridge.collect();
+    let of_ring = view
+        .ranges
+        .iter()
+        .filter_map(|(range, owner)| with_bridge.get(owner).filter(|(_, bridge)| range.contains(bridge)));
+    let held = with_bridge.values().filter(|(record, bridge)| record.held.contains(bridge));
+    let own = |record: &PeerRecord| record.endpoints.iter().map(|endpoint| endpoint.0.ip()).collect();
+    of_ring.chain(held).map(|(record, bridge)| (*bridge, own(record))).collect()
 }
 
 /// Where a runtime does not say whose an attachment is, it is a pod of its own.
@@ -134,23 +232,49 @@ pub fn whole(pod: &PodRef, container_id: &str) -> PodRef {
     PodRef { uid: pod.uid.clone(), namespace: or(&pod.namespace, DEFAULT), name: or(&pod.name, container_id) }
 }
 
-/// Nothing is enforced before all kinds have been listed once: half a picture would let pass what the whole forbids.
-async fn follow_cluster(handle: Handle, mut heard: mpsc::Receiver<Heard>) -> anyhow::Result<()> {
-    let mut listed = (false, false, false);
-    while let Some(first) = heard.recv().await {
+/// Nothing is enforced before all kinds have been listed once: half a picture would let pass what the whole forbids. A server
+/// that says nothing for long leaves us with what it said to the agent before.
+async fn follow_cluster(policies: Policies, mut heard: mpsc::Receiver<Heard>) -> anyhow::Result<()> {
+    let handle = &policies.handle;
+    let mut listed = [false, false, false, !policies.cluster_policies];
+    let was_known = handle.look(|index| !index.is_empty()).await?;
+    let silent = sleep(SILENT);
+    tokio::pin!(silent);
+    let (mut waiting, mut save_at) = (was_known, None);
+    loop {
+        let first = tokio::select! {
+            first = heard.recv() => first.context("network policies are watched no more")?,
+            () = &mut silent, if waiting => {
+                waiting = false;
+                warn!("the API server has not said which network policies there are: what it said last is enforced");
+                // What fails is tried again, and told.
+                let _ = handle.update(Index::complete).await;
+                continue;
+            }
+            () = sleep_until(save_at.unwrap_or_else(Instant::now)), if save_at.is_some() => {
+                save_at = None;
+                policies.save().await;
+                continue;
+            }
+        };
         let mut batch = vec![first];
         while let Ok(more) = heard.try_recv() {
             batch.push(more);
         }
         for news in &batch {
             match news {
-                Heard::Policy(News::All(_)) => listed.0 = true,
-                Heard::Namespace(News::All(_)) => listed.1 = true,
-                Heard::Pod(News::All(_)) => listed.2 = true,
+                Heard::Policy(News::All(_)) => listed[0] = true,
+                Heard::Namespace(News::All(_)) => listed[1] = true,
+                Heard::Pod(News::All(_)) => listed[2] = true,
+                Heard::ClusterPolicy(News::All(_)) => listed[3] = true,
                 _ => {}
             }
         }
-        let complete = listed == (true, true, true);
+        let complete = listed.iter().all(|it| *it);
+        if complete {
+            waiting = false;
+            save_at.get_or_insert_with(|| Instant::now() + SAVE);
+        }
         let change = move |index: &mut Index| {
             batch.into_iter().for_each(|news| take_in(index, news));
             if complete {
@@ -161,7 +285,6 @@ async fn follow_cluster(handle: Handle, mut heard: mpsc::Receiver<Heard>) -> any
             bail!("network policies are enforced no more");
         }
     }
-    bail!("network policies are watched no more")
 }
 
 fn take_in(index: &mut Index, news: Heard) {
@@ -172,6 +295,17 @@ fn take_in(index: &mut Index, news: Heard) {
         }
         Heard::Policy(News::Gone(object)) => {
             readable(&[object], convert::policy).iter().for_each(|it| index.delete_policy(&it.id, &it.uid));
+        }
+        Heard::ClusterPolicy(News::All(objects)) => {
+            index.reset_cluster_policies(readable(&objects, cluster::policy));
+        }
+        Heard::ClusterPolicy(News::Applied(object)) => {
+            readable(&[object], cluster::policy).into_iter().for_each(|it| index.apply_cluster_policy(it));
+        }
+        Heard::ClusterPolicy(News::Gone(object)) => {
+            readable(&[object], cluster::policy)
+                .iter()
+                .for_each(|it| index.delete_cluster_policy(&it.name, &it.uid));
         }
         Heard::Namespace(News::All(objects)) => {
             index.reset_namespaces(readable(&objects, convert::namespace))
@@ -220,21 +354,25 @@ impl Plain {
     }
 
     /// Writes down first what then holds.
-    async fn take_up(&mut self, objects: BTreeMap<ObjectKey, Value>, handle: &Handle) -> anyhow::Result<()> {
+    async fn take_up(
+        &mut self,
+        objects: BTreeMap<ObjectKey, Value>,
+        policies: &Policies,
+    ) -> anyhow::Result<()> {
+        let cluster_policies = policies.cluster_policies;
         let text = Self::text(&objects);
         let parsed = Objects::parse(&text)?;
-        let new = self.file.with_extension("new");
-        let written = fs::write(&new, text).and_then(|()| fs::rename(&new, &self.file));
-        written.with_context(|| format!("write {}", self.file.display()))?;
+        write(&self.file, &text)?;
         self.objects = objects;
-        Ok(handle.update(move |index| reset(index, parsed)).await?)
+        Ok(policies.handle.update(move |index| reset(index, parsed, cluster_policies)).await?)
     }
 }
 
-fn reset(index: &mut Index, objects: Objects) {
+fn reset(index: &mut Index, objects: Objects, cluster_policies: bool) {
     index.reset_namespaces(objects.namespaces);
     index.reset_pods(objects.pods);
     index.reset_policies(objects.policies);
+    index.reset_cluster_policies(if cluster_policies { objects.cluster_policies } else { Vec::new() });
 }
 
 #[tonic::async_trait]
@@ -246,13 +384,22 @@ impl policy_server::Policy for Policies {
         let local::PolicyApplyRequest { text, only } = request.into_inner();
         let mut plain = self.plain().map_err(refused)?.lock().await;
         let new = Objects::split(&text).map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let mut objects = if only { BTreeMap::new() } else { plain.objects.clone() };
+        if !self.cluster_policies && new.keys().any(|key| key.kind == cluster::KIND) {
+            return Err(refused(
+                "ClusterNetworkPolicy objects need an agent with --cluster-network-policy on",
+            ));
+        }
+        let mut objects = plain.objects.clone();
+        if only {
+            // What runtimes say was not applied.
+            objects.retain(|_, object| !object["metadata"]["annotations"][BY].is_null());
+        }
         let applied = new.iter().filter(|(key, object)| plain.objects.get(*key) != Some(*object));
         let applied = applied.map(|(key, _)| key.to_string()).collect();
         objects.extend(new);
         let deleted = plain.objects.keys().filter(|key| !objects.contains_key(*key)).map(ToString::to_string);
         let deleted = deleted.collect();
-        plain.take_up(objects, &self.handle).await.map_err(failed)?;
+        plain.take_up(objects, self).await.map_err(failed)?;
         Ok(Response::new(local::PolicyApplyReply { applied, deleted }))
     }
 
@@ -266,7 +413,7 @@ impl policy_server::Policy for Policies {
         if objects.remove(&key).is_none() {
             return Err(Status::not_found(format!("there is no {key}")));
         }
-        plain.take_up(objects, &self.handle).await.map_err(failed)?;
+        plain.take_up(objects, self).await.map_err(failed)?;
         Ok(Response::new(local::PolicyDeleteReply {}))
     }
 
@@ -292,6 +439,17 @@ impl policy_server::Policy for Policies {
 }
 
 impl Policies {
+    async fn save(&self) {
+        let written = async {
+            let known = self.handle.look(Known::of).await?;
+            let file = self.cache.clone();
+            tokio::task::spawn_blocking(move || write(&file, &known.write())).await?
+        };
+        if let Err(error) = written.await {
+            warn!(error = format!("{error:#}"), "what the API server says of network policies is not kept");
+        }
+    }
+
     fn plain(&self) -> Result<&Arc<Mutex<Plain>>, &'static str> {
         self.plain.as_ref().ok_or("in a cluster policies are objects of the API server: use kubectl")
     }
@@ -299,23 +457,26 @@ impl Policies {
 
 fn entries(index: &Index, counts: &Counts) -> Vec<local::PolicyEntry> {
     let here = || index.attached().keys().filter_map(|address| index.endpoint(*address));
-    let policies = index.policies().values().map(|policy| {
-        let allowed = |direction: Direction| counts.allowed.get(&(direction.word(), policy.id.clone()));
+    let entry = |id: PolicyId, [ingress, egress]: [bool; 2], selects: &dyn Fn(&Pod) -> bool| {
+        let (allowed, denied) = counts::of_policy(counts, &id);
         local::PolicyEntry {
-            name: policy.id.to_string(),
-            ingress: policy.ingress.is_some(),
-            egress: policy.egress.is_some(),
-            pods: here().filter(|pod| policy.selects(pod)).map(|pod| pod.full_name()).collect(),
-            denied: counts
-                .denied
-                .iter()
-                .filter(|((_, by), _)| by.contains(&policy.id))
-                .map(|(_, (n, _))| n)
-                .sum(),
-            allowed: Direction::BOTH.into_iter().filter_map(allowed).map(|(packets, _)| packets).sum(),
+            name: id.to_string(),
+            ingress,
+            egress,
+            pods: here().filter(|pod| selects(pod)).map(|pod| pod.full_name()).collect(),
+            denied: denied.packets,
+            allowed: allowed.packets,
         }
+    };
+    let cluster = index.cluster_policies().map(|policy| {
+        let concerns = Direction::BOTH.map(|direction| !policy.rules(direction).is_empty());
+        entry(policy.id(), concerns, &|pod| index.pod_matches(&policy.subject, pod))
     });
-    policies.collect()
+    let own = index.policies().values().map(|policy| {
+        let concerns = Direction::BOTH.map(|direction| policy.rules(direction).is_some());
+        entry(policy.id.clone(), concerns, &|pod| policy.selects(pod))
+    });
+    cluster.chain(own).collect()
 }
 
 fn explained(
@@ -368,6 +529,12 @@ fn end(index: &Index, text: &str) -> Result<(IpAddr, Option<Arc<Pod>>), String> 
     Ok((*address, Some(pod.clone())))
 }
 
+fn write(file: &Path, text: &str) -> anyhow::Result<()> {
+    let new = file.with_extension("new");
+    let written = fs::write(&new, text).and_then(|()| fs::rename(&new, file));
+    written.with_context(|| format!("write {}", file.display()))
+}
+
 fn refused(why: &str) -> Status {
     Status::failed_precondition(why)
 }
@@ -379,5 +546,13 @@ fn failed(error: anyhow::Error) -> Status {
 
 /// In the state directory: what was applied by hand.
 pub const FILE: &str = "policies.json";
+/// The annotation of a pod that its runtime has described: for which attachment.
+const BY: &str = "weft/attachment";
+/// In the state directory: what the API server said last.
+pub const CACHE: &str = "policy-cache.json";
+/// After a change, until that is written down.
+const SAVE: Duration = Duration::from_secs(10);
+/// How long the API server may say nothing until what is written down counts.
+const SILENT: Duration = Duration::from_secs(5);
 /// What the server has said and nobody has taken in yet; it waits when this is full.
 const HEARD: usize = 1024;

@@ -107,7 +107,9 @@ fn in_run_dir(name: &str) -> bool {
 }
 
 fn in_state_dir(name: &str) -> bool {
-    [store::FILE, links::FOUND, kube::CACHE, super::policy::FILE].iter().any(|file| name.starts_with(file))
+    [store::FILE, links::FOUND, kube::CACHE, super::policy::FILE, super::policy::CACHE]
+        .iter()
+        .any(|file| name.starts_with(file))
 }
 
 /// The agent answers first and ends then; until its process has ended it may repair what is removed.

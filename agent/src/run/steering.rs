@@ -1,6 +1,7 @@
 //! Keeps forwarding table, links, own record and readiness in step with peers and ring.
 
 use super::{
+    alive::alive,
     bridge_mac,
     forwarding::{Forwarding, Node, Reach},
 };
@@ -18,7 +19,6 @@ use crate::{
     mesh::{
         dial::Target,
         peers::{Neighbour, PeerRecord, PeerSet},
-        routes::Routes,
         task::{Handle as Mesh, Status as MeshStatus},
     },
     types::{BRIDGE, DataId, Incarnation, PeerName, Prefix},
@@ -175,9 +175,7 @@ impl State {
         let Ok(status) = self.mesh.status().await else { return future::pending().await };
         let linked: BTreeSet<PeerName> =
             status.links.iter().filter_map(|link| Some(link.peer.as_ref()?.0.clone())).collect();
-        let routes = Routes::new(set, &linked);
-        let reachable = set.others().map(|record| record.name.clone());
-        let reachable = reachable.filter(|name| routes.next_hop(name).is_some()).collect();
+        let reachable = alive(set, Some(&status));
         let troubled = status.troubles.iter().filter_map(|trouble| match &trouble.target {
             Target::Peer(name) => Some(name.clone()),
             Target::Bootstrap(_) | Target::Twin => None,
@@ -199,7 +197,8 @@ impl State {
         replace(&self.probed, paths);
         self.steered.send_replace(Arc::new(Steered { local, mesh: Some(status) }));
         self.publish(set, view, &views, now).await;
-        if known != self.known {
+        // Who has takeovers to do waits to be told of peers after its first contact.
+        if known != self.known || !view.takeovers.is_empty() {
             self.ipam.peers(known.clone()).await?;
             self.known = known;
         }
@@ -216,7 +215,7 @@ impl State {
 
     /// Keeps the own record's share of the ring true, and who answers us; and its data id different from everybody else's.
     async fn publish(&mut self, set: &PeerSet, view: &View, views: &Views, now: Instant) {
-        let (own, held, digest) = (set.own(), view.held.clone(), ranges_digest(&view.own));
+        let (own, held, digest) = (set.own(), view.held.clone(), view.ranges_digest());
         let conceded: Vec<_> = view.conceded.iter().copied().collect();
         let elder = |incarnation: Incarnation| incarnation < own.incarnation;
         let clash = set.others().any(|record| record.data_id == own.data_id && elder(record.incarnation));
@@ -232,13 +231,15 @@ impl State {
         let retime = differs(rested);
         let deaths = view.deaths_digest;
         let news = own.deaths_digest != deaths || own.ranges_digest != digest || retime;
-        if clash || own.held != held || own.conceded != conceded || news {
+        let bridge = view.bridge;
+        if clash || own.held != held || own.conceded != conceded || own.bridge != bridge || news {
             if retime {
                 self.timed = Some(now);
             }
             let update = move |record: &mut PeerRecord| {
                 record.held = held;
                 record.conceded = conceded;
+                record.bridge = bridge;
                 record.ranges_digest = digest;
                 record.deaths_digest = deaths;
                 if retime {
@@ -296,15 +297,6 @@ fn measured(own: &PeerRecord, views: &Views) -> Vec<Neighbour> {
 fn is_far(a: Duration, b: Duration) -> bool {
     let (less, more) = (a.min(b), a.max(b));
     more > 2 * less && more - less > Duration::from_millis(5)
-}
-
-/// Tells one set of ranges from another.
-fn ranges_digest(own: &[Prefix]) -> u64 {
-    use siphasher::sip::SipHasher13;
-    use std::hash::{Hash, Hasher};
-    let mut hash = SipHasher13::new();
-    own.hash(&mut hash);
-    hash.finish()
 }
 
 /// How often other round trips than before are published: who is idle has nothing to say.

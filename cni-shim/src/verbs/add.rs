@@ -37,6 +37,7 @@ pub async fn run(version: Version, call: Call, config: Config) -> Result<Value, 
         addresses: config.wish.addresses.iter().map(ToString::to_string).collect(),
         ranges: config.wish.ranges.iter().map(ToString::to_string).collect(),
         mac: config.wish.mac.map(|mac| mac.to_string()).unwrap_or_default(),
+        labels: config.wish.labels.clone().into_iter().collect(),
     };
     let work = async {
         let reserved = agent.reserve(request).await;

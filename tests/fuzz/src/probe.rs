@@ -150,8 +150,8 @@ impl Scene {
 
     fn look(&self, who: usize) {
         let Agent { paths, inputs, .. } = &self.agents[who];
-        for (name, view) in paths.views() {
-            let peer = inputs.peers.iter().find(|peer| peer.name == name).expect("only those that there are");
+        for peer in &inputs.peers {
+            let view = paths.view(&peer.name).expect("each peer has a path");
             assert!((0.0..=1.0).contains(&view.loss), "{view:?}");
             assert!(view.mtu.is_none_or(|mtu| (peer.least_mtu..=peer.mtu).contains(&mtu)), "{view:?}");
             match &view.way {

@@ -149,7 +149,7 @@ impl<'a> Target<'a> {
     fn parse(path: &'a [&'a str]) -> Result<Self, Failure> {
         let (group, rest) = match path {
             ["api", "v1", rest @ ..] => ("", rest),
-            ["apis", group, "v1", rest @ ..] => (*group, rest),
+            ["apis", group, "v1" | "v1alpha2", rest @ ..] => (*group, rest),
             _ => return Err(missing(path)),
         };
         let (namespace, rest) = match rest {

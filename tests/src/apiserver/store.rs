@@ -55,7 +55,11 @@ impl Kind {
     }
 
     fn api_version(&self) -> String {
-        if self.group.is_empty() { "v1".into() } else { format!("{}/v1", self.group) }
+        match self.group {
+            "" => "v1".into(),
+            POLICY => format!("{POLICY}/v1alpha2"),
+            group => format!("{group}/v1"),
+        }
     }
 
     fn key(&self, namespace: Option<&str>, name: &str) -> Key {
@@ -310,7 +314,9 @@ const fn kind(group: &'static str, plural: &'static str, kind: &'static str, nam
 
 pub const RBAC: &str = "rbac.authorization.k8s.io";
 
-const KINDS: [Kind; 13] = [
+const POLICY: &str = "policy.networking.k8s.io";
+
+const KINDS: [Kind; 14] = [
     kind("", "configmaps", "ConfigMap", true),
     kind("", "endpoints", "Endpoints", true),
     kind("", "events", "Event", true),
@@ -320,6 +326,7 @@ const KINDS: [Kind; 13] = [
     kind("", "secrets", "Secret", true),
     kind("", "serviceaccounts", "ServiceAccount", true),
     kind("networking.k8s.io", "networkpolicies", "NetworkPolicy", true),
+    kind(POLICY, "clusternetworkpolicies", "ClusterNetworkPolicy", false),
     kind(RBAC, "clusterrolebindings", "ClusterRoleBinding", false),
     kind(RBAC, "clusterroles", "ClusterRole", false),
     kind(RBAC, "rolebindings", "RoleBinding", true),

@@ -7,7 +7,7 @@
 mod chart;
 mod check;
 pub(crate) mod ethtool;
-mod generator;
+pub(crate) mod generator;
 mod iperf3;
 mod measures;
 mod paths;

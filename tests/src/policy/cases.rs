@@ -72,15 +72,29 @@ pub struct Table {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(tag = "op", rename_all = "camelCase")]
 pub enum Action {
-    CreatePolicy { policy: Value },
-    UpdatePolicy { policy: Value },
-    DeletePolicy { namespace: String, name: String },
+    CreatePolicy {
+        policy: Value,
+    },
+    UpdatePolicy {
+        policy: Value,
+    },
+    /// One for the cluster has no namespace.
+    DeletePolicy {
+        #[serde(default)]
+        namespace: String,
+        name: String,
+    },
     CreateNamespace(NamespaceAction),
     SetNamespaceLabels(NamespaceAction),
-    DeleteNamespace { namespace: String },
+    DeleteNamespace {
+        namespace: String,
+    },
     CreatePod(PodAction),
     SetPodLabels(PodLabels),
-    DeletePod { namespace: String, pod: String },
+    DeletePod {
+        namespace: String,
+        pod: String,
+    },
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -162,15 +176,15 @@ impl Cluster {
         Ok(match action {
             Action::CreatePolicy { policy } | Action::UpdatePolicy { policy } => {
                 let metadata = &policy["metadata"];
-                let text = |value: &Value| value.as_str().map(String::from);
-                let name = text(&metadata["name"]).context("a policy has no name")?;
-                let namespace = text(&metadata["namespace"]).context("a policy has no namespace")?;
+                let name = metadata["name"].as_str().context("a policy has no name")?;
+                let namespace = metadata["namespace"].as_str().unwrap_or_default();
+                let policy = of_some_kind(policy.clone());
                 self.policies.insert(format!("{namespace}/{name}"), policy.clone());
-                vec![News::Apply(kind("NetworkPolicy", policy.clone()))]
+                vec![News::Apply(policy)]
             }
             Action::DeletePolicy { namespace, name } => {
                 let gone = self.policies.remove(&format!("{namespace}/{name}"));
-                vec![News::Delete(kind("NetworkPolicy", gone.context("no such policy")?))]
+                vec![News::Delete(gone.context("no such policy")?)]
             }
             Action::CreateNamespace(it) | Action::SetNamespaceLabels(it) => {
                 self.namespaces.insert(it.namespace.clone(), it.labels.clone());
@@ -215,8 +229,7 @@ impl Cluster {
     pub fn objects(&self) -> Vec<Value> {
         let namespaces = self.namespaces.keys().map(|name| self.namespace_object(name));
         let pods = self.pods.keys().map(|name| self.pod_object(name));
-        let policies = self.policies.values().map(|policy| kind("NetworkPolicy", policy.clone()));
-        namespaces.chain(pods).chain(policies).collect()
+        namespaces.chain(pods).chain(self.policies.values().cloned()).collect()
     }
 
     /// Pods with their addresses, by `namespace/name`.
@@ -289,9 +302,11 @@ impl Cluster {
     }
 }
 
-fn kind(kind: &str, mut object: Value) -> Value {
-    object["kind"] = kind.into();
-    object
+fn of_some_kind(mut policy: Value) -> Value {
+    if policy["kind"].is_null() {
+        policy["kind"] = "NetworkPolicy".into();
+    }
+    policy
 }
 
 impl Cell<'_> {

@@ -6,7 +6,9 @@
 //! ```
 //! A file is a JSON array of cases; `tests/policy/cases/README.md` has the format.
 
+pub mod bench;
 pub mod cases;
+pub mod mistakes;
 pub mod packets;
 pub mod probe;
 pub mod pure;

@@ -77,6 +77,7 @@ impl Field {
             node.configure(|settings| {
                 settings.seed = Some(names.join(","));
                 settings.peers = peers;
+                settings.more.push("--cluster-network-policy=on".into());
             });
         }
         nodes.iter().try_for_each(|node| node.start_agent())?;
@@ -260,7 +261,12 @@ pub fn dropped_on(node: &Node) -> anyhow::Result<u64> {
     }
     let listed: Value = serde_json::from_slice(&output.stdout)
         .with_context(|| format!("nft on {}: {}", node.name(), String::from_utf8_lossy(&output.stderr)))?;
-    let drops = |name: &str| name == "late" || name.starts_with("in-") || name.starts_with("out-");
+    let drops = |name: &str| match name {
+        "late" => true,
+        // Of a policy, and of what it lets pass.
+        name if name.contains('/') => false,
+        name => name.starts_with("in-") || name.starts_with("out-") || name.ends_with("-deny"),
+    };
     let counters = listed["nftables"].as_array().into_iter().flatten().map(|item| &item["counter"]);
     let drops = counters.filter(|counter| counter["name"].as_str().is_some_and(drops));
     Ok(drops.filter_map(|counter| counter["packets"].as_u64()).sum())

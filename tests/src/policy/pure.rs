@@ -83,18 +83,20 @@ fn settle(index: &mut Index, cluster: &Cluster) {
 
 fn tell(index: &mut Index, news: &News) -> anyhow::Result<()> {
     let (News::Apply(object) | News::Delete(object)) = news;
-    let Objects { namespaces, pods, policies } =
+    let Objects { namespaces, pods, policies, cluster_policies } =
         Objects::parse(&json!({"kind": "List", "items": [object]}).to_string())?;
     match news {
         News::Apply(_) => {
             namespaces.into_iter().for_each(|it| index.apply_namespace(it));
             pods.into_iter().for_each(|it| index.apply_pod(it));
             policies.into_iter().for_each(|it| index.apply_policy(it));
+            cluster_policies.into_iter().for_each(|it| index.apply_cluster_policy(it));
         }
         News::Delete(_) => {
             namespaces.iter().for_each(|it| index.delete_namespace(&it.name, &it.uid));
             pods.iter().for_each(|it| index.delete_pod(&it.uids[0]));
             policies.iter().for_each(|it| index.delete_policy(&it.id, &it.uid));
+            cluster_policies.iter().for_each(|it| index.delete_cluster_policy(&it.name, &it.uid));
         }
     }
     Ok(())

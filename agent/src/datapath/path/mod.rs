@@ -27,7 +27,7 @@ use crate::types::{DataId, DataKey, DataSecret, PeerName};
 use peer::{Path, Target};
 use probe::{Kind, Probe};
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     net::SocketAddr,
     time::{Duration, Instant},
 };
@@ -99,6 +99,12 @@ pub struct Paths {
     random: Random,
     paths: BTreeMap<PeerName, Path>,
     ids: BTreeMap<DataId, PeerName>,
+    /// When each path is to be woken, the next one first; none: at once.
+    due: BTreeSet<(Option<Instant>, PeerName)>,
+    /// Of which it matters right now what has come from them.
+    doubted: BTreeSet<PeerName>,
+    /// Whose view may be another since it was asked for.
+    changed: BTreeSet<PeerName>,
     /// Of the latest probe.
     count: u64,
     sampled: Option<Instant>,
@@ -108,8 +114,19 @@ pub struct Paths {
 impl Paths {
     /// `first` is the number of the first probe: more than all of an earlier run.
     pub fn new(secret: Option<DataSecret>, random: Random, first: u64) -> Self {
-        let (paths, ids, datagrams) = (BTreeMap::new(), BTreeMap::new(), VecDeque::new());
-        Self { me: DataId::default(), secret, random, paths, ids, count: first, sampled: None, datagrams }
+        Self {
+            me: DataId::default(),
+            secret,
+            random,
+            paths: BTreeMap::new(),
+            ids: BTreeMap::new(),
+            due: BTreeSet::new(),
+            doubted: BTreeSet::new(),
+            changed: BTreeSet::new(),
+            count: first,
+            sampled: None,
+            datagrams: VecDeque::new(),
+        }
     }
 
     /// Takes over what is known now: all peers that there are. Those that encrypt where we do not, or the other way round,
@@ -124,28 +141,46 @@ impl Paths {
             }
             self.ids.insert(peer.data_id, peer.name.clone());
             let name = peer.name.clone();
-            let path = match before.remove(&name).filter(|path| path.peer.key == peer.key) {
+            let known = before.remove(&name);
+            let same = known.as_ref().is_some_and(|path| path.peer == peer);
+            let due = known.as_ref().and_then(|path| path.due);
+            let mut path = match known.filter(|path| path.peer.key == peer.key) {
                 Some(mut path) => {
                     path.update(peer);
                     path
                 }
                 None => Path::new(peer, self.secret.as_ref()),
             };
+            if !same {
+                self.due.remove(&(due, name.clone()));
+                path.due = None;
+                self.due.insert((None, name.clone()));
+                self.changed.insert(name.clone());
+            }
             self.paths.insert(name, path);
+        }
+        for (name, path) in before {
+            self.due.remove(&(path.due, name.clone()));
+            self.doubted.remove(&name);
+            self.changed.insert(name);
         }
     }
 
     /// Whether to call [`Paths::carried`] before [`Paths::wake`].
     pub fn wants_traffic(&self, now: Instant) -> bool {
-        self.sampled.is_none_or(|last| now >= last + SAMPLE) || self.paths.values().any(Path::is_in_doubt)
+        self.sampled.is_none_or(|last| now >= last + SAMPLE) || !self.doubted.is_empty()
     }
 
     /// Takes a reading of the packets to and from each peer.
     pub fn carried(&mut self, traffic: impl Fn(&PeerName) -> Traffic, now: Instant) {
         self.sampled = Some(now);
+        let mut busy = Vec::new();
         for (name, path) in &mut self.paths {
-            path.carried(traffic(name), now);
+            if path.carried(traffic(name), now) {
+                busy.push(name.clone());
+            }
         }
+        busy.iter().for_each(|name| self.note(name, now));
     }
 
     /// A datagram came. `relayed` says that it came by a relay, which `from` is then.
@@ -157,10 +192,10 @@ impl Paths {
         now: Instant,
     ) -> Result<(), Drop> {
         let probe = Probe::decode(bytes).ok_or(Drop::Probe)?;
-        let name = self.ids.get(&probe.sender).ok_or(Drop::Probe)?;
+        let name = self.ids.get(&probe.sender).ok_or(Drop::Probe)?.clone();
         // It has sent from another port than the one it listens on.
         let relay = relayed.then(|| self.listener(from));
-        let path = self.paths.get_mut(name).ok_or(Drop::Probe)?;
+        let path = self.paths.get_mut(&name).ok_or(Drop::Probe)?;
         match &path.key {
             Some(key) if !Probe::is_from(bytes, key, self.me) => return Err(Drop::Probe),
             None if self.secret.is_some() => return Err(Drop::Probe),
@@ -179,10 +214,11 @@ impl Paths {
                 };
                 self.datagrams.push_back(Datagram { to, bytes });
                 path.probed(probe.number, probe.rtt, (!relayed).then_some(from), now);
-                Ok(())
             }
-            Kind::Answer => path.answered(probe.number, now).then_some(()).ok_or(Drop::Probe),
+            Kind::Answer => path.answered(probe.number, now).then_some(()).ok_or(Drop::Probe)?,
         }
+        self.note(&name, now);
+        Ok(())
     }
 
     /// Where the peer listens that sends from there.
@@ -193,8 +229,13 @@ impl Paths {
 
     /// Sends the probes that are due.
     pub fn wake(&mut self, now: Instant) {
+        let mut woken = Vec::new();
+        while self.due.first().is_some_and(|(at, _)| *at <= Some(now)) {
+            woken.extend(self.due.pop_first().map(|(_, name)| name));
+        }
         let mut due = Vec::new();
-        for (name, path) in &mut self.paths {
+        for name in &woken {
+            let Some(path) = self.paths.get_mut(name) else { continue };
             due.extend(path.wake(now).into_iter().map(|(target, sizes)| (name.clone(), target, sizes)));
         }
         for (name, target, sizes) in due {
@@ -228,12 +269,27 @@ impl Paths {
                 self.datagrams.push_back(Datagram { to, bytes });
             }
         }
+        woken.iter().for_each(|name| self.note(name, now));
+    }
+
+    /// Something has happened to that path.
+    fn note(&mut self, name: &PeerName, now: Instant) {
+        let Some(path) = self.paths.get_mut(name) else { return };
+        self.due.remove(&(path.due, name.clone()));
+        path.due = path.next_wake(now);
+        self.due.extend(path.due.map(|at| (Some(at), name.clone())));
+        match path.is_in_doubt() {
+            true => self.doubted.insert(name.clone()),
+            false => self.doubted.remove(name),
+        };
+        self.changed.insert(name.clone());
     }
 
     /// When to call [`Paths::wake`], if nothing else happens.
     pub fn next_wake(&self, now: Instant) -> Option<Instant> {
         let sample = (!self.paths.is_empty()).then(|| self.sampled.map_or(now, |last| last + SAMPLE));
-        self.paths.values().filter_map(|path| path.next_wake(now)).chain(sample).min()
+        let due = self.due.first().map(|(at, _)| at.unwrap_or(now));
+        due.into_iter().chain(sample).min()
     }
 
     /// What is to be sent, one by one. To be asked after every other call.
@@ -241,8 +297,14 @@ impl Paths {
         self.datagrams.pop_front()
     }
 
-    pub fn views(&self) -> Views {
-        self.paths.iter().map(|(name, path)| (name.clone(), path.view())).collect()
+    /// How it goes with a peer; none where it is none any more.
+    pub fn view(&self, name: &PeerName) -> Option<View> {
+        self.paths.get(name).map(Path::view)
+    }
+
+    /// Whose [`Paths::view`] may be another than when this was called last.
+    pub fn take_changed(&mut self) -> BTreeSet<PeerName> {
+        std::mem::take(&mut self.changed)
     }
 }
 

@@ -25,6 +25,8 @@ pub(super) struct Path {
     pub peer: Peer,
     /// None where packets go in clear.
     pub key: Option<Key>,
+    /// When it is to be woken, as it stands in the list of all.
+    pub due: Option<Instant>,
     direct: Vec<Direct>,
     /// The endpoint that is taken, by its place in `direct`.
     chosen: usize,
@@ -63,6 +65,7 @@ impl Path {
         let mut path = Self {
             peer: Peer { endpoints: Vec::new(), relay: None, ..peer.clone() },
             key,
+            due: None,
             direct: Vec::new(),
             chosen: 0,
             relay: None,
@@ -113,8 +116,8 @@ impl Path {
         same.unwrap_or(SocketAddr::new(from.ip(), port))
     }
 
-    /// Notes how much has been carried.
-    pub fn carried(&mut self, traffic: Traffic, now: Instant) {
+    /// Notes how much has been carried; whether there was anything.
+    pub fn carried(&mut self, traffic: Traffic, now: Instant) -> bool {
         let before = std::mem::replace(&mut self.traffic, traffic);
         self.heard = traffic.received != before.received;
         if traffic != before {
@@ -123,6 +126,7 @@ impl Path {
             }
             self.busy_until = Some(now + BUSY);
         }
+        traffic != before
     }
 
     /// A probe came, directly from there or by a relay, whose sender is proven. `rtt` is what its latest took, if it was

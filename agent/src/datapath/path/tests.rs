@@ -66,7 +66,7 @@ impl Net {
     fn run(&mut self, passes: impl Fn(usize, usize) -> bool, until: impl Fn(&Self) -> bool) -> Duration {
         let start = self.now;
         while !until(self) {
-            assert!(self.now - start < Duration::from_secs(100), "{:#?}", self.agents[0].views());
+            assert!(self.now - start < Duration::from_secs(100), "{:#?}", self.agents[0].view(&name(1)));
             let wakes = self.agents.iter().filter_map(|agent| agent.next_wake(self.now));
             let arrivals = self.wire.iter().map(|(at, ..)| *at);
             self.now = wakes.chain(arrivals).min().unwrap().max(self.now);
@@ -100,7 +100,7 @@ impl Net {
     }
 
     fn way(&self, from: usize, to: usize) -> Way {
-        self.agents[from].views()[&name(to)].way.clone()
+        self.agents[from].view(&name(to)).unwrap().way
     }
 
     fn both(&self, down: bool) -> bool {
@@ -110,7 +110,7 @@ impl Net {
 
     fn meet(&mut self) {
         let measured =
-            |net: &Self, from: usize, to: usize| net.agents[from].views()[&name(to)].direct.is_some();
+            |net: &Self, from: usize, to: usize| net.agents[from].view(&name(to)).unwrap().direct.is_some();
         self.run(|_, _| true, |net| measured(net, 0, 1) && measured(net, 1, 0));
     }
 }
@@ -195,9 +195,51 @@ fn a_peer_is_followed_to_the_address_that_its_probes_come_from() {
     net.run(
         |_, _| true,
         |net| {
-            let views = net.agents[1].views();
-            let view = &views[&name(0)];
+            let view = net.agents[1].view(&name(0)).unwrap();
             view.endpoint == Some(address(0)) && view.direct.is_some()
         },
     );
+}
+
+#[test]
+fn who_is_not_due_costs_nothing() {
+    const PEERS: usize = 1000;
+    let random: Random = Box::new(|bytes: &mut [u8]| bytes.fill(7));
+    let mut paths = Paths::new(None, random, 1);
+    let mut peers = inputs(0, 2, false);
+    let peer = peers.peers.remove(0);
+    let far = |agent: usize| Peer {
+        name: name(agent),
+        data_id: DataId(agent as u32),
+        endpoints: vec![SocketAddr::from(([192, 0, 2, 1], agent as u16))],
+        neighbour: agent == 1,
+        ..peer.clone()
+    };
+    peers.peers = (1..=PEERS).map(far).collect();
+    paths.set(peers);
+    let mut now = Instant::now();
+    let pass = |paths: &mut Paths, now: &mut Instant, time: Duration| {
+        let (end, mut told) = (*now + time, 0);
+        while let Some(next) = paths.next_wake(*now).filter(|next| *next < end) {
+            *now = next.max(*now);
+            if paths.wants_traffic(*now) {
+                paths.carried(|_| Traffic::default(), *now);
+            }
+            paths.wake(*now);
+            while let Some(Datagram { to, bytes }) = paths.poll_datagram() {
+                let number = Probe::decode(&bytes).unwrap().number;
+                let (sender, rtt) = (DataId(to.port().into()), None);
+                let answer = Probe { kind: Kind::Answer, sender, number, rtt };
+                let _ = paths.datagram(to, false, &answer.encode(None, DataId(100)), *now + DELAY);
+            }
+            told += paths.take_changed().len();
+        }
+        *now = end;
+        told
+    };
+    assert!(pass(&mut paths, &mut now, Duration::from_secs(5)) >= PEERS);
+    let told = pass(&mut paths, &mut now, Duration::from_secs(30));
+    assert!((90..300).contains(&told), "{told} views in 30 s, of one neighbour");
+    let told = pass(&mut paths, &mut now, Duration::from_secs(60));
+    assert!((PEERS..PEERS + 600).contains(&told), "{told} views in a minute");
 }

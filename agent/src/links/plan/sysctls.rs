@@ -5,7 +5,10 @@ use super::{Change, Desired, Observed};
 use std::collections::{BTreeMap, BTreeSet};
 
 pub(super) fn plan(desired: &Desired, observed: &Observed, changes: &mut Vec<Change>) {
-    for (key, value) in wanted(desired, observed) {
+    let mut wanted: Vec<_> = wanted(desired, observed).into_iter().collect();
+    // As soon as all forward, a link that still takes advertisements only as a host does loses its routes.
+    wanted.sort_by_key(|(key, _)| key == IPV6_FORWARDING);
+    for (key, value) in wanted {
         // What cannot be read belongs to a bridge that this very plan makes.
         if observed.sysctls.get(&key).is_none_or(|current| current != value) {
             changes.push(Change::SetSysctl { key, value: value.into() });
@@ -17,7 +20,8 @@ pub(super) fn plan(desired: &Desired, observed: &Observed, changes: &mut Vec<Cha
 /// it on the underlay; `send_redirects` holds if it is on for the link *or* for `all`; of `rp_filter` the greater of
 /// the link's and `all`'s holds, and 2 asks only for *some* route back; `accept_local` lets packets in that the
 /// agent injects with the bridge's address as their source. Where the universe is IPv4, bridge and TUN have no IPv6: they
-/// would only send router solicitations to nobody.
+/// would only send router solicitations to nobody. Where it is IPv6, all links forward or none; those of the underlay
+/// whose routes come from advertisements must be told to go on with them (2).
 pub(in crate::links) fn wanted(desired: &Desired, observed: &Observed) -> BTreeMap<String, &'static str> {
     let mut wanted = BTreeMap::from([("net/ipv4/conf/all/send_redirects".to_string(), "0")]);
     let mut set = |family: &str, link: &str, name: &str, value| {
@@ -42,6 +46,14 @@ pub(in crate::links) fn wanted(desired: &Desired, observed: &Observed) -> BTreeM
             set("ipv4", link, "forwarding", "1");
         }
     }
+    if observed.ipv6 && desired.universe.prefix().addr().is_ipv6() {
+        for link in underlay(desired, observed) {
+            let key = format!("net/ipv6/conf/{link}/accept_ra");
+            let off = observed.sysctls.get(&key).is_some_and(|current| current == "0");
+            wanted.insert(key, if off { "0" } else { "2" });
+        }
+        wanted.insert(IPV6_FORWARDING.into(), "1");
+    }
     wanted
 }
 
@@ -59,5 +71,6 @@ fn underlay<'a>(desired: &Desired, observed: &'a Observed) -> BTreeSet<&'a Strin
     links.filter(ours).filter(|link| observed.links.contains_key(*link)).collect()
 }
 
+const IPV6_FORWARDING: &str = "net/ipv6/conf/all/forwarding";
 /// A link with a smaller MTU has no IPv6, in bytes (RFC 8200, section 5).
 const IPV6_MIN_MTU: u32 = 1280;

@@ -71,6 +71,30 @@ impl Monitor {
     }
 }
 
+/// Tells when an address or a default route comes or goes.
+#[derive(Debug)]
+pub struct AddressMonitor(AsyncFd<Socket>);
+
+impl AddressMonitor {
+    /// Opens a socket in the calling thread's network namespace. Needs a tokio runtime.
+    pub fn open() -> Result<Self, NetlinkError> {
+        let action = "watch the kernel's events of addresses".to_string();
+        let socket = subscribe(protocols::NETLINK_ROUTE, &ADDRESS_GROUPS);
+        socket.map(Self).map_err(|errno| NetlinkError { action, errno })
+    }
+
+    /// Waits for the next change. Can be dropped while it waits without losing any.
+    pub async fn changed(&self) -> io::Result<()> {
+        loop {
+            let events = lost_or(receive(&self.0).await?, routing_events);
+            let matters = |event: &Event| !matches!(event, Event::Route(route) if !route.is_default());
+            if events.iter().any(matters) {
+                return Ok(());
+            }
+        }
+    }
+}
+
 fn subscribe(protocol: isize, groups: &[u32]) -> io::Result<AsyncFd<Socket>> {
     let mut socket = Socket::new(protocol)?;
     socket.set_non_blocking(true)?;
@@ -198,6 +222,8 @@ pub(super) fn attributes(mut bytes: &[u8]) -> Vec<(u16, &[u8])> {
 
 /// Links, neighbours (FDB too), addresses, routes and per-link settings of both families; `linux/rtnetlink.h`.
 const ROUTING_GROUPS: [u32; 8] = [1, 3, 5, 7, 9, 11, 24, 25];
+/// Addresses and routes of both families.
+const ADDRESS_GROUPS: [u32; 4] = [5, 7, 9, 11];
 const RTM_NEWNETCONF: u16 = 80;
 const RTM_DELNETCONF: u16 = 81;
 
