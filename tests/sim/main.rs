@@ -3,7 +3,4 @@
 mod ipam;
 mod liar;
 mod mesh;
-mod model;
 mod net;
-mod reference;
-mod steps;

@@ -25,8 +25,7 @@ impl Allocator {
             debug!(peer = %from, "dropped a request for space that does not decode");
             return;
         };
-        // Who has come back after its death is answered once its new record is here.
-        if !self.shares() || *from == self.me || self.is_dead(from) {
+        if !self.shares() || *from == self.me {
             return;
         }
         // Who has free blocks does not need more: the request is a copy, or our answer to it was lost.
