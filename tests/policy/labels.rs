@@ -20,7 +20,7 @@ fn a_pod_has_the_labels_of_its_network_configuration_until_somebody_says_otherwi
     call.stdin = config.to_string().into_bytes();
     call.run(&node).unwrap().check("ADD").unwrap();
     let name = format!("lab/{}", pod.netns().name());
-    let said = || weft(&node, &["policy", "explain", "192.0.2.1", &format!("{name}:80/TCP")]).unwrap();
+    let said = || weft(&node, &["policy", "explain", "198.51.100.1", &format!("{name}:80/TCP")]).unwrap();
     assert!(said().contains("isolated by NetworkPolicy lab/closed"), "{}", said());
 
     node.kill_agent().unwrap();

@@ -229,13 +229,7 @@ impl Mesh {
             return;
         }
         let peer = Some((name.clone(), incarnation));
-        let mut first = self.links.values_mut().filter(|link| link.peer == peer && !link.double);
-        let mut double = false;
-        if let Some(first) = first.next() {
-            // Who calls though there has been a link for long has lost that one.
-            first.double = dialled.is_none() && now.saturating_duration_since(first.opened) >= GRACE;
-            double = !first.double;
-        }
+        let double = self.links.values().any(|link| link.peer == peer);
         let Some(link) = self.links.get_mut(&id) else { return };
         link.welcome(name.clone(), incarnation, &self.replica);
         link.double = double;
@@ -341,6 +335,5 @@ impl Mesh {
 
 /// Links beyond the bound that may be waiting for their hello.
 pub const STRANGERS: usize = 16;
-/// A link younger than that is not surplus, for who called may have come to join, nor lost, for both may have called at
-/// once.
+/// A link younger than that is not surplus: who called may have come to join.
 const GRACE: Duration = Duration::from_secs(1);
