@@ -470,6 +470,7 @@ mod tests {
             fs::remove_file(&file).unwrap();
         }
     }
+
     #[test]
     fn a_damaged_reference_does_not_cost_gigabytes() {
         let temp = tempfile::tempdir().unwrap();
