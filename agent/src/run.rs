@@ -56,7 +56,10 @@ use crate::{
         token::RingGossiper,
     },
     links::{self, Desired, Observed, PodPort},
-    linux::store::{Store, StoreState},
+    linux::{
+        code,
+        store::{Store, StoreState},
+    },
     mesh::{
         self,
         gossip::Gossiper,
@@ -81,10 +84,10 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{mpsc, watch},
     task::{JoinHandle, JoinSet},
-    time::timeout,
+    time::{interval_at, timeout},
 };
 use tonic::{Status, service::Routes};
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 use weft_proto::local::{cni_server::CniServer, policy_server::PolicyServer};
 
 /// What `weft agent` does, until SIGTERM, SIGINT, or something that it cannot go on without fails.
@@ -112,6 +115,7 @@ pub async fn agent(args: &Args) -> anyhow::Result<()> {
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
+    tokio::spawn(slim());
     let outcome = tokio::select! {
         outcome = running.ended() => outcome,
         successor = door.knock() => {
@@ -468,6 +472,18 @@ impl Running {
     }
 }
 
+/// Keeps no more code in memory than is run.
+async fn slim() {
+    let mut due = interval_at(tokio::time::Instant::now() + SETTLED, SLIMMING);
+    loop {
+        due.tick().await;
+        if let Err(error) = code::release() {
+            debug!(%error, "code that is not run stays in memory");
+            return;
+        }
+    }
+}
+
 /// Only answers probes, for ever.
 async fn rest(probe_socket: Option<&Path>) -> anyhow::Result<()> {
     if let Some(path) = probe_socket {
@@ -607,6 +623,10 @@ fn unix_time() -> Duration {
 const BOOT_MARKER: &str = "boot";
 /// Messages between subjects; senders wait when it is full, and merge what waits.
 const QUEUE: usize = 64;
+/// How long after its start an agent has done what it does only then.
+const SETTLED: Duration = Duration::from_secs(10);
+/// What was run since the last time, and is not any more, is given back.
+const SLIMMING: Duration = Duration::from_secs(600);
 /// How long a part of the start may take while another agent waits for it.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long calls under way may take to be answered at the end.
