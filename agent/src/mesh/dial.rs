@@ -132,6 +132,10 @@ impl Dialer {
         {
             let earliest = attempts.last.map_or(now, |last| last + FIRST_DELAY);
             self.next = None;
+            // Nobody calls whom it has stepped over once and wants no more: else it would be stepped over for ever.
+            if attempts.unanswered >= UNREACHABLE && !self.wanted.contains(name) {
+                (attempts.unanswered, self.stale) = (0, true);
+            }
             attempts.failures = 1;
             attempts.next =
                 attempts.next.min(earliest.max(now) + FIRST_DELAY.mul_f64(rng.random::<f64>() / 4.0));
@@ -547,7 +551,7 @@ mod tests {
     }
 
     #[test]
-    fn the_dead_are_stepped_over_and_still_called() {
+    fn the_dead_are_stepped_over_and_still_called_until_they_are_back() {
         let all = names(40);
         let mut bench = Bench::new("node-0", &[]);
         all[1..].iter().for_each(|name| bench.0.heard(name, bench.2, &mut bench.1));
@@ -570,5 +574,19 @@ mod tests {
         let refs: Vec<_> = living.iter().collect();
         assert!(neighbours(&refs, &all[0], 56).into_iter().all(|name| linked.contains(name)));
         assert!(!bench.0.troubles().is_empty());
+
+        all[1..].iter().for_each(|name| bench.0.heard(name, bench.2, &mut bench.1));
+        while bench.0.next_wake().is_some() {
+            for target in bench.wait().0 {
+                let Target::Peer(name) = &target else { panic!("{target:?}") };
+                bench.0.met(&target, name);
+                bench.0.up(name);
+            }
+            let _ = bench.0.due(bench.2, &mut bench.1);
+        }
+        let everyone = ring(&all);
+        let refs: Vec<_> = everyone.iter().collect();
+        assert_eq!(bench.0.wanted.iter().collect::<BTreeSet<_>>(), neighbours(&refs, &all[0], 56));
+        assert!(!bench.0.stepped_over);
     }
 }
