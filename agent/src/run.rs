@@ -58,6 +58,7 @@ use crate::{
         token::RingGossiper,
     },
     links,
+    linux::code,
     mesh::{
         self,
         gossip::Gossiper,
@@ -79,9 +80,9 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{mpsc, watch},
     task::{JoinHandle, JoinSet},
-    time::timeout,
+    time::{sleep, timeout},
 };
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 /// What `weft agent` does, until SIGTERM, SIGINT, or something that it cannot go on without fails.
 pub async fn agent(args: &Args) -> anyhow::Result<()> {
@@ -108,6 +109,7 @@ pub async fn agent(args: &Args) -> anyhow::Result<()> {
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
+    tokio::spawn(slim());
     let outcome = tokio::select! {
         outcome = running.ended() => outcome,
         successor = door.knock() => {
@@ -453,6 +455,14 @@ impl Running {
     }
 }
 
+/// Gives back the code that only the start has run.
+async fn slim() {
+    sleep(SETTLED).await;
+    if let Err(error) = code::release() {
+        debug!(%error, "code that is not run stays in memory");
+    }
+}
+
 /// Only answers probes, for ever.
 async fn rest(probe_socket: Option<&Path>) -> anyhow::Result<()> {
     if let Some(path) = probe_socket {
@@ -513,6 +523,8 @@ fn unix_time() -> Duration {
 const BOOT_MARKER: &str = "boot";
 /// Messages between subjects; senders wait when it is full, and merge what waits.
 const QUEUE: usize = 64;
+/// How long after its start an agent has done what it does only then.
+const SETTLED: Duration = Duration::from_secs(10);
 /// How long a part of the start may take while another agent waits for it.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long calls under way may take to be answered at the end.

@@ -9,13 +9,8 @@ use crate::{
 use prost::Message;
 use rand::{RngExt, SeedableRng, seq::IndexedRandom};
 use rand_chacha::ChaCha8Rng;
-use std::{sync::Arc, time::SystemTime};
-use tokio::sync::watch;
 use weft::{
-    identity::{
-        Ca, Identity, Sealer, Trust,
-        task::{Current, State},
-    },
+    identity::Sealer,
     ipam::{seed::SeedPlan, span::Layout, token::Token},
     mesh::{
         gossip::Item,
@@ -25,29 +20,7 @@ use weft::{
     },
     types::{Incarnation, PeerName, Prefix},
 };
-
-/// A CA and what it gives to the nodes of a simulation.
-pub struct Keys {
-    bundle: String,
-    ca: Ca,
-}
-
-impl Keys {
-    pub fn new() -> Self {
-        let made = Ca::create(SystemTime::now()).expect("a CA");
-        let ca = Ca::load(made.cert.as_bytes(), made.key.as_bytes()).expect("the CA");
-        Self { bundle: made.cert, ca }
-    }
-
-    pub fn of(&self, name: &str) -> Current {
-        let (name, now): (PeerName, _) = (name.parse().expect("a name"), SystemTime::now());
-        let leaf = self.ca.issue(&name, SECOND * 3600, now).expect("a certificate");
-        let trust = Trust::from_pem(self.bundle.as_bytes(), None).expect("a bundle");
-        let identity = Identity::new(name, trust, leaf.cert.as_bytes(), leaf.key.as_bytes(), now);
-        let identity = Arc::new(identity.expect("an identity"));
-        watch::channel(State { identity, trouble: None }).1
-    }
-}
+use weft_lab::sim::keys::Keys;
 
 /// A network of two seeds and some joiners, in which everybody has space; the seed `node-0` lies.
 struct Scene {

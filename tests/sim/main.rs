@@ -3,4 +3,6 @@
 mod ipam;
 mod liar;
 mod mesh;
-mod net;
+mod scale;
+
+use weft_lab::sim::net;

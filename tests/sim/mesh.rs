@@ -1,6 +1,5 @@
 //! The topology: joining, loss, partitions, names, leaving.
 
-use crate::net::{App, Outbox, Sim};
 use rand::RngExt;
 use std::{
     collections::BTreeSet,
@@ -13,6 +12,8 @@ use weft::{
     },
     types::PeerName,
 };
+use weft_lab::sim::net::{App, Outbox, Sim};
+pub use weft_lab::sim::{all_equal, all_know_all, running};
 
 type Mesh = Sim<()>;
 
@@ -28,30 +29,8 @@ fn settled(seed: u64, n: usize) -> Mesh {
     sim
 }
 
-pub fn running<A: App>(sim: &Sim<A>) -> impl Iterator<Item = usize> {
-    (0..sim.nodes.len())
-        .filter(|n| !sim.nodes[*n].left && !sim.nodes[*n].dead && sim.nodes[*n].fatal.is_none())
-}
-
-/// Each running agent knows every other, and its record as it is now.
-pub fn all_know_all<A: App>(sim: &Sim<A>) -> bool {
-    let names: BTreeSet<_> = running(sim).map(|n| &sim.nodes[n].name).collect();
-    running(sim).all(|n| {
-        let mesh = &sim.nodes[n].mesh;
-        mesh.joined() && mesh.peers().others().count() + 1 == names.len() && {
-            mesh.peers().others().all(|record| names.contains(&record.name))
-        }
-    })
-}
-
 fn all_know<A: App>(sim: &Sim<A>, name: &PeerName) -> bool {
     running(sim).all(|n| sim.nodes[n].mesh.peers().get(name).is_some())
-}
-
-/// All replicas are alike, bit by bit.
-pub fn all_equal<A: App>(sim: &Sim<A>) -> bool {
-    let mut running = running(sim).map(|n| &sim.nodes[n].mesh);
-    running.next().is_none_or(|first| running.all(|other| first.items().eq(other.items())))
 }
 
 fn links(sim: &Mesh, n: usize) -> usize {

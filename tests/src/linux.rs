@@ -227,3 +227,16 @@ impl Batch {
         usize::try_from(received).map_err(|_| io::Error::last_os_error())
     }
 }
+
+/// Bytes that this process has allocated and not given back.
+pub fn allocated() -> usize {
+    // SAFETY: takes no argument, and returns numbers.
+    let info = unsafe { libc::mallinfo2() };
+    info.uordblks + info.hblkhd
+}
+
+/// What the calling thread has had of processors.
+pub fn thread_time() -> std::time::Duration {
+    let clock = nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID;
+    clock.now().expect("every thread has this clock").into()
+}

@@ -2,7 +2,7 @@
 use std::{path::PathBuf, process::ExitCode, thread};
 
 use clap::{Parser, Subcommand};
-use weft_lab::{bench, chaos, claim, demo, image, policy, sandboxes, soak, suite, up};
+use weft_lab::{bench, chaos, claim, demo, image, policy, sandboxes, scale, soak, suite, up};
 
 /// A Weft network on one machine: nodes are network namespaces, and nothing is left behind
 #[derive(Parser)]
@@ -26,6 +26,8 @@ enum Verb {
     Soak(soak::Options),
     /// Cut, narrow and kill, and measure how long the network notices
     Chaos(chaos::Options),
+    /// Simulate networks of many sizes: what an agent sends, holds and computes in them, and how soon all know the news
+    Scale(scale::Options),
     /// Run NetworkPolicy conformance cases through the engine, and as packets between pods
     PolicyCases(policy::Options),
     /// See whether the tests notice mistakes that are put into a copy of the policy engine
@@ -67,6 +69,7 @@ fn main() -> ExitCode {
         Verb::Image { archive } => image::run(archive).map(|()| ExitCode::SUCCESS),
         Verb::Soak(options) => clean_up_on_signals().and_then(|()| soak::run(options)),
         Verb::Chaos(options) => clean_up_on_signals().and_then(|()| chaos::run(options)),
+        Verb::Scale(options) => scale::run(options).map(|()| ExitCode::SUCCESS),
         Verb::PolicyCases(options) => clean_up_on_signals().and_then(|()| policy::run(options)),
         Verb::PolicyMistakes(options) => policy::mistakes::run(options),
         Verb::PolicyBench(options) => clean_up_on_signals().and_then(|()| policy::bench::run(options)),

@@ -2,6 +2,8 @@
 #![allow(unsafe_code)]
 
 #[cfg(feature = "agent")]
+pub mod code;
+#[cfg(feature = "agent")]
 pub mod inotify;
 pub mod netlink;
 pub mod netns;

@@ -64,6 +64,15 @@ pub struct Dialer {
     /// Somebody on the ring does not answer.
     stepped_over: bool,
     stale: bool,
+    /// When a target is to be called next; until something changes it need not be looked for.
+    next: Option<Next>,
+}
+
+#[derive(Clone, Copy)]
+enum Next {
+    At(Instant),
+    /// Nobody, or not before a call has ended.
+    Never,
 }
 
 #[derive(Default)]
@@ -97,6 +106,7 @@ impl Dialer {
             targets: Vec::new(),
             stepped_over: false,
             stale: true,
+            next: None,
         }
     }
 
@@ -121,6 +131,7 @@ impl Dialer {
             && attempts.failures > 0
         {
             let earliest = attempts.last.map_or(now, |last| last + FIRST_DELAY);
+            self.next = None;
             attempts.failures = 1;
             attempts.next =
                 attempts.next.min(earliest.max(now) + FIRST_DELAY.mul_f64(rng.random::<f64>() / 4.0));
@@ -131,13 +142,16 @@ impl Dialer {
     pub fn gone(&mut self, name: &PeerName) {
         self.stale |= self.ring.remove(&place(name));
         self.attempts.remove(&Target::Peer(name.clone()));
+        self.next = None;
     }
 
     /// The targets to call now. Each is answered with [`Dialer::failed`] or [`Dialer::met`].
     pub fn due(&mut self, now: Instant, rng: &mut ChaCha8Rng) -> Vec<Target> {
         self.choose();
-        if self.targets.is_empty() {
-            return Vec::new();
+        match self.next {
+            Some(Next::At(next)) if now < next => return Vec::new(),
+            Some(Next::Never) => return Vec::new(),
+            _ => {}
         }
         let mut room = MAX_DIALS.saturating_sub(self.attempts.values().filter(|a| a.dialling).count());
         let mut due = Vec::new();
@@ -156,10 +170,12 @@ impl Dialer {
                 due.push(target.clone());
             }
         }
+        self.next = Some(self.find_next());
         due
     }
 
     pub fn failed(&mut self, target: &Target, reason: &str, now: Instant, rng: &mut ChaCha8Rng) {
+        self.next = None;
         if let Target::Bootstrap(address) = target
             && let Some(bootstrap) = self.bootstrap.get_mut(address)
         {
@@ -177,6 +193,7 @@ impl Dialer {
 
     /// A target answered as `name`. Its failures are forgiven only once its link has lasted.
     pub fn met(&mut self, target: &Target, name: &PeerName) {
+        self.next = None;
         if let Some(attempts) = self.attempts.get_mut(target) {
             attempts.dialling = false;
             attempts.reason.clear();
@@ -244,12 +261,19 @@ impl Dialer {
 
     /// When to ask for [`Dialer::due`] again, if nothing else happens.
     pub fn next_wake(&self) -> Option<Instant> {
+        match self.next.unwrap_or_else(|| self.find_next()) {
+            Next::At(next) => Some(next),
+            Next::Never => None,
+        }
+    }
+
+    fn find_next(&self) -> Next {
         let dialling = || self.attempts.values().filter(|attempts| attempts.dialling).count();
         if self.targets.is_empty() || dialling() >= MAX_DIALS {
-            return None;
+            return Next::Never;
         }
         let next = |target: &Target| self.attempts.get(target).filter(|a| !a.dialling).map(|a| a.next);
-        self.targets.iter().filter_map(next).min()
+        self.targets.iter().filter_map(next).min().map_or(Next::Never, Next::At)
     }
 
     pub fn troubles(&self) -> Vec<Trouble> {
@@ -268,6 +292,7 @@ impl Dialer {
         if !std::mem::take(&mut self.stale) {
             return;
         }
+        self.next = None;
         let everyone: Vec<_> = self.ring.iter().map(|(_, name)| name).collect();
         let mut wanted = neighbours(&everyone, &self.own, self.limit());
         let lost = |(target, attempts): (&'_ Target, &Attempts)| match target {

@@ -8,7 +8,10 @@ use super::{
     machine::{FRESH, Mesh, Output},
 };
 use crate::types::{Incarnation, PeerName};
-use std::time::{Duration, Instant};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 use tracing::{debug, info, warn};
 use weft_proto::mesh::{Frame, Hello, Refusal, frame::Body, refusal::Code};
 
@@ -110,24 +113,41 @@ impl Mesh {
     }
 
     /// Closes the doubles of links over which the other end has told all that it knows: it has that link, too. Where one
-    /// end called twice it decides, else the one with the smaller name: so the two never close a different one each.
+    /// end called twice it decides, else the one with the smaller name: so the two never close a different one each. Where
+    /// the other end has moved, the first gives way.
     pub(super) fn close_doubles(&mut self, now: Instant) {
-        let ours = |link: &Link| {
-            let first = self.links.values().find(|first| !first.double && first.peer == link.peer);
-            first.is_some_and(|first| {
-                let called_alike = first.dialled.is_some() == link.dialled.is_some();
-                let decide = if called_alike {
-                    link.dialled.is_some()
-                } else {
-                    link.name().is_some_and(|name| self.greeting.name < *name)
-                };
-                first.synced && decide
-            })
-        };
-        let doubles = self.links.iter().filter(|(_, link)| link.double && ours(link));
-        for id in doubles.map(|(id, _)| *id).collect::<Vec<_>>() {
-            self.close(id, Code::Surplus, "a double of another link", now);
+        let mut surplus = Vec::new();
+        for (id, double) in self.links.iter().filter(|(_, link)| link.double) {
+            let first = self.links.iter().find(|(_, first)| !first.double && first.peer == double.peer);
+            let Some((first_id, first)) = first else { continue };
+            let called_alike = first.dialled.is_some() == double.dialled.is_some();
+            let decide = if called_alike {
+                double.dialled.is_some()
+            } else {
+                double.name().is_some_and(|name| self.greeting.name < *name)
+            };
+            match self.has_moved(first, double) {
+                Some(true) => surplus.push((*first_id, "its other end has moved")),
+                Some(false) if first.synced && decide => surplus.push((*id, "a double of another link")),
+                Some(false) | None => {}
+            }
         }
+        for (id, why) in surplus {
+            self.close(id, Code::Surplus, why, now);
+        }
+    }
+
+    /// Whether a double leads to where its peer is, and the first link to where that is not any more. `None`: it has not
+    /// yet told over the double where it is.
+    fn has_moved(&self, first: &Link, double: &Link) -> Option<bool> {
+        let address = |link: &Link| link.remote.parse().ok().map(|remote: SocketAddr| remote.ip());
+        let (Some(before), Some(now)) = (address(first), address(double)) else { return Some(false) };
+        if before == now {
+            return Some(false);
+        }
+        let record = double.synced.then(|| self.peers.get(double.name()?))??;
+        let names = |address| record.endpoints.iter().any(|endpoint| endpoint.0.ip() == address);
+        Some(names(now) && !names(before))
     }
 
     /// Closes half of the surplus links, the youngest first, never one that both ends want.

@@ -33,7 +33,7 @@ use std::{
     collections::{BTreeMap, VecDeque},
     time::{Duration, Instant},
 };
-use weft_proto::mesh::{Frame, frame::Body, refusal::Code};
+use weft_proto::mesh::{Digest, Frame, frame::Body, refusal::Code};
 
 pub struct Config {
     /// The own record as it is at the start.
@@ -178,6 +178,7 @@ pub struct Mesh {
     pub(super) compare_at: Instant,
     pub(super) fresh_until: Instant,
     pub(super) neighbours_at: Option<Instant>,
+    pub(super) neighbours_told: Option<Instant>,
     contact: bool,
     outputs: VecDeque<Output>,
 }
@@ -259,6 +260,7 @@ impl Mesh {
             compare_at: now + FRESH_COMPARE.mul_f64(rng.random_range(0.5..1.5)),
             fresh_until: now + FRESH,
             neighbours_at: None,
+            neighbours_told: None,
             contact: false,
             outputs: VecDeque::new(),
             rng,
@@ -354,6 +356,11 @@ impl Mesh {
         self.replica.items()
     }
 
+    /// Of all items: two agents with one digest know the same.
+    pub fn digest(&self) -> Digest {
+        self.replica.digest()
+    }
+
     pub fn joined(&self) -> bool {
         self.phase == Phase::Joined
     }
@@ -396,10 +403,11 @@ impl Mesh {
         }
         if self.neighbours_at.is_some_and(|at| at <= now) {
             self.neighbours_at = None;
-            self.tell_neighbours();
+            self.tell_neighbours(now);
         }
         if self.compare_at <= now {
-            let pause = if now < self.fresh_until { FRESH_COMPARE } else { COMPARE };
+            let fresh = now < self.fresh_until;
+            let pause = if fresh { COMPARE.min(FRESH_COMPARE * self.crowds()) } else { COMPARE };
             self.compare_at = now + pause.mul_f64(self.rng.random_range(0.75..1.25));
             self.compare();
             self.prune(now);
@@ -420,6 +428,11 @@ impl Mesh {
             Target::Twin => return,
         };
         self.output(Output::Dial { target, addresses });
+    }
+
+    /// By how much a network is larger than one in which everybody may hear of everything at once.
+    pub(super) fn crowds(&self) -> u32 {
+        (self.peers.len() / CROWD).max(1) as u32
     }
 
     /// Tells every link what it lacks, as far as there is room.
@@ -465,6 +478,8 @@ const PATIENCE: Duration = Duration::from_secs(3);
 const COMPARE: Duration = Duration::from_secs(2);
 /// The same while things change.
 const FRESH_COMPARE: Duration = Duration::from_millis(500);
+/// Peers beyond which what they all say is said less often.
+const CROWD: usize = 64;
 /// How long after the last change things still count as changing.
 pub(super) const FRESH: Duration = Duration::from_secs(3);
 /// Bytes of items that a subject is told at once.

@@ -146,6 +146,42 @@ fn who_only_says_that_the_name_is_taken_is_called_back() {
 }
 
 #[test]
+fn where_a_peer_has_moved_its_new_link_stays_and_else_the_first() {
+    let now = start();
+    let say = |mesh: &mut Mesh, link: u64, remote: &str, endpoint: &str| {
+        let hello = Greeting { name: "b".parse().unwrap(), ..mesh.greeting.clone() }.hello();
+        let version = link;
+        let record = PeerRecord {
+            endpoints: vec![endpoint.parse().unwrap()],
+            version,
+            ..PeerRecord::new("b".parse().unwrap(), Incarnation(1))
+        };
+        let (id, items) = (LinkId(link), vec![record.to_item().into()]);
+        mesh.handle(Input::Opened { link: id, dialled: None, remote: remote.into(), certified: None }, now);
+        mesh.handle(Input::Frame { link: id, frame: Frame { body: Some(Body::Hello(hello)) } }, now);
+        let told = Body::Items(Items { items, complete: true });
+        assert!(!outputs(mesh).iter().any(|output| matches!(output, Output::Close { .. })), "not yet told");
+        mesh.handle(Input::Frame { link: id, frame: Frame { body: Some(told) } }, now);
+        outputs(mesh).into_iter().find_map(|output| match output {
+            Output::Close { link } => Some(link),
+            _ => None,
+        })
+    };
+    for (remote, endpoint, closed) in [
+        ("192.0.2.7:4242", "192.0.2.7:6783", Some(LinkId(1))),
+        ("192.0.2.7:4242", "192.0.2.2:6783", None),
+        ("192.0.2.2:4242", "192.0.2.7:6783", None),
+    ] {
+        let mut mesh = mesh("z", now);
+        mesh.handle(Input::Wake, now);
+        let _ = outputs(&mut mesh);
+        assert_eq!(say(&mut mesh, 1, "192.0.2.2:4141", "192.0.2.2:6783"), None);
+        // The other end decides about doubles that it has called.
+        assert_eq!(say(&mut mesh, 2, remote, endpoint), closed, "{remote} {endpoint}");
+    }
+}
+
+#[test]
 fn only_a_real_change_of_the_record_raises_its_version() {
     let mut mesh = mesh("a", start());
     mesh.handle(Input::Wake, start());

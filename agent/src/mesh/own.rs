@@ -171,11 +171,14 @@ impl Mesh {
         }
     }
 
+    /// Others are told soon, but not ever again while a large network finds itself: each time all of it hears of it.
     pub(super) fn neighbours_changed(&mut self, now: Instant) {
-        self.neighbours_at.get_or_insert(now + SETTLE);
+        let again = self.neighbours_told.map_or(now, |told| told + SETTLE * self.crowds());
+        self.neighbours_at.get_or_insert(again.max(now + SETTLE));
     }
 
-    pub(super) fn tell_neighbours(&mut self) {
+    pub(super) fn tell_neighbours(&mut self, now: Instant) {
+        self.neighbours_told = Some(now);
         let neighbours = self.neighbours();
         self.replace_own(PeerRecord { neighbours, ..self.own.clone() });
     }

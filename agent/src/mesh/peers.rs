@@ -208,6 +208,12 @@ impl PeerSet {
         self.records.values()
     }
 
+    /// How many, the own one included.
+    #[expect(clippy::len_without_is_empty, reason = "the own record is always there")]
+    pub fn len(&self) -> usize {
+        self.records.len()
+    }
+
     pub fn others(&self) -> impl Iterator<Item = &Arc<PeerRecord>> {
         self.iter().filter(|record| record.name != self.own)
     }

@@ -27,8 +27,9 @@ type Gossipers = BTreeMap<&'static str, Box<dyn Gossiper>>;
 /// Names an item; cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ItemKey {
-    pub channel: Arc<str>,
+    // Keys of one channel are compared with each other most of the time: first what differs.
     pub key: Arc<[u8]>,
+    pub channel: Arc<str>,
 }
 
 /// What became of an item that is not rejected.

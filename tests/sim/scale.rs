@@ -1,0 +1,13 @@
+//! A hundred agents converge; `cargo lab scale` measures thousands.
+
+use weft_lab::{progress::Progress, scale};
+
+#[test]
+fn a_hundred_agents_hear_of_joiners_and_leavers_and_are_one_again_after_a_partition() {
+    let figures = scale::measure(NODES, 1, false, &Progress::Lines);
+    println!("{figures:#?}");
+    assert!(figures.join_s <= 2.0 && figures.leave_s <= 2.0 && figures.heal_s <= 5.0, "{figures:?}");
+    assert!(figures.idle_bytes_per_second < 2000.0, "{figures:?}");
+}
+
+const NODES: usize = 100;
