@@ -23,7 +23,7 @@ use crate::{
     pod::Pod,
     progress::Progress,
     sandbox::Sandbox,
-    underlay::Underlay,
+    underlay::{Networks, Underlay},
     wait,
 };
 
@@ -44,6 +44,7 @@ pub struct Builder {
     pods: usize,
     agents: bool,
     universe: Option<String>,
+    networks: Networks,
     verbosity: String,
     confined: bool,
     arguments: Vec<String>,
@@ -60,6 +61,7 @@ impl Lab {
             pods: 0,
             agents: true,
             universe: None,
+            networks: Networks::default(),
             verbosity: "info".into(),
             confined: false,
             arguments: Vec::new(),
@@ -228,6 +230,11 @@ impl Builder {
         Self { universe: Some(universe.into()), ..self }
     }
 
+    /// Other addresses for the underlay than it has by default.
+    pub fn networks(self, networks: Networks) -> Self {
+        Self { networks, ..self }
+    }
+
     /// More flags for every agent.
     pub fn arguments<'a>(mut self, arguments: impl IntoIterator<Item = &'a str>) -> Self {
         self.arguments.extend(arguments.into_iter().map(String::from));
@@ -288,7 +295,7 @@ impl Builder {
         let progress = &self.progress;
         let host = Host::look()?;
         let sandbox = Arc::new(Sandbox::new()?);
-        let underlay = Underlay::create(&sandbox)?;
+        let underlay = Underlay::create(&sandbox, self.networks)?;
         let ca_dir = claim.state_dir().join("ca");
         keys::make_ca(&ca_dir)?;
         let common = Arc::new(Common {

@@ -7,7 +7,7 @@
 //! ```
 //! Probes come to the port that data comes to, and firewalls treat them alike; but a socket of their own takes them, so
 //! they wait for no worker and fall to no flood. They leave from a port that no data leaves from: or the receiving
-//! kernel would join the two.
+//! kernel would join the two, as it joins probes that are equally long.
 
 use super::{
     counters::{Drop, Traffic as Carried, WorkerCounters},
@@ -18,7 +18,7 @@ use super::{
     task::Reader,
 };
 use crate::{
-    linux::udp::{Socket, Steer, UdpError},
+    linux::udp::{Incoming, Message, Socket, Steer, UdpError},
     types::{DataSecret, PeerName},
 };
 use anyhow::Context;
@@ -27,11 +27,13 @@ use std::{
     collections::BTreeMap,
     io::ErrorKind,
     net::{SocketAddr, UdpSocket},
+    ops::Range,
     os::fd::AsFd,
     sync::Arc,
     time::{Duration, Instant},
 };
 use tokio::{
+    io::Interest,
     sync::{mpsc, watch},
     task::JoinHandle,
     time::sleep_until,
@@ -90,14 +92,17 @@ pub fn spawn(
     revived: mpsc::Sender<PeerName>,
 ) -> anyhow::Result<Health> {
     let Config { secret, sockets, tables, traffic, handshakes, since } = config;
+    let Sockets { incoming, outgoing } = sockets;
     let std = |socket: &Socket| socket.as_fd().try_clone_to_owned().map(UdpSocket::from);
-    let incoming = std(&sockets.incoming).context("share a data socket with the probes")?;
-    let outgoing = std(&sockets.outgoing).context("share a socket with the probes")?;
-    let incoming = tokio::net::UdpSocket::from_std(incoming).context("wait for probes")?;
+    let readable = std(&incoming).context("share a data socket with the probes")?;
+    let readable = tokio::net::UdpSocket::from_std(readable).context("wait for probes")?;
+    let outgoing = std(&outgoing).context("share a socket with the probes")?;
     let drops = Arc::new(WorkerCounters::default());
     let task = Task {
         paths: Paths::new(secret, random(), since.as_millis() as u64),
         incoming,
+        readable,
+        arrived: Incoming::new(),
         outgoing,
         tables,
         traffic,
@@ -105,7 +110,6 @@ pub fn spawn(
         views,
         revived,
         drops: drops.clone(),
-        buffer: vec![0; BUFFER].into(),
     };
     Ok(Health { drops, task: tokio::spawn(task.run(inputs)) })
 }
@@ -135,7 +139,10 @@ impl Passed {
 
 struct Task {
     paths: Paths,
-    incoming: tokio::net::UdpSocket,
+    incoming: Socket,
+    /// The same socket.
+    readable: tokio::net::UdpSocket,
+    arrived: Incoming,
     outgoing: UdpSocket,
     tables: Arc<ArcSwap<Table>>,
     traffic: Reader,
@@ -143,7 +150,6 @@ struct Task {
     views: watch::Sender<Arc<Views>>,
     revived: mpsc::Sender<PeerName>,
     drops: Arc<WorkerCounters>,
-    buffer: Box<[u8]>,
 }
 
 impl Task {
@@ -158,7 +164,7 @@ impl Task {
                     Ok(()) => self.paths.set(inputs.borrow_and_update().clone()),
                     Err(_) => return,
                 },
-                readable = self.incoming.readable() => match readable {
+                readable = self.readable.readable() => match readable {
                     Ok(()) => self.receive(),
                     Err(_) => return,
                 },
@@ -183,24 +189,28 @@ impl Task {
     }
 
     fn receive(&mut self) {
-        for _ in 0..BATCH {
-            let (len, from) = match self.incoming.try_recv_from(&mut self.buffer) {
-                Ok((len, from)) => (len, canonical(from)),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
-                Err(error) => {
-                    tracing::debug!(%error, "a probe was not received");
-                    return;
+        let Self { incoming, arrived, .. } = self;
+        let receive = || Ok(arrived.receive(incoming, BATCH)?);
+        let messages = match self.readable.try_io(Interest::READABLE, receive) {
+            Ok(messages) => messages,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+            Err(error) => return tracing::debug!(%error, "probes were not received"),
+        };
+        for at in 0..messages {
+            let Some(from) = self.arrived.source(at).map(canonical) else { continue };
+            let Message { range, segment } = self.arrived.message(at);
+            for start in range.clone().step_by(segment) {
+                let place = start..(start + segment).min(range.end);
+                if let Err(drop) = self.datagram(from, place) {
+                    tracing::trace!(%from, reason = drop.as_str(), "a probe was of no use");
+                    self.drops.dropped(drop, 1);
                 }
-            };
-            if let Err(drop) = self.datagram(from, len) {
-                tracing::trace!(%from, reason = drop.as_str(), "a probe was of no use");
-                self.drops.dropped(drop, 1);
             }
         }
     }
 
-    fn datagram(&mut self, from: SocketAddr, len: usize) -> Result<(), Drop> {
-        let datagram = &mut self.buffer[..len];
+    fn datagram(&mut self, from: SocketAddr, place: Range<usize>) -> Result<(), Drop> {
+        let datagram = &mut self.arrived.buffer()[place];
         let now = Instant::now();
         let Some(prefix) = Prefix::decode(datagram) else {
             return self.paths.datagram(from, false, datagram, now);
@@ -210,7 +220,7 @@ impl Task {
             Verdict::Onward { to, .. } => {
                 relay::count_down(datagram);
                 self.outgoing.send_to(datagram, to).map_err(|_| Drop::SendRefused)?;
-                self.drops.relayed(1, len);
+                self.drops.relayed(1, datagram.len());
                 Ok(())
             }
         }
@@ -293,8 +303,6 @@ fn log(name: &PeerName, was: Option<&View>, view: &View) {
     }
 }
 
-/// The largest datagram.
-const BUFFER: usize = 1 << 16;
-/// Datagrams that are read before the timer has its turn.
-const BATCH: usize = 64;
+/// Messages that are read before the timer has its turn.
+const BATCH: usize = 8;
 const IDLE: Duration = Duration::from_secs(3600);

@@ -17,6 +17,7 @@ mod search;
 mod wires;
 
 pub(crate) use wires::plain;
+pub use wires::{CABLE, Wire};
 
 use std::{collections::BTreeMap, fs, path::PathBuf, process::ExitCode, time::Duration};
 
@@ -28,7 +29,6 @@ use self::{
     paths::{Path, Programs, Site},
     plan::Plan,
     report::Report,
-    wires::Wire,
 };
 use crate::{
     Lab,

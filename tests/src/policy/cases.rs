@@ -252,7 +252,7 @@ impl Cluster {
                     for (to, expected) in step.pods.iter().zip(row.chars()) {
                         if expected != '-' {
                             let (source, destination) = (self.address(from)?, self.address(to)?);
-                            let service = self.service(probe, to)?;
+                            let Some(service) = self.service(probe, to)? else { continue };
                             cells.push(Cell { from, to, probe, source, destination, service, expected });
                         }
                     }
@@ -267,18 +267,23 @@ impl Cluster {
         pod.or(self.externals.get(name).copied()).with_context(|| format!("nobody is called {name}"))
     }
 
-    fn service(&self, probe: &str, to: &str) -> anyhow::Result<Service> {
+    /// None for a port's name where nobody gives ports names.
+    fn service(&self, probe: &str, to: &str) -> anyhow::Result<Option<Service>> {
         let (port, protocol) = probe.split_once('/').with_context(|| format!("`{probe}` is no probe"))?;
         let protocol: Protocol = protocol.parse()?;
         if let Ok(number) = port.parse() {
-            return Ok(Service::Port(protocol, number));
+            return Ok(Some(Service::Port(protocol, number)));
+        }
+        if self.externals.contains_key(to) {
+            return Ok(None);
         }
         let pod = self.pods.get(to).with_context(|| format!("{to} has no port {port}"))?;
         let named =
             pod.is.ports.iter().find(|it| {
                 it.name.as_deref() == Some(port) && it.protocol.eq_ignore_ascii_case(protocol.word())
             });
-        Ok(Service::Port(protocol, named.with_context(|| format!("{to} has no port {probe}"))?.port))
+        let named = named.with_context(|| format!("{to} has no port {probe}"))?;
+        Ok(Some(Service::Port(protocol, named.port)))
     }
 
     fn namespace_object(&self, name: &str) -> Value {

@@ -8,6 +8,7 @@
 
 pub mod bench;
 pub mod cases;
+mod ground;
 pub mod mistakes;
 pub mod packets;
 pub mod probe;
@@ -18,6 +19,7 @@ use anyhow::Context;
 use cases::Case;
 use serde_json::json;
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -49,6 +51,8 @@ pub struct Outcome {
     pub cells: usize,
     /// One line for each wrong cell.
     pub wrong: Vec<String>,
+    /// Externals whose cells no packet can answer.
+    pub left_out: BTreeSet<String>,
 }
 
 pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
@@ -96,9 +100,10 @@ pub fn read(file: &Path, model: Option<&Path>) -> anyhow::Result<Vec<Case>> {
 }
 
 fn told(what: &str, outcome: &Outcome, start: Instant) -> serde_json::Value {
-    let Outcome { cases, cells, wrong } = outcome;
+    let Outcome { cases, cells, wrong, left_out } = outcome;
     let seconds = start.elapsed().as_secs_f64();
     wrong.iter().for_each(|line| println!("{line}"));
+    left_out.iter().for_each(|who| println!("{what}: left out: {who}"));
     println!("{what}: {cases} cases, {cells} cells, {} wrong, {seconds:.1} s", wrong.len());
-    json!({"what": what, "cases": cases, "cells": cells, "wrong": wrong, "seconds": seconds})
+    json!({"what": what, "cases": cases, "cells": cells, "wrong": wrong, "left_out": left_out, "seconds": seconds})
 }

@@ -1,15 +1,17 @@
-//! Cases as packets: a pod for each address that some pod of the cases has, on the node that owns the address.
+//! Cases as packets: a pod for each address that some pod of the cases has, on the node that owns the address, and a host
+//! beyond the nodes' router that has the addresses of nobody.
 //!
 //! Each step is applied on all nodes, as their operator would; then everybody tries to reach everybody at once. A try is over
 //! when it was heard, or when the nodes' own counters say that it was dropped: nothing waits for a time to pass.
 use super::{
     Outcome,
-    cases::{Case, Cluster},
+    cases::{Case, Cell, Cluster},
+    ground::{Ground, SHARES},
     probe::{Round, Station, Try},
 };
 use crate::{Lab, namespace::Netns, node::Node, pod::Pod, wait};
 use anyhow::{Context, ensure};
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,37 +22,19 @@ use std::{
     thread,
     time::Duration,
 };
-use weft::policy::model::{Protocol, Service};
+use weft::{
+    policy::model::{Protocol, Service},
+    types::BRIDGE,
+};
 
 /// # Errors
 /// The lab does not come up, or a case is not one.
 pub fn run(cases: &[Case]) -> anyhow::Result<Outcome> {
-    let mut outcome = Outcome::default();
-    for family in [true, false] {
-        let of_family: Vec<_> = cases.iter().filter(|case| is_of(case, family)).collect();
-        if !of_family.is_empty() {
-            Field::prepare(&of_family)?.run(&of_family, &mut outcome)?;
-        }
+    let mut outcome = Outcome { cases: cases.len(), ..Outcome::default() };
+    for ground in Ground::plan(cases)? {
+        Field::prepare(&ground)?.run(&ground, &mut outcome)?;
     }
     Ok(outcome)
-}
-
-fn is_of(case: &Case, v4: bool) -> bool {
-    addresses(case).into_iter().next().is_none_or(|address| address.is_ipv4()) == v4
-}
-
-/// Of all pods that a case has some time.
-fn addresses(case: &Case) -> BTreeSet<IpAddr> {
-    let Some(model) = &case.model else { return BTreeSet::new() };
-    let mut cluster = Cluster::of(model);
-    let mut found: BTreeSet<_> = cluster.pods().map(|(_, address)| address).collect();
-    for action in case.steps.iter().flat_map(|step| &step.actions) {
-        // What is wrong with an action is told where it counts.
-        if cluster.act(action).is_ok() {
-            found.extend(cluster.pods().map(|(_, address)| address));
-        }
-    }
-    found
 }
 
 /// A lab with a pod for each address.
@@ -58,20 +42,25 @@ struct Field {
     lab: Lab,
     nodes: Vec<Arc<Node>>,
     pods: BTreeMap<IpAddr, Arc<Pod>>,
-    ports: BTreeSet<u16>,
 }
 
 impl Field {
-    fn prepare(cases: &[&Case]) -> anyhow::Result<Self> {
-        let addresses: BTreeSet<IpAddr> = cases.iter().flat_map(|case| addresses(case)).collect();
-        let universe = universe(&addresses)?;
-        let names: Vec<_> = (1..=SHARES).map(|number| format!("n{number}")).collect();
-        let lab = Lab::builder().nodes(SHARES).universe(&universe.to_string()).without_agents().start()?;
+    fn prepare(ground: &Ground<'_>) -> anyhow::Result<Self> {
+        let lab = Lab::builder()
+            .nodes(SHARES)
+            .universe(&ground.universe.to_string())
+            .networks(ground.networks()?)
+            .without_agents()
+            .start()?;
+        let names: Vec<_> = lab.nodes().iter().map(|node| node.name().to_string()).collect();
         // Seeds that never start have their share all the same: so each eighth of the universe is some node's.
-        let owners: Vec<_> = universe.subnets(universe.prefix_len() + 3)?.zip(lab.nodes()).collect();
-        let lives = |share: &IpNet| addresses.iter().any(|address| share.contains(address));
-        let nodes: Vec<_> = owners.iter().filter(|(share, _)| lives(share)).map(|(_, n)| n.clone()).collect();
-        for node in &nodes {
+        let mut owners: Vec<_> = ground.shares().into_iter().zip(lab.nodes()).collect();
+        let has_pods = |share: &IpNet| ground.pods.iter().any(|address| share.contains(address));
+        owners.sort_by_key(|(share, _)| !has_pods(share));
+        // One alone would wait for the other seeds.
+        owners.truncate(owners.iter().filter(|(share, _)| has_pods(share)).count().max(2));
+        let nodes: Vec<_> = owners.iter().map(|(_, node)| node.clone()).collect();
+        for (share, node) in &owners {
             let others = nodes.iter().filter(|other| other.name() != node.name());
             let peers = others.map(|other| other.address().to_string()).collect();
             node.configure(|settings| {
@@ -79,11 +68,13 @@ impl Field {
                 settings.peers = peers;
                 settings.more.push("--cluster-network-policy=on".into());
             });
+            reserve(node, share, ground)?;
         }
+        lead(&lab, &owners, ground)?;
         nodes.iter().try_for_each(|node| node.start_agent())?;
         nodes.iter().try_for_each(|node| node.wait_ready(PATIENCE))?;
         let mut pods = BTreeMap::new();
-        for address in &addresses {
+        for address in &ground.pods {
             let owner = owners.iter().find(|(share, _)| share.contains(address));
             let (_, node) = owner.context("every address is in some share")?;
             let pod = lab.add_pod(node)?;
@@ -93,22 +84,23 @@ impl Field {
             call.run(node)?.check(&format!("ADD of {address}"))?;
             pods.insert(*address, pod);
         }
-        let ports = cases.iter().flat_map(|case| ports(case)).collect();
-        Ok(Self { lab, nodes, pods, ports })
+        Ok(Self { lab, nodes, pods })
     }
 
-    fn run(self, cases: &[&Case], outcome: &mut Outcome) -> anyhow::Result<()> {
+    fn run(self, ground: &Ground<'_>, outcome: &mut Outcome) -> anyhow::Result<()> {
         {
+            let outside = &self.lab.underlay().outside;
+            let pods = self.pods.iter().map(|(address, pod)| (*address, pod.netns()));
+            let externals = ground.externals.iter().map(|address| (*address, outside));
             let mut stations = BTreeMap::new();
-            for (address, pod) in &self.pods {
-                stations.insert(*address, (Station::open(pod.netns(), *address, &self.ports)?, pod.netns()));
+            for (address, netns) in pods.chain(externals) {
+                stations.insert(address, (Station::open(netns, address, &ground.ports)?, netns));
             }
-            self.warm_up(&stations)?;
+            self.warm_up(&stations, &ground.ports)?;
             let mut number = 1;
-            for case in cases {
+            for case in &ground.cases {
                 self.play(case, &stations, &mut number, outcome)
                     .with_context(|| format!("case {}", case.id))?;
-                outcome.cases += 1;
             }
         }
         drop(self.pods);
@@ -117,11 +109,11 @@ impl Field {
     }
 
     /// The first packets between two nodes wait for their keys.
-    fn warm_up(&self, stations: &Stations<'_>) -> anyhow::Result<()> {
+    fn warm_up(&self, stations: &Stations<'_>, ports: &BTreeSet<u16>) -> anyhow::Result<()> {
         self.apply(&[])?;
-        let port = *self.ports.first().context("the cases probe no port")?;
+        let port = *ports.first().context("the cases probe no port")?;
         let service = Service::Port(Protocol::Udp, port);
-        wait::until("all pods reach each other without policies", PATIENCE, || {
+        wait::until("everybody reaches everybody without policies", PATIENCE, || {
             let mut round = Round::begin(0, everybody(stations, service), stations)?;
             wait::until("packets arrive", Duration::from_millis(500), || {
                 round.look(stations)?;
@@ -145,11 +137,21 @@ impl Field {
             }
             self.apply(&cluster.objects())?;
             let cells = cluster.cells(step)?;
-            let between_pods = |it: &&super::cases::Cell<'_>| {
-                stations.contains_key(&it.source) && stations.contains_key(&it.destination)
-            };
+            let ends =
+                |it: &Cell<'_>| [(it.from.to_string(), it.source), (it.to.to_string(), it.destination)];
+            let of_family = |address: IpAddr| stations.keys().all(|it| it.is_ipv4() == address.is_ipv4());
+            let is_missing = |(_, address): &(String, IpAddr)| !stations.contains_key(address);
+            let (nowhere, here): (Vec<_>, Vec<_>) =
+                cells.iter().partition(|it| ends(it).iter().any(is_missing));
+            for (name, address) in nowhere.iter().flat_map(|it| ends(it)).filter(is_missing) {
+                // The other family has a lab of its own.
+                if of_family(address) {
+                    let who = format!("{}: {name}, as {address} lies between the pods' addresses", case.id);
+                    outcome.left_out.insert(who);
+                }
+            }
             let mut expected = BTreeMap::new();
-            for cell in cells.iter().filter(between_pods) {
+            for cell in here {
                 let key = Try { source: cell.source, destination: cell.destination, service: cell.service };
                 expected.insert(key, (cell.passes()?, cell.to_string()));
             }
@@ -233,11 +235,12 @@ impl Field {
         })
     }
 
-    /// Which policy decides, by the word of the destination's node.
+    /// Which policy decides, by the word of a node of one of the ends.
     fn explain(&self, it: &Try) -> String {
         let Service::Port(protocol, port) = it.service else { return String::new() };
         let to = format!("{}:{port}/{protocol}", it.destination);
-        let Some(pod) = self.pods.get(&it.destination) else { return String::new() };
+        let pod = self.pods.get(&it.destination).or_else(|| self.pods.get(&it.source));
+        let Some(pod) = pod else { return String::new() };
         let said = pod.node().weft(&["policy", "explain", &it.source.to_string(), &to]);
         said.map(|out| String::from_utf8_lossy(&out.stdout).trim().replace('\n', ";")).unwrap_or_default()
     }
@@ -272,41 +275,35 @@ pub fn dropped_on(node: &Node) -> anyhow::Result<u64> {
     Ok(drops.filter_map(|counter| counter["packets"].as_u64()).sum())
 }
 
-fn ports(case: &Case) -> BTreeSet<u16> {
-    let Some(model) = &case.model else { return BTreeSet::new() };
-    let mut cluster = Cluster::of(model);
-    let mut found = BTreeSet::new();
-    for step in &case.steps {
-        step.actions.iter().for_each(|action| drop(cluster.act(action)));
-        let cells = cluster.cells(step).unwrap_or_default();
-        found.extend(cells.iter().filter_map(|cell| match cell.service {
-            Service::Port(_, port) => Some(port),
-            Service::Other => None,
-        }));
-    }
-    found
+/// Has a node's bridge take an address that no pod wants: an agent keeps the one that it finds.
+fn reserve(node: &Node, share: &IpNet, ground: &Ground<'_>) -> anyhow::Result<()> {
+    let address = ground.spare(share)?;
+    node.netns().links(async |links| {
+        links.bridge(BRIDGE).await?;
+        links.address(BRIDGE, address.into()).await
+    })
 }
 
-/// The smallest range that holds all addresses, and is large enough for a share of each node.
-fn universe(addresses: &BTreeSet<IpAddr>) -> anyhow::Result<IpNet> {
-    let (first, last) =
-        (addresses.first().context("there are no pods")?, addresses.last().context("no pods")?);
-    let least = if first.is_ipv4() { 21 } else { 64 };
-    let around = |length| match first {
-        IpAddr::V4(address) => Ipv4Net::new(*address, length).map(IpNet::V4),
-        IpAddr::V6(address) => Ipv6Net::new(*address, length).map(IpNet::V6),
-    };
-    for length in (8..=least).rev() {
-        let range = around(length)?.trunc();
-        if range.contains(last) {
-            return Ok(range);
+/// Has the externals and the pods find each other beyond the nodes.
+fn lead(lab: &Lab, owners: &[(IpNet, Arc<Node>)], ground: &Ground<'_>) -> anyhow::Result<()> {
+    let underlay = lab.underlay();
+    let v6 = matches!(ground.universe, IpNet::V6(_));
+    if v6 && !ground.externals.is_empty() {
+        underlay.route_ipv6()?;
+    }
+    ground.externals.iter().try_for_each(|address| underlay.settle_outside(*address))?;
+    for (number, (share, node)) in (1..).zip(owners).filter(|_| !ground.externals.is_empty()) {
+        let mut via = node.address();
+        if v6 {
+            via = underlay.plug_ipv6(node.netns(), number)?;
+            let router = underlay.router_ipv6();
+            node.netns().links(async |links| links.default_route(router).await)?;
         }
+        underlay.lead(*share, via)?;
     }
-    anyhow::bail!("{first} and {last} are too far from each other for one universe")
+    Ok(())
 }
 
-/// Nodes that share the universe; those that have no pod are never started.
-const SHARES: usize = 8;
 const PATIENCE: Duration = Duration::from_secs(30);
 const ATTEMPTS: usize = 5;
 /// Before TCP tries again, and is counted again.

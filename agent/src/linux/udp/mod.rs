@@ -90,16 +90,15 @@ impl Socket {
     }
 
     /// Binds one more socket to the port that this one, the first of `workers`, shares with its group: it gets what
-    /// `steer` sets apart, and the workers the rest as before. It receives each datagram by itself.
+    /// `steer` sets apart, and the workers the rest as before.
+    ///
+    /// It takes joined datagrams as they do: the kernel asks any member of the group whether to join, not the one that
+    /// gets them.
     pub fn bind_beside(&self, workers: usize, steer: Steer) -> Result<Self, UdpError> {
         let address = self.local_address().map_err(os(ANY, "read its address"))?;
         let beside = Self::bind(address, true)?;
-        let set = || {
-            // A kernel before 5.0 does so anyway.
-            let _ = set_int(&beside.data, libc::IPPROTO_UDP, libc::UDP_GRO, 0);
-            attach(&beside.data, &steer.program(workers)?)
-        };
-        set().map_err(os(address, "set some datagrams apart"))?;
+        let attached = steer.program(workers).and_then(|program| attach(&beside.data, &program));
+        attached.map_err(os(address, "set some datagrams apart"))?;
         Ok(beside)
     }
 
