@@ -432,7 +432,7 @@ impl Mesh {
 
     /// By how much a network is larger than one in which everybody may hear of everything at once.
     pub(super) fn crowds(&self) -> u32 {
-        (self.peers.len() / CROWD).max(1) as u32
+        (self.peers.count() / CROWD).max(1) as u32
     }
 
     /// Tells every link what it lacks, as far as there is room.

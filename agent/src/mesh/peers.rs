@@ -209,8 +209,7 @@ impl PeerSet {
     }
 
     /// How many, the own one included.
-    #[expect(clippy::len_without_is_empty, reason = "the own record is always there")]
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.records.len()
     }
 

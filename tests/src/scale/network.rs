@@ -109,7 +109,7 @@ pub fn measure(nodes: usize, seed: u64, sealed: bool, progress: &Progress) -> Fi
 /// Everybody knows as many as there are.
 fn counted<A: App>(sim: &Sim<A>) -> bool {
     let count = running(sim).count();
-    running(sim).all(|n| sim.nodes[n].mesh.joined() && sim.nodes[n].mesh.peers().len() == count)
+    running(sim).all(|n| sim.nodes[n].mesh.joined() && sim.nodes[n].mesh.peers().count() == count)
 }
 
 /// All replicas are alike, by their digests.
