@@ -13,6 +13,7 @@
 mod addresses;
 mod alive;
 mod attach;
+mod beginning;
 mod cluster;
 mod footing;
 mod forget;
@@ -23,6 +24,7 @@ mod observe;
 mod policy;
 mod porch;
 mod reset;
+mod serve;
 mod steering;
 mod switchboard;
 mod takeover;
@@ -37,7 +39,7 @@ use porch::Porch;
 use takeover::{Door, Inheritance, Listeners, Predecessor, Successor};
 
 use crate::{
-    admin::{AdminService, Front, Heartbeats, HttpServer, Metrics, Observer, Pages, Readiness, STARTING},
+    admin::{Front, Heartbeats, HttpServer, Observer, Pages, Readiness},
     cni,
     config::{Args, Config, Encryption, Ipam, LogFormat},
     datapath::{
@@ -52,27 +54,23 @@ use crate::{
         task::{Keeper, OWN_LIFETIME},
     },
     ipam::{
-        self, Found, death::DeathGossip, deed::Takeovers, election::VoteGossip, seed::SeedPlan, span::Layout,
+        self, Found, death::DeathGossip, deed::Takeovers, election::VoteGossip, span::Layout,
         token::RingGossiper,
     },
-    links::{self, Desired, Observed, PodPort},
-    linux::store::{Store, StoreState},
+    links,
     mesh::{
         self,
         gossip::Gossiper,
         peers::PeerRecord,
         task::{Handle as Mesh, Incoming},
     },
-    types::{BRIDGE, DataId, DataSecret, Mac, TUN},
+    types::{DataId, DataSecret, TUN},
 };
 use anyhow::{Context, anyhow, bail};
 use arc_swap::ArcSwap;
-use axum::{extract::Request, response::Response};
 use futures_util::{FutureExt, TryFutureExt};
 use std::{
-    collections::BTreeMap,
     future::pending,
-    net::IpAddr,
     path::Path,
     sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -83,9 +81,7 @@ use tokio::{
     task::{JoinHandle, JoinSet},
     time::timeout,
 };
-use tonic::{Status, service::Routes};
-use tracing::{error, info, warn};
-use weft_proto::local::{cni_server::CniServer, policy_server::PolicyServer};
+use tracing::{info, warn};
 
 /// What `weft agent` does, until SIGTERM, SIGINT, or something that it cannot go on without fails.
 pub async fn agent(args: &Args) -> anyhow::Result<()> {
@@ -175,10 +171,10 @@ pub async fn build(
     let threads = sockets.len();
     let Porch { mut servers, stopping, http: http_front } = porch;
     let (local_front, stopped) = (Front::default(), stopping.subscribe());
-    servers.spawn(http.serve(http_front.router(Pages::starting), until(&stopped)).map(Ok));
-    servers.spawn(local.serve(local_front.router(starting).into(), until(&stopped)).err_into());
-    let (store, fresh) = open_store(&config)?;
-    let seeds = seeds(&config, &store)?;
+    servers.spawn(http.serve(http_front.router(Pages::starting), serve::until(&stopped)).map(Ok));
+    servers.spawn(local.serve(local_front.router(serve::starting).into(), serve::until(&stopped)).err_into());
+    let (store, fresh) = beginning::open_store(&config)?;
+    let seeds = beginning::seeds(&config, &store)?;
 
     let (believe, believed) = watch::channel(Arc::new(cluster::takeovers(cluster.as_ref())));
     let same = match same {
@@ -231,8 +227,8 @@ pub async fn build(
     let observed = links::look().await.context("look at links and routes")?;
     let found = Found {
         veths: observed.veths().into_iter().map(|veth| veth.alias).collect(),
-        macs: neighbours(&observed),
-        bridge: bridge_address(&observed, &config),
+        macs: beginning::neighbours(&observed),
+        bridge: beginning::bridge_address(&observed, &config),
         rebooted,
     };
     let ipam_config = ipam::Config {
@@ -257,7 +253,7 @@ pub async fn build(
         Some(adopted) => adopted,
         None => datapath::task::open(TUN, threads)?,
     };
-    let desired = desired(&config, &observed, &ipam.view().borrow());
+    let desired = beginning::desired(&config, &observed, &ipam.view().borrow());
     let links = links::spawn(config.state_dir.clone(), desired).await.context("set up links")?;
     let tables = Arc::new(ArcSwap::default());
     let (sealing_peers, sealing_watch) = watch::channel(Vec::new());
@@ -388,20 +384,9 @@ pub async fn build(
         }
         member.spawn(&config, subjects, &mut tasks);
     }
-    let mut metrics = Metrics::new(observer.clone());
-    cni.metrics().register(metrics.registry());
-    if let Some(policies) = &policies {
-        metrics.registry().register_collector(Box::new(policies.handle().metrics()));
-    }
-    let pages = Pages { readiness, heartbeats, metrics: Arc::new(metrics), observer: observer.clone() };
-    http_front.open(pages.router());
-    let routes = Routes::new(CniServer::new(cni))
-        .add_service(AdminService::new(observer, leave, forget).into_server());
-    let routes = match policies {
-        Some(policies) => routes.add_service(PolicyServer::new(policies)),
-        None => routes,
-    };
-    local_front.open(routes.into_axum_router());
+    let answers = serve::Answers { cni, observer, policies, readiness, heartbeats };
+    http_front.open(answers.pages().router());
+    local_front.open(answers.local(leave, forget));
     let endpoints: Vec<_> = config.endpoints.iter().map(ToString::to_string).collect();
     info!(name = %config.name, %incarnation, universe = %config.universe, endpoints = endpoints.join(","), "started");
     Ok(Running { mesh, allocator, datapath, handshakes, health, listeners, tasks, servers, stopping })
@@ -477,21 +462,6 @@ async fn rest(probe_socket: Option<&Path>) -> anyhow::Result<()> {
     pending().await
 }
 
-/// What the local API answers before there is more to say. A runtime tries again.
-fn starting(request: &Request) -> Response {
-    let code = match request.uri().path().ends_with("/Ready") {
-        true => cni::answer::Code::CannotAdd,
-        false => cni::answer::Code::TryAgainLater,
-    };
-    Status::from(cni::answer::Failure::new(code, STARTING)).into_http()
-}
-
-/// Resolves when the agent is to stop.
-fn until(stopped: &watch::Receiver<bool>) -> impl Future<Output = ()> + Send + 'static {
-    let mut stopped = stopped.clone();
-    async move { drop(stopped.wait_for(|stop| *stop).await) }
-}
-
 /// Waits for the first exchange with a peer, or until it is clear that there is nobody; what came meanwhile is returned.
 async fn join(incoming: &mut mpsc::Receiver<Incoming>) -> anyhow::Result<Vec<Incoming>> {
     let mut early = Vec::new();
@@ -523,70 +493,6 @@ fn gossipers(
         gossipers.push(Box::new(DeathGossip(checker())));
     }
     gossipers
-}
-
-/// The second says that there was no state file.
-fn open_store(config: &Config) -> anyhow::Result<(Store, bool)> {
-    let (store, state) = Store::open(&config.state_dir, &config.name, &config.universe)?;
-    let fresh = state == StoreState::Created;
-    if let StoreState::Damaged { moved_to } = state {
-        error!(
-            moved_to = %moved_to.display(),
-            "the state file could not be read and was moved aside; the ring is learned from peers, addresses from veths"
-        );
-    }
-    Ok((store, fresh))
-}
-
-/// The list that the network began with counts for ever: who owns what follows from it.
-fn seeds(config: &Config, store: &Store) -> anyhow::Result<SeedPlan> {
-    let configured: SeedPlan = config.ipam_seed.iter().cloned().collect();
-    let Some(stored) = ipam::record::seeds(store)? else { return Ok(configured) };
-    if !configured.names().is_empty() && configured != stored {
-        warn!(%configured, began_with = %stored, "--ipam-seed is not the list that the network began with, and is ignored");
-    }
-    Ok(stored)
-}
-
-/// The address that the bridge still has from the agent before this one.
-fn bridge_address(observed: &Observed, config: &Config) -> Option<IpAddr> {
-    let of_bridge = observed.addresses.iter().filter(|(link, _)| link == BRIDGE);
-    of_bridge.map(|(_, prefix)| prefix.addr()).find(|address| config.universe.contains(*address))
-}
-
-/// The pods' MACs that the agent before this one has set.
-fn neighbours(observed: &Observed) -> BTreeMap<IpAddr, Mac> {
-    let of_bridge = observed.neighbours.iter().filter(|((link, _), _)| link == BRIDGE);
-    of_bridge.map(|((_, address), mac)| (*address, *mac)).collect()
-}
-
-/// What the kernel should look like right at the start, so that pods that run go on running.
-fn desired(config: &Config, observed: &Observed, view: &ipam::View) -> Desired {
-    let mut desired = Desired::new(config.universe, bridge_mac(config), config.mtu.into());
-    steering::follow(&mut desired, view, &BTreeMap::new());
-    desired.no_masquerade = config.no_masquerade.iter().copied().collect();
-    desired.underlay = config.endpoints.iter().map(|endpoint| endpoint.0.ip()).collect();
-    desired.underlay_forwarding = config.underlay_forwarding;
-    for veth in observed.veths() {
-        let key = &veth.alias.attachment;
-        let mine = |allocation: &&Arc<ipam::Allocation>| allocation.owner == ipam::Owner::Pod(key.clone());
-        match view.allocations.values().find(mine) {
-            Some(allocation) => {
-                let port = PodPort {
-                    host_interface: veth.host_interface.clone(),
-                    addresses: [allocation.address].into(),
-                    mac: allocation.mac,
-                };
-                desired.pods.insert(veth.host_interface, port);
-            }
-            None => warn!(veth = veth.host_interface, attachment = %key, "a veth of ours without an address"),
-        }
-    }
-    desired
-}
-
-fn bridge_mac(config: &Config) -> Mac {
-    Mac::derived(format!("bridge {}", config.name).as_bytes())
 }
 
 fn start_logging(config: &Config) -> anyhow::Result<()> {

@@ -2,7 +2,7 @@
 //!
 //! In a cluster that is while the API server is waited for, so that nobody restarts an agent because that is away.
 
-use super::until;
+use super::serve::until;
 use crate::{
     admin::{Front, HttpServer, Pages},
     config::Config,

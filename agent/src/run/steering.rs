@@ -2,7 +2,7 @@
 
 use super::{
     alive::alive,
-    bridge_mac,
+    beginning::bridge_mac,
     forwarding::{Forwarding, Node, Reach},
 };
 use crate::{
