@@ -1,4 +1,5 @@
-/* Preloaded into an agent: the file that WEFT_LAB_CLOCK names says by how many seconds its wall clock is off. */
+/* Preloaded into an agent: the file that WEFT_LAB_CLOCK names says by how many seconds its wall clock is off, and how many
+   seconds have passed for it alone. */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <stdint.h>
@@ -8,7 +9,7 @@
 #include <time.h>
 #include <unistd.h>
 
-static volatile int64_t *offset;
+static volatile struct { int64_t wall, passed; } *offset;
 
 __attribute__((constructor)) static void look_for_offset(void) {
     const char *path = getenv("WEFT_LAB_CLOCK");
@@ -21,6 +22,8 @@ __attribute__((constructor)) static void look_for_offset(void) {
 
 int clock_gettime(clockid_t clock, struct timespec *time) {
     int result = (int)syscall(SYS_clock_gettime, clock, time);
-    if (result == 0 && clock == CLOCK_REALTIME && offset) time->tv_sec += *offset;
+    if (result != 0 || !offset) return result;
+    if (clock == CLOCK_REALTIME) time->tv_sec += offset->wall;
+    if (clock == CLOCK_MONOTONIC || clock == CLOCK_BOOTTIME) time->tv_sec += offset->passed;
     return result;
 }

@@ -1,4 +1,4 @@
-//! A wall clock that one agent alone has, and that can be set while it runs: the kernel has one for all.
+//! Clocks that one agent alone has, and that can be set while it runs: the kernel has one of each for all.
 use std::{
     fs::{self, File},
     os::unix::fs::FileExt,
@@ -28,12 +28,18 @@ impl Clock {
         let file = File::create(&offset).with_context(|| format!("create {}", offset.display()))?;
         let clock = Self { library, offset, file };
         clock.set(0)?;
+        clock.pass(0)?;
         Ok(clock)
     }
 
-    /// It is off by so many seconds from now on.
+    /// The wall clock is off by so many seconds from now on.
     pub fn set(&self, seconds: i64) -> anyhow::Result<()> {
         self.file.write_all_at(&seconds.to_ne_bytes(), 0).context("set a clock")
+    }
+
+    /// So many seconds have passed at once since the start, beside those that have; the wall clock does not show it.
+    pub fn pass(&self, seconds: i64) -> anyhow::Result<()> {
+        self.file.write_all_at(&seconds.to_ne_bytes(), size_of::<i64>() as u64).context("let time pass")
     }
 
     /// Has a program go by this clock.
