@@ -28,18 +28,24 @@ fn what_others_change_in_the_table_is_put_right_at_once_and_outlives_the_agent()
         Ok(())
     };
     stands().unwrap();
+    let owned = nft(&node, &["list", "table", "inet", "weft-policy"]).unwrap().contains("flags owner");
     let mut windows = Vec::new();
     for damage in [&["flush", "ruleset"][..], &["flush", "map", "inet", "weft-policy", "ingress4"]] {
         for _ in 0..10 {
-            nft(&node, damage).unwrap();
+            let done = nft(&node, damage);
             let start = Instant::now();
+            if owned {
+                stands().unwrap();
+            } else {
+                done.unwrap();
+            }
             wait::until("the table stands again", Duration::from_secs(2), stands).unwrap();
             windows.push(start.elapsed());
         }
     }
     windows.sort();
     let (median, longest) = (windows[windows.len() / 2], windows[windows.len() - 1]);
-    println!("the table stood again after {median:?} in the median, {longest:?} at most");
+    println!("owned: {owned}; the table stood again after {median:?} in the median, {longest:?} at most");
     assert!(longest < Duration::from_secs(1), "{windows:?}");
 
     node.kill_agent().unwrap();

@@ -66,7 +66,7 @@ fn one_pods_change_is_in_the_kernel_in_50_ms_with_10_000_pods_and_1_000_policies
     let mut took = Vec::new();
     let anew = node.netns().run(|| {
         tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
-            let handle = policy::spawn(index, None)?;
+            let handle = policy::spawn(index, None, node.run_dir().join("policy.nft")).await?;
             let start = Instant::now();
             handle
                 .update(move |index| {

@@ -3,11 +3,15 @@
 //! The child runs in the network namespace of the thread that polls the future first.
 
 use std::{
-    io,
+    fs, io,
     path::PathBuf,
     process::{Output, Stdio},
 };
-use tokio::{io::AsyncWriteExt, process::Command};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines},
+    net::unix::pipe,
+    process::{Child, ChildStdin, Command},
+};
 
 #[derive(Debug, thiserror::Error)]
 pub enum NftError {
@@ -69,6 +73,13 @@ impl Nft {
         accepted(output, || format!("to list table {family} {name}"))
     }
 
+    /// One table's named counters, as JSON.
+    pub async fn list_counters(&self, family: &str, table: &str) -> Result<String, NftError> {
+        let arguments = ["-j", "list", "counters", "table", family, table];
+        let output = self.command(&arguments).output().await.map_err(|e| self.failed(e))?;
+        accepted(output, || format!("to list the counters of table {family} {table}"))
+    }
+
     /// One set with its elements, as JSON.
     pub async fn list_set(&self, family: &str, table: &str, name: &str) -> Result<String, NftError> {
         let arguments = ["-j", "list", "set", family, table, name];
@@ -76,11 +87,24 @@ impl Nft {
         accepted(output, || format!("to list set {family} {table} {name}"))
     }
 
-    /// One table's named counters, as JSON.
-    pub async fn list_counters(&self, family: &str, table: &str) -> Result<String, NftError> {
-        let arguments = ["-j", "list", "counters", "table", family, table];
-        let output = self.command(&arguments).output().await.map_err(|e| self.failed(e))?;
-        accepted(output, || format!("to list the counters of table {family} {table}"))
+    /// Whether `nft` and kernel know tables that only their owner changes, and that outlive it.
+    pub async fn knows_owners(&self) -> bool {
+        // The kernel is asked, too, but nothing is done.
+        let mut check = self.command(&["--check", OWNED]);
+        check.output().await.is_ok_and(|output| output.status.success())
+    }
+
+    /// Starts one that stays; its scripts go through a file.
+    pub fn session(&self, script: PathBuf) -> Result<Session, NftError> {
+        let start = || {
+            let (answers, out) = io::pipe()?;
+            let mut command = self.command(&["-j", "-i"]);
+            let mut child = command.stdin(Stdio::piped()).stdout(out.try_clone()?).stderr(out).spawn()?;
+            let stdin = child.stdin.take().expect("piped above");
+            let answers = BufReader::new(pipe::Receiver::from_owned_fd(answers.into())?).lines();
+            Ok(Session { nft: self.clone(), script, child, stdin, answers })
+        };
+        start().map_err(|errno| self.failed(errno))
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
@@ -95,6 +119,72 @@ impl Nft {
     }
 }
 
+/// An `nft` that stays, so that tables can be its own. It ends with its handle, or with this process.
+///
+/// Before 1.1 such an `nft` reads all tables again for each line, and is slower than one for each script.
+#[derive(Debug)]
+pub struct Session {
+    nft: Nft,
+    script: PathBuf,
+    child: Child,
+    stdin: ChildStdin,
+    /// What it writes to stdout and stderr, in its order.
+    answers: Lines<BufReader<pipe::Receiver>>,
+}
+
+impl Session {
+    /// The process, which its netlink events name; none if it has ended.
+    pub fn process(&self) -> Option<u32> {
+        self.child.id()
+    }
+
+    /// Runs a script.
+    ///
+    /// # Errors
+    /// [`NftError::Refused`]: then nothing of the script holds. After any error a new session is to be started.
+    pub async fn run(&mut self, script: &str) -> Result<(), NftError> {
+        fs::write(&self.script, script).map_err(|errno| self.failed(errno))?;
+        // Each line is a transaction, an included file is in one.
+        let said = self.ask(&format!("include \"{}\"", self.script.display())).await?;
+        if !said.is_empty() {
+            let what = format!("what is in {}", self.script.display());
+            return Err(NftError::Refused { what, stderr: said.join("\n") });
+        }
+        Ok(())
+    }
+
+    /// One set with its elements, as JSON.
+    pub async fn list_set(&mut self, family: &str, table: &str, name: &str) -> Result<String, NftError> {
+        let said = self.ask(&format!("list set {family} {table} {name}")).await?;
+        said.iter().find(|line| line.starts_with(ANSWER)).cloned().ok_or_else(|| NftError::Refused {
+            what: format!("to list set {family} {table} {name}"),
+            stderr: said.join("\n"),
+        })
+    }
+
+    /// What one line is answered with.
+    async fn ask(&mut self, line: &str) -> Result<Vec<String>, NftError> {
+        let ask = async {
+            // To the last one there is an answer in any case, and it is one line.
+            self.stdin.write_all(format!("{line}\n{LAST}\n").as_bytes()).await?;
+            let mut answers = Vec::new();
+            while let Some(answer) = self.answers.next_line().await? {
+                if answer.starts_with(ANSWER) && !answer.contains(LISTED_SET) {
+                    return Ok(answers);
+                }
+                answers.push(answer);
+            }
+            Err(io::Error::other(format!("it has ended: {}", answers.join("; "))))
+        };
+        let asked = ask.await;
+        asked.map_err(|errno| self.failed(errno))
+    }
+
+    fn failed(&self, errno: io::Error) -> NftError {
+        self.nft.failed(errno)
+    }
+}
+
 fn accepted(output: Output, what: impl FnOnce() -> String) -> Result<String, NftError> {
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
@@ -102,3 +192,11 @@ fn accepted(output: Output, what: impl FnOnce() -> String) -> Result<String, Nft
     let stderr = String::from_utf8_lossy(&output.stderr).trim().to_string();
     Err(NftError::Refused { what: what(), stderr })
 }
+
+/// A command line.
+const OWNED: &str = "table inet weft-probe { flags owner, persist; }";
+/// Lists no set.
+const LAST: &str = "list tables ip6";
+/// How listings begin, and what only those of sets contain.
+const ANSWER: &str = "{\"nftables\": [";
+const LISTED_SET: &str = "{\"set\": {";

@@ -3,12 +3,10 @@
 
 use super::model::{Direction, PolicyId};
 use prometheus_client::{
-    collector::Collector,
     encoding::{DescriptorEncoder, NoLabelSet},
     metrics::MetricType,
 };
-use std::{collections::BTreeMap, fmt, sync::Arc};
-use tokio::sync::watch;
+use std::{collections::BTreeMap, fmt};
 
 /// What is counted together.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -89,46 +87,39 @@ pub fn of_policy(counts: &Counts, policy: &PolicyId) -> (Count, Count) {
     (allowed, dropped)
 }
 
-/// Shows the counts as they were read last.
-#[derive(Debug)]
-pub struct Metrics(pub watch::Receiver<Arc<Counts>>);
-
-impl Collector for Metrics {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let counts = self.0.borrow().clone();
-        let help = "that network policies decided on: first ones of connections; dropped are those of pods that the policy isolates";
-        for (unit, name, _, value) in WAYS {
-            let help = format!("{unit} {help}");
-            let mut metric = encoder.encode_descriptor(name, &help, None, MetricType::Counter)?;
-            for ((direction, policy, outcome), count) in by_policy(&counts) {
-                let labels = [
-                    ("namespace", policy.namespace.as_str()),
-                    ("policy", &policy.name),
-                    ("direction", direction.word()),
-                    ("verdict", outcome.word()),
-                ];
-                metric.encode_family(&labels)?.encode_counter::<NoLabelSet, u64, u64>(&value(count), None)?;
-            }
+/// Shows counts to who scrapes.
+pub fn encode(counts: &Counts, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+    let help = "that network policies decided on: first ones of connections; dropped are those of pods that the policy isolates";
+    for (unit, name, _, value) in WAYS {
+        let help = format!("{unit} {help}");
+        let mut metric = encoder.encode_descriptor(name, &help, None, MetricType::Counter)?;
+        for ((direction, policy, outcome), count) in by_policy(counts) {
+            let labels = [
+                ("namespace", policy.namespace.as_str()),
+                ("policy", &policy.name),
+                ("direction", direction.word()),
+                ("verdict", outcome.word()),
+            ];
+            metric.encode_family(&labels)?.encode_counter::<NoLabelSet, u64, u64>(&value(count), None)?;
         }
-        for (unit, _, name, value) in WAYS {
-            let (mut forbidden, mut late) = (0, 0);
-            for (what, count) in counts.iter() {
-                match what {
-                    Counted::By(_, _, Outcome::Allowed | Outcome::Passed) => {}
-                    Counted::By(..) | Counted::Unallowed(..) => forbidden += value(*count),
-                    Counted::Late => late += value(*count),
-                }
-            }
-            let help =
-                format!("{unit} dropped for policies' sake: forbidden ones, and those of no connection");
-            let mut metric = encoder.encode_descriptor(name, &help, None, MetricType::Counter)?;
-            for (reason, number) in [("forbidden", forbidden), ("no_connection", late)] {
-                let labels = [("reason", reason)];
-                metric.encode_family(&labels)?.encode_counter::<NoLabelSet, u64, u64>(&number, None)?;
-            }
-        }
-        Ok(())
     }
+    for (unit, _, name, value) in WAYS {
+        let (mut forbidden, mut late) = (0, 0);
+        for (what, count) in counts {
+            match what {
+                Counted::By(_, _, Outcome::Allowed | Outcome::Passed) => {}
+                Counted::By(..) | Counted::Unallowed(..) => forbidden += value(*count),
+                Counted::Late => late += value(*count),
+            }
+        }
+        let help = format!("{unit} dropped for policies' sake: forbidden ones, and those of no connection");
+        let mut metric = encoder.encode_descriptor(name, &help, None, MetricType::Counter)?;
+        for (reason, number) in [("forbidden", forbidden), ("no_connection", late)] {
+            let labels = [("reason", reason)];
+            metric.encode_family(&labels)?.encode_counter::<NoLabelSet, u64, u64>(&number, None)?;
+        }
+    }
+    Ok(())
 }
 
 /// A packet that several policies have not allowed counts for each.
@@ -170,7 +161,16 @@ const WAYS: [Way; 2] = [
 #[cfg(test)]
 mod tests {
     use super::*;
-    use prometheus_client::{encoding::text, registry::Registry};
+    use prometheus_client::{collector::Collector, encoding::text, registry::Registry};
+
+    #[derive(Debug)]
+    struct Shown(Counts);
+
+    impl Collector for Shown {
+        fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+            encode(&self.0, encoder)
+        }
+    }
 
     fn id(name: &str) -> PolicyId {
         PolicyId { namespace: "x".into(), name: name.into() }
@@ -209,9 +209,8 @@ mod tests {
             .into(),
         );
         assert_eq!(of_policy(tally.counts(), &id("b")), (Count::default(), Count { packets: 5, bytes: 300 }));
-        let (_sender, counts) = watch::channel(Arc::new(tally.counts().clone()));
         let mut registry = Registry::default();
-        registry.register_collector(Box::new(Metrics(counts)));
+        registry.register_collector(Box::new(Shown(tally.counts().clone())));
         let mut page = String::new();
         text::encode(&mut page, &registry).unwrap();
         insta::assert_snapshot!(page, @r#"

@@ -343,7 +343,7 @@ proptest! {
     #[test]
     fn rules_and_explanation_say_what_the_specification_says(steps in vec(any_step(), 1..30)) {
         let (mut cluster, mut index, mut compiler) = (Cluster::default(), Index::new(false), Compiler::default());
-        let (mut renderer, mut table) = (Renderer::new(Some(1)), Table::default());
+        let (mut renderer, mut table) = (Renderer::new(Some(1), true), Table::default());
         table.run(&renderer.table(compiler.rules(), 0));
         for step in &steps {
             cluster.take(step, &mut index);
@@ -361,7 +361,7 @@ proptest! {
         fresh.follow(&mut anew);
         prop_assert_eq!(fresh.rules(), compiler.rules());
         let mut written = Table::default();
-        written.run(&Renderer::new(Some(1)).table(fresh.rules(), 1));
+        written.run(&Renderer::new(Some(1), true).table(fresh.rules(), 1));
         prop_assert_eq!(&written, &table);
         let counters: Vec<_> = renderer.counters().into_keys().collect();
         prop_assert!(table.has_counters(&counters), "{:?}: {:?}", counters, table);

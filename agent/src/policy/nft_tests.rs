@@ -47,6 +47,7 @@ impl Table {
             match (words[0], &open) {
                 ("set", None) => drop(self.sets.insert(words[1].into(), BTreeSet::new())),
                 ("map", None) => drop(self.maps.insert(words[1].into(), BTreeMap::new())),
+                ("flags", None) => {}
                 ("counter", None) => drop(self.counters.insert(words[1].into())),
                 ("chain", None) => {
                     self.chains.insert(words[1].into(), Vec::new());

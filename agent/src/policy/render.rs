@@ -30,18 +30,20 @@ pub struct Renderer {
     uses: BTreeMap<(Direction, Combination), usize>,
     /// Drops are logged to that NFLOG group.
     log: Option<u16>,
+    /// The table is its writer's own, and outlives it.
+    owned: bool,
 }
 
 impl Renderer {
-    pub fn new(log: Option<u16>) -> Self {
-        Self { log, ..Self::default() }
+    pub fn new(log: Option<u16>, owned: bool) -> Self {
+        Self { log, owned, ..Self::default() }
     }
 
     /// The text for `nft -f -` that makes the table anew, whatever there is.
     pub fn table(&mut self, rules: &Rules, revision: u32) -> String {
-        *self = Self::new(self.log);
-        let mut text =
-            format!("table inet {POLICY_TABLE} {{}}\ndelete table inet {POLICY_TABLE}\n{SKELETON}");
+        *self = Self::new(self.log, self.owned);
+        let flags = if self.owned { OWNED } else { "" };
+        let mut text = format!("{}table inet {POLICY_TABLE} {{\n{flags}{SKELETON}", gone(self.owned));
         text += &self.steps(&Rules::default().changes_to(rules), revision);
         text
     }
@@ -210,6 +212,16 @@ impl Renderer {
                 let _ = writeln!(text, "delete counter inet {POLICY_TABLE} {name}");
             }
         }
+    }
+}
+
+/// The text that takes the table away, if there is one.
+pub fn gone(owned: bool) -> String {
+    match owned {
+        // One with other flags would not be taken for the same.
+        true => format!("destroy table inet {POLICY_TABLE}\n"),
+        // An empty one first, as deleting one that does not exist would fail; `destroy` is younger than many an nft.
+        false => format!("table inet {POLICY_TABLE} {{}}\ndelete table inet {POLICY_TABLE}\n"),
     }
 }
 
@@ -418,8 +430,9 @@ const LONGEST_PREFIX: usize = 120;
 const ACTIONS: [(Action, Outcome); 3] =
     [(Action::Accept, Outcome::Allowed), (Action::Deny, Outcome::Dropped), (Action::Pass, Outcome::Passed)];
 const LOG_RATE: &str = "10/second burst 20 packets";
+/// Since Linux 6.9 and nft 1.1.1.
+const OWNED: &str = "    flags owner, persist\n";
 const SKELETON: &str = "\
-table inet weft-policy {
     set revision { type mark; }
     set itself4 { type ipv4_addr . ipv4_addr; }
     set itself6 { type ipv6_addr . ipv6_addr; }

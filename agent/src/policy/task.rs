@@ -7,28 +7,34 @@
 //! ```
 //! Changes that wait together share one transaction, which holds wholly or not at all. Until what the cluster says has been
 //! heard once the kernel keeps what the agent before this one has left there.
+//!
+//! Where `nft` and kernel can, one `nft` stays for all changes, and the table is its own: no other program's flush takes it
+//! away, and when it ends the table stays, for the `nft` of the next agent.
 
 use super::{
     compile::Compiler,
-    counts::{Count, Counts, Metrics, Tally},
+    counts::{self, Count, Counts, Tally},
     explain::{Explanation, explain},
     index::Index,
     model::{Flow, Protocol, Service},
-    render::{REVISION, Renderer},
+    render::{REVISION, Renderer, gone},
     rules::Change,
 };
 use crate::{
     linux::{
         netlink::{Connection, Conntrack, Event, Monitor},
-        nft::{Nft, NftError},
+        nft::{Nft, NftError, Session},
     },
     types::{POLICY_TABLE, PodRef},
 };
 use anyhow::{Context, bail};
+use prometheus_client::{collector::Collector, encoding::DescriptorEncoder};
 use serde_json::Value;
 use std::{
     collections::{BTreeMap, VecDeque},
+    fmt,
     net::IpAddr,
+    path::PathBuf,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -67,12 +73,13 @@ pub enum PolicyError {
     Stopped,
 }
 
-/// Works in the calling thread's network namespace.
+/// Works in the calling thread's network namespace, with a file in which scripts may be for `nft`.
 ///
 /// # Errors
 /// There is no `nft`, or no permission.
-pub fn spawn(index: Index, log: Option<u16>) -> anyhow::Result<Handle> {
+pub async fn spawn(index: Index, log: Option<u16>, script: PathBuf) -> anyhow::Result<Handle> {
     let nft = Nft::find()?;
+    let owned = nft.knows_owners().await;
     let monitor = Monitor::open()?;
     let conntrack = Conntrack::open().context("open the connection table")?;
     let (commands, receiver) = mpsc::channel(COMMANDS);
@@ -80,11 +87,14 @@ pub fn spawn(index: Index, log: Option<u16>) -> anyhow::Result<Handle> {
     let (counted, counts) = watch::channel(Arc::default());
     let worker = Worker {
         nft,
+        session: None,
+        script,
+        owned,
         monitor,
         conntrack: Arc::new(Mutex::new(conntrack)),
         index,
         compiler: Compiler::default(),
-        renderer: Renderer::new(log),
+        renderer: Renderer::new(log, owned),
         revision: 0,
         table: Table::Unknown,
         processes: VecDeque::new(),
@@ -106,7 +116,11 @@ pub async fn remove() -> anyhow::Result<()> {
     match Nft::find() {
         // Nobody has made one then.
         Err(NftError::Missing) => Ok(()),
-        nft => nft?.run(DROP, |_| {}).await.context("remove the table of network policies"),
+        nft => {
+            let nft = nft?;
+            let gone = gone(nft.knows_owners().await);
+            nft.run(&gone, |_| {}).await.context("remove the table of network policies")
+        }
     }
 }
 
@@ -156,6 +170,16 @@ impl Handle {
     }
 }
 
+/// Shows the counts as they were read last.
+#[derive(Debug)]
+pub struct Metrics(watch::Receiver<Arc<Counts>>);
+
+impl Collector for Metrics {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        counts::encode(&self.0.borrow(), encoder)
+    }
+}
+
 type Answer<T> = oneshot::Sender<Result<T, PolicyError>>;
 
 enum Command {
@@ -167,6 +191,11 @@ enum Command {
 
 struct Worker {
     nft: Nft,
+    /// The table is a session's own, which there is as long as there is a table.
+    owned: bool,
+    session: Option<Session>,
+    /// The file for its scripts.
+    script: PathBuf,
     monitor: Monitor,
     conntrack: Arc<Mutex<Conntrack>>,
     index: Index,
@@ -272,6 +301,7 @@ impl Worker {
         if let Some(error) = &error {
             warn!(error, retry = ?RETRY, "network policies are not in force");
             (self.table, self.retry) = (Table::Unknown, Some(Instant::now() + RETRY));
+            self.session = None;
         }
         let known = |(address, _): &(&IpAddr, &PodRef)| self.index.knows(**address);
         let pods = self.index.attached().iter().filter(known).map(|(a, pod)| (*a, pod.clone())).collect();
@@ -298,18 +328,14 @@ impl Worker {
         self.revision = self.revision.wrapping_add(1);
         let (rules, revision) = (self.compiler.rules(), self.revision);
         let script = match (self.table, wanted) {
-            (_, Table::Absent | Table::Unknown) => DROP.into(),
+            (_, Table::Absent | Table::Unknown) => gone(self.owned),
             (Table::Written, Table::Written) => self.renderer.steps(&changes, revision),
             (_, Table::Written) => self.renderer.table(rules, revision),
         };
-        let processes = &mut self.processes;
-        let remember = |process| {
-            processes.truncate(OWN_PROCESSES - 1);
-            processes.push_front(process);
-        };
-        self.nft.run(&script, remember).await?;
+        self.write(&script).await?;
         let anew = std::mem::replace(&mut self.table, wanted) != wanted;
         if wanted == Table::Absent {
+            self.session = None;
             return Ok(());
         }
         self.read_back().await?;
@@ -326,8 +352,31 @@ impl Worker {
         Ok(())
     }
 
-    async fn read_back(&self) -> anyhow::Result<()> {
-        let listed = self.nft.list_set("inet", POLICY_TABLE, REVISION).await?;
+    async fn write(&mut self, script: &str) -> Result<(), NftError> {
+        let processes = &mut self.processes;
+        let remember = |process| {
+            processes.truncate(OWN_PROCESSES - 1);
+            processes.push_front(process);
+        };
+        if !self.owned {
+            return self.nft.run(script, remember).await;
+        }
+        let session = match &mut self.session {
+            Some(session) => session,
+            none => {
+                let session = none.insert(self.nft.session(self.script.clone())?);
+                session.process().into_iter().for_each(remember);
+                session
+            }
+        };
+        session.run(script).await
+    }
+
+    async fn read_back(&mut self) -> anyhow::Result<()> {
+        let listed = match &mut self.session {
+            Some(session) => session.list_set("inet", POLICY_TABLE, REVISION).await?,
+            None => self.nft.list_set("inet", POLICY_TABLE, REVISION).await?,
+        };
         let listed: Value = serde_json::from_str(&listed).context("read what nft lists")?;
         let items = listed["nftables"].as_array().into_iter().flatten();
         let mut elements = items.filter_map(|item| item["set"]["elem"].as_array()).flatten();
@@ -407,12 +456,10 @@ fn flow(connection: &Connection) -> Flow {
     Flow { source, destination, to: protocol.map_or(Service::Other, |it| Service::Port(it, port)) }
 }
 
-/// An empty one first, as deleting one that does not exist would fail.
-const DROP: &str = "table inet weft-policy {}\ndelete table inet weft-policy\n";
 /// A full channel makes callers wait.
 const COMMANDS: usize = 256;
 /// How often counters are read for scrapes; what a counter has counted since is lost when it goes.
 const COUNTED: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_secs(1);
-/// Events may come that many changes late.
+/// Events may come that many processes late.
 const OWN_PROCESSES: usize = 16;

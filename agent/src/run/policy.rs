@@ -96,7 +96,8 @@ impl Policies {
                 Some(Arc::new(Mutex::new(plain)))
             }
         };
-        Ok(Some(Self { handle: policy::spawn(index, config.policy_log)?, cluster_policies, plain, cache }))
+        let handle = policy::spawn(index, config.policy_log, config.run_dir.join(SCRIPT)).await?;
+        Ok(Some(Self { handle, cluster_policies, plain, cache }))
     }
 
     pub fn handle(&self) -> &Handle {
@@ -547,6 +548,8 @@ fn failed(error: anyhow::Error) -> Status {
 
 /// In the state directory: what was applied by hand.
 pub const FILE: &str = "policies.json";
+/// In the run directory: what was written to the kernel last, where the table has an owner.
+pub const SCRIPT: &str = "policy.nft";
 /// The annotation of a pod that its runtime has described: for which attachment.
 const BY: &str = "weft/attachment";
 /// In the state directory: what the API server said last.

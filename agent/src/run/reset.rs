@@ -103,7 +103,8 @@ fn clear(dir: &Path, is_ours: fn(&str) -> bool) -> anyhow::Result<()> {
 }
 
 fn in_run_dir(name: &str) -> bool {
-    [SOCKET, SOCKET_LOCK, takeover::SOCKET, BOOT_MARKER, CLUSTER_KEYS, tombstone::DIRECTORY].contains(&name)
+    let files = [SOCKET, SOCKET_LOCK, takeover::SOCKET, BOOT_MARKER, CLUSTER_KEYS, super::policy::SCRIPT];
+    files.contains(&name) || name == tombstone::DIRECTORY
 }
 
 fn in_state_dir(name: &str) -> bool {
@@ -177,7 +178,7 @@ mod tests {
         let run = temp.path().join("run");
         fs::create_dir_all(run.join(tombstone::DIRECTORY)).unwrap();
         fs::write(run.join(tombstone::DIRECTORY).join("wf000000000000.json"), "").unwrap();
-        for file in [SOCKET, SOCKET_LOCK, takeover::SOCKET, BOOT_MARKER] {
+        for file in [SOCKET, SOCKET_LOCK, takeover::SOCKET, BOOT_MARKER, super::super::policy::SCRIPT] {
             fs::write(run.join(file), "").unwrap();
         }
         clear(&run, in_run_dir).unwrap();
