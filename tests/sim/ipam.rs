@@ -108,6 +108,7 @@ impl Node {
             reachable: routes.next_hop(&record.name).is_some(),
             held: record.held.clone(),
             incarnation: record.incarnation,
+            ranges_digest: record.ranges_digest,
             deaths_digest: record.deaths_digest,
         };
         let known: Vec<_> = mesh.peers().others().map(known).collect();
@@ -213,7 +214,7 @@ fn stamp(start: Instant, now: Instant) -> Now {
     Now { at: now, unix_ms: (now - start).as_millis() as u64 }
 }
 
-fn write(disk: &mut Stored, change: Change) {
+pub fn write(disk: &mut Stored, change: Change) {
     match change {
         Change::InForce => disk.in_force = true,
         Change::Seeds(_) => {}

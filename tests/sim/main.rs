@@ -3,4 +3,7 @@
 mod ipam;
 mod liar;
 mod mesh;
+mod model;
 mod net;
+mod reference;
+mod steps;

@@ -169,7 +169,7 @@ impl<A: App> Sim<A> {
     /// Starts an agent that knows the addresses of some others; returns its number.
     pub fn start(&mut self, name: &str, bootstrap: &[usize], app: A) -> usize {
         let n = self.nodes.len();
-        let address = SocketAddr::new(Ipv4Addr::from(0x0a00_0000 + n as u32).into(), 6783);
+        let address = SocketAddr::new(Ipv4Addr::from(FIRST_ADDRESS + n as u32).into(), 6783);
         let name: PeerName = name.parse().expect("a name");
         let mesh = self.mesh(&name, address, bootstrap, Vec::new(), parts(&app));
         self.nodes.push(Node {
@@ -379,13 +379,16 @@ impl<A: App> Sim<A> {
     }
 
     fn dial(&mut self, n: usize, target: Target, addresses: &[PeerAddress]) {
-        let answers = |other: &usize| {
-            let node = &self.nodes[*other];
-            let ended = node.left || node.dead || node.fatal.is_some();
-            let there = addresses.iter().any(|a| a.host == node.address.ip().to_string());
-            there && !ended && *other != n && self.reaches(n, *other)
+        let there = |address: &PeerAddress| {
+            let ip: Ipv4Addr = address.host.parse().ok()?;
+            Some(u32::from(ip).checked_sub(FIRST_ADDRESS)? as usize)
         };
-        let Some(other) = (0..self.nodes.len()).find(answers) else {
+        let answers = |other: &usize| {
+            let Some(node) = self.nodes.get(*other) else { return false };
+            let ended = node.left || node.dead || node.fatal.is_some();
+            !ended && *other != n && self.reaches(n, *other)
+        };
+        let Some(other) = addresses.iter().filter_map(there).find(answers) else {
             let input = Input::DialFailed { target, reason: "nobody answers".into() };
             self.at(self.now + Duration::from_secs(1), n, Event::Input(input));
             return;
@@ -467,6 +470,8 @@ fn deliver<A: App>(node: &mut Node<A>, now: Instant, out: &mut Outbox) {
     }
 }
 
+/// Of the first node: 10.0.0.0.
+const FIRST_ADDRESS: u32 = 0x0a00_0000;
 /// The clock's smallest step.
 const TICK: Duration = Duration::from_micros(1);
 /// When a lost hello is sent again: Linux's least retransmission timeout.

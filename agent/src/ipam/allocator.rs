@@ -51,14 +51,16 @@ pub struct Allocator {
     left: bool,
     /// Peers that can be reached.
     peers: BTreeSet<PeerName>,
-    /// Of all known peers, which incarnation knows of which deaths.
-    heard: BTreeMap<PeerName, (Incarnation, u64)>,
+    /// Of all known peers: incarnation, and digests of the own ranges and of the deaths that it knows of.
+    heard: BTreeMap<PeerName, (Incarnation, u64, u64)>,
     deaths: Deaths,
     /// As long as nobody knows who shares the universe, and this node has a vote.
     election: Option<(Election, Patience)>,
     observes: bool,
     /// Somebody, or an operator, has told this node what is going on since it started.
     has_contact: bool,
+    /// Whom it knows it has heard after that.
+    knows_peers: bool,
     /// When each reservation that was not activated ends.
     unactivated: BTreeMap<AttachmentKey, Instant>,
     asker: Asker,
@@ -94,6 +96,7 @@ impl Allocator {
             election: None,
             observes: config.seeding == Seeding::Observer,
             has_contact: false,
+            knows_peers: false,
             unactivated: BTreeMap::new(),
             asker: Asker::default(),
             demand: None,
@@ -200,7 +203,9 @@ impl Allocator {
         let others = || peers.iter().filter(|peer| peer.name != self.me);
         let held = others().flat_map(|peer| peer.held.iter().map(|address| (*address, peer.name.clone())));
         self.space.set_foreign(held.filter_map(|(a, name)| Some((self.layout.offset(a)?, name))).collect());
-        self.heard = others().map(|p| (p.name.clone(), (p.incarnation, p.deaths_digest))).collect();
+        let heard = |p: &KnownPeer| (p.name.clone(), (p.incarnation, p.ranges_digest, p.deaths_digest));
+        self.heard = others().map(heard).collect();
+        self.knows_peers |= self.has_contact;
         self.peers = others().filter(|peer| peer.reachable).map(|peer| peer.name.clone()).collect();
         self.settle(now);
     }

@@ -40,8 +40,10 @@ use crate::{
     mesh::gossip::Item,
     types::{AttachmentKey, Incarnation, Mac, PeerName, PodRef, Prefix, Universe, VethAlias},
 };
+use siphasher::sip::SipHasher13;
 use std::{
     collections::{BTreeMap, BTreeSet},
+    hash::{Hash, Hasher},
     net::IpAddr,
     sync::Arc,
     time::Instant,
@@ -131,6 +133,8 @@ pub struct KnownPeer {
     /// Addresses that it serves though the ring gives them to another.
     pub held: Vec<IpAddr>,
     pub incarnation: Incarnation,
+    /// Of the ranges that it believes to own, at the moment in which it knew of these deaths.
+    pub ranges_digest: u64,
     /// Of the deaths that it knows of.
     pub deaths_digest: u64,
 }
@@ -189,4 +193,17 @@ pub struct View {
     pub deaths_digest: u64,
     /// Whose ranges this node is to take over, and who has not heard of the death yet.
     pub takeovers: Vec<(PeerName, Vec<PeerName>)>,
+}
+
+impl View {
+    /// Tells one set of own ranges from another.
+    pub fn ranges_digest(&self) -> u64 {
+        ranges_digest(&self.own)
+    }
+}
+
+fn ranges_digest(own: &[Prefix]) -> u64 {
+    let mut hash = SipHasher13::new();
+    own.hash(&mut hash);
+    hash.finish()
 }

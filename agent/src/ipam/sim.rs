@@ -161,6 +161,7 @@ impl Sim {
             KnownPeer {
                 name: node.name.clone(),
                 reachable: true,
+                ranges_digest: view.ranges_digest(),
                 held: view.held,
                 incarnation: Incarnation(1),
                 deaths_digest: view.deaths_digest,

@@ -161,6 +161,7 @@ fn thousands_of_nodes_fit_a_12() {
                 reachable: true,
                 held: Vec::new(),
                 incarnation: Incarnation(1),
+                ranges_digest: 0,
                 deaths_digest: 0,
             })
             .collect();
@@ -356,6 +357,7 @@ fn assigned_ranges_are_used_and_neither_asked_for_nor_given() {
         reachable: true,
         held: Vec::new(),
         incarnation: Incarnation(1),
+        ranges_digest: 0,
         deaths_digest: 0,
     };
     allocator.on_peers(&[peer], now);

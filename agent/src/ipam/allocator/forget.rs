@@ -3,7 +3,7 @@
 
 use super::Allocator;
 use crate::{
-    ipam::{Change, Now, death::Death},
+    ipam::{Change, Now, death::Death, ranges_digest},
     mesh::gossip::Item,
     types::PeerName,
 };
@@ -32,7 +32,8 @@ impl Allocator {
         if !self.shares() {
             return;
         }
-        let takes = |death: &Death| self.takes(death) && self.lacking(death).is_empty();
+        let may = |death: &Death| death.forced || self.knows_peers && self.lacking(death).is_empty();
+        let takes = |death: &Death| self.takes(death) && may(death);
         let is_due = |death: &&Death| death.peer == self.me || takes(death);
         let due: Vec<Death> = self.deaths.unsettled().filter(is_due).cloned().collect();
         for death in due {
@@ -41,7 +42,7 @@ impl Allocator {
                 warn!(%taker, epoch, "this node was declared dead: its ranges are the taker's");
                 let given = self.ring.give(&self.me, self.layout.whole(), taker);
                 self.record(given);
-            } else {
+            } else if !self.is_back(&death) {
                 self.inherit(peer, *epoch);
             }
             if let Some(item) = self.deaths.settle(peer) {
@@ -56,6 +57,16 @@ impl Allocator {
         takes.map(|death| (death.peer.clone(), self.lacking(death))).collect()
     }
 
+    /// Whether it is known to have come back: then it gives what it has by itself, and what it has since is its own.
+    fn is_back(&self, death: &Death) -> bool {
+        self.heard.get(&death.peer).is_some_and(|(incarnation, ..)| *incarnation > death.incarnation)
+    }
+
+    /// Whether a peer is dead as far as is known here.
+    pub(super) fn is_dead(&self, peer: &PeerName) -> bool {
+        self.deaths.of(peer).is_some_and(|death| !self.is_back(death))
+    }
+
     /// After a restart only once somebody has told what happened meanwhile.
     fn takes(&self, death: &Death) -> bool {
         death.taker == self.me && (self.has_contact || death.forced)
@@ -65,8 +76,14 @@ impl Allocator {
         if death.forced {
             return Vec::new();
         }
-        let lacks = |(name, (incarnation, digest)): &(&PeerName, &(_, u64))| {
-            *digest != self.deaths.digest() && !self.deaths.covers(name, *incarnation)
+        // What it owned when it heard of the death is known here: the dead one may have given it something just before.
+        let is_known = |name: &PeerName, ranges: u64| {
+            let own = self.ring.owned_by(name).into_iter().flat_map(|span| self.layout.prefixes(span));
+            ranges_digest(&own.collect::<Vec<_>>()) == ranges
+        };
+        let lacks = |(name, (incarnation, ranges, deaths)): &(&PeerName, &(_, u64, u64))| {
+            let agrees = *deaths == self.deaths.digest() && is_known(name, *ranges);
+            !agrees && !self.deaths.covers(name, *incarnation)
         };
         // Right after a start not all peers may be known yet, but the ring is.
         let is_unheard = |owner: &&PeerName| {

@@ -25,7 +25,8 @@ impl Allocator {
             debug!(peer = %from, "dropped a request for space that does not decode");
             return;
         };
-        if !self.shares() || *from == self.me {
+        // Who has come back after its death is answered once its new record is here.
+        if !self.shares() || *from == self.me || self.is_dead(from) {
             return;
         }
         // Who has free blocks does not need more: the request is a copy, or our answer to it was lost.

@@ -1,0 +1,325 @@
+//! A few nodes, one step of one of them at a time: the real allocator, without time or network, for whoever chooses the steps
+//! (`model.rs` all there are, `reference.rs` at random).
+//!
+//! ```text
+//!   Nodes ──Step──▶ Nodes      a step begins from the disk, as after a restart, and writes to it
+//! ```
+//! Nobody has to be cut off: who is is told nothing for a while, as may happen here at any time.
+
+use crate::ipam::{name, write};
+use prost::Message;
+use std::{
+    collections::BTreeMap,
+    hash::{Hash, Hasher},
+    net::IpAddr,
+    time::Instant,
+};
+use weft::{
+    ipam::{
+        Allocator, Config, Found, KnownPeer, Now, Request, Seeding, Stored,
+        death::Death,
+        seed::SeedPlan,
+        span::{Layout, Span},
+    },
+    mesh::gossip::Item,
+    types::{AttachmentKey, Incarnation, PeerName, PodRef, Prefix},
+};
+use weft_proto::mesh::SpaceRequest;
+
+/// What stays as it is.
+pub struct Rules {
+    pub layout: Layout,
+    pub seeds: SeedPlan,
+    /// Who is declared dead may live: then it is only promised that all agree once they hear of it.
+    pub by_force: bool,
+    now: Now,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Nodes(pub Vec<Node>);
+
+/// A node between two steps: what is on its disk, and what it has heard.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Node {
+    pub lives: bool,
+    pub incarnation: u64,
+    pub disk: Stored,
+    contact: bool,
+    records: BTreeMap<usize, Record>,
+    /// What it believes to own, and uses.
+    pub own: Vec<Prefix>,
+    pub used: Vec<IpAddr>,
+}
+
+/// What a peer says of itself: the later counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct Record {
+    incarnation: u64,
+    version: u64,
+    ranges: u64,
+    deaths: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Step {
+    Tell {
+        from: usize,
+        to: usize,
+        what: What,
+    },
+    Ask {
+        from: usize,
+        to: usize,
+    },
+    /// A pod comes, with a number, or goes.
+    Attach {
+        node: usize,
+        pod: u32,
+    },
+    Detach {
+        node: usize,
+        pod: u32,
+    },
+    Crash(usize),
+    /// It boots, and meets somebody before it does anything.
+    Return {
+        node: usize,
+        via: usize,
+    },
+    Forget {
+        by: usize,
+        dead: usize,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum What {
+    Tokens,
+    Deaths,
+    Records,
+}
+
+impl Rules {
+    pub fn new(universe: &str, seeds: usize, by_force: bool) -> Self {
+        Self {
+            layout: Layout::new(universe.parse().expect("a universe")),
+            seeds: (0..seeds).map(peer).collect(),
+            by_force,
+            now: Now { at: Instant::now(), unix_ms: 0 },
+        }
+    }
+
+    /// Nodes that have met, the seeds among them with their shares.
+    pub fn begin(&self, count: usize) -> Nodes {
+        let node = Node { lives: true, incarnation: 1, contact: true, ..Node::default() };
+        let mut nodes = Nodes(vec![node; count]);
+        (0..count).for_each(|n| self.work(&mut nodes, n, Found::default(), |_| {}));
+        self.meet(&mut nodes);
+        nodes
+    }
+
+    /// Whether it can happen now.
+    pub fn allow(&self, nodes: &Nodes, step: Step) -> bool {
+        let lives = |n: usize| nodes.0[n].lives;
+        match step {
+            Step::Tell { from, to, .. } | Step::Ask { from, to } => from != to && lives(from) && lives(to),
+            Step::Attach { node, .. } | Step::Detach { node, .. } => lives(node),
+            Step::Crash(node) => lives(node) && (0..nodes.0.len()).any(|n| n != node && lives(n)),
+            Step::Return { node, via } => !lives(node) && lives(via),
+            // An operator is refused while anybody who may hear the dead one does, or can't be asked.
+            Step::Forget { by, dead } => {
+                let others_live = (0..nodes.0.len()).all(|n| n == dead || lives(n));
+                let Some(record) = nodes.0[by].records.get(&dead) else { return false };
+                // Who is forgotten already has a taker, who lives.
+                let is_new = deaths(&nodes.0[by])
+                    .all(|death| death.peer != peer(dead) || death.incarnation.0 < record.incarnation);
+                by != dead && lives(by) && (self.by_force || !lives(dead) && others_live && is_new)
+            }
+        }
+    }
+
+    pub fn take(&self, nodes: &mut Nodes, step: Step) {
+        match step {
+            Step::Tell { from, to, what } => self.tell(nodes, from, to, what),
+            Step::Ask { from, to } => {
+                let request = SpaceRequest { count: 1, urgent: true }.encode_to_vec();
+                self.step(nodes, to, |allocator| allocator.on_unicast(&peer(from), &request, self.now));
+            }
+            Step::Attach { node, pod } => {
+                let (key, wanted, ranges) = (key(node, pod), Vec::new(), Vec::new());
+                let request = Request { key, pod: PodRef::default(), wanted, ranges, mac: None };
+                self.step(nodes, node, |allocator| _ = allocator.reserve(request, self.now));
+            }
+            Step::Detach { node, pod } => {
+                self.step(nodes, node, |allocator| _ = allocator.release(&key(node, pod), self.now));
+            }
+            Step::Crash(n) => {
+                let Node { incarnation, disk, .. } = std::mem::take(&mut nodes.0[n]);
+                nodes.0[n] = Node { incarnation, disk, ..Node::default() };
+            }
+            Step::Return { node, via } => {
+                nodes.0[node].lives = true;
+                nodes.0[node].incarnation += 1;
+                self.work(nodes, node, Found { rebooted: true, ..Found::default() }, |_| {});
+                self.tell_all(nodes, via, node);
+                nodes.0[node].contact = true;
+                self.step(nodes, node, |_| {});
+                self.tell(nodes, node, via, What::Records);
+            }
+            Step::Forget { by, dead } => {
+                let death = self.death(&nodes.0[by], by, dead).to_item(Vec::new());
+                self.step(nodes, by, |allocator| allocator.forget(&[death], self.now));
+            }
+        }
+    }
+
+    /// Those who live hear each other, until there is nothing new.
+    pub fn meet(&self, nodes: &mut Nodes) {
+        loop {
+            let before = nodes.clone();
+            for from in 0..nodes.0.len() {
+                for to in 0..nodes.0.len() {
+                    if from != to && nodes.0[from].lives && nodes.0[to].lives {
+                        self.tell_all(nodes, from, to);
+                    }
+                }
+            }
+            if *nodes == before {
+                return;
+            }
+        }
+    }
+
+    /// No address has two owners, nor two users, among those who live.
+    pub fn is_unique(&self, nodes: &Nodes) -> bool {
+        let living = || nodes.0.iter().filter(|node| node.lives);
+        let mut owned: Vec<Span> = living().flat_map(|node| self.owned_by(node)).collect();
+        let mut used: Vec<IpAddr> = living().flat_map(|node| node.used.iter().copied()).collect();
+        owned.sort();
+        used.sort();
+        owned.windows(2).all(|pair| pair[0].last < pair[1].first)
+            && used.windows(2).all(|pair| pair[0] != pair[1])
+    }
+
+    pub fn owned_by(&self, node: &Node) -> Vec<Span> {
+        node.own.iter().map(|prefix| self.layout.span(*prefix).expect("in the universe")).collect()
+    }
+
+    fn tell_all(&self, nodes: &mut Nodes, from: usize, to: usize) {
+        for what in [What::Deaths, What::Tokens, What::Records] {
+            self.tell(nodes, from, to, what);
+        }
+    }
+
+    fn tell(&self, nodes: &mut Nodes, from: usize, to: usize, what: What) {
+        let (source, known) = (&nodes.0[from], &nodes.0[to]);
+        let items: Vec<Item> = match what {
+            What::Tokens => {
+                let news = source.disk.tokens.iter().filter(|token| !known.disk.tokens.contains(token));
+                news.map(|token| token.to_item(&self.layout)).collect()
+            }
+            What::Deaths => {
+                let knows = |item: &Item| known.disk.kept.iter().any(|(known, _)| known == item);
+                source.disk.kept.iter().map(|(item, _)| item).filter(|item| !knows(item)).cloned().collect()
+            }
+            What::Records => {
+                let later = |(n, record): &(&usize, &Record)| {
+                    **n != to && known.records.get(n).is_none_or(|known| known < *record)
+                };
+                let news: Vec<_> = source.records.iter().filter(later).map(|(n, r)| (*n, *r)).collect();
+                if !news.is_empty() {
+                    nodes.0[to].records.extend(news);
+                    self.step(nodes, to, |_| {});
+                }
+                return;
+            }
+        };
+        if !items.is_empty() {
+            self.step(nodes, to, |allocator| allocator.on_items(&items, self.now));
+        }
+    }
+
+    /// As an agent makes it up for its operator.
+    fn death(&self, of: &Node, by: usize, dead: usize) -> Death {
+        let epochs = of.disk.tokens.iter().map(|token| token.epoch);
+        Death {
+            peer: peer(dead),
+            incarnation: Incarnation(of.records[&dead].incarnation),
+            epoch: epochs.chain(deaths(of).map(|death| death.epoch)).max().unwrap_or(0) + 1,
+            taker: peer(by),
+            forced: self.by_force,
+        }
+    }
+
+    fn step(&self, nodes: &mut Nodes, n: usize, work: impl FnOnce(&mut Allocator)) {
+        self.work(nodes, n, Found::default(), work);
+    }
+
+    fn work(&self, nodes: &mut Nodes, n: usize, found: Found, work: impl FnOnce(&mut Allocator)) {
+        let node = &mut nodes.0[n];
+        let config = Config {
+            name: peer(n),
+            universe: self.layout.universe(),
+            seeds: self.seeds.clone(),
+            seeding: Seeding::Given,
+            sealer: None,
+            has_bootstrap: true,
+            assigned: None,
+        };
+        let disk = node.disk.clone();
+        let mut allocator = Allocator::new(config, disk, found, self.now).expect("fewer seeds than blocks");
+        if node.contact {
+            allocator.on_contact(self.now);
+        }
+        let others = node.records.iter().filter(|(other, _)| **other != n);
+        let known = |(other, record): (&usize, &Record)| KnownPeer {
+            name: peer(*other),
+            reachable: true,
+            held: Vec::new(),
+            incarnation: Incarnation(record.incarnation),
+            ranges_digest: record.ranges,
+            deaths_digest: record.deaths,
+        };
+        allocator.on_peers(&others.map(known).collect::<Vec<_>>(), self.now);
+        work(&mut allocator);
+        let disk = &mut node.disk;
+        allocator.effects().changes.into_iter().for_each(|change| write(disk, change));
+        disk.tokens.sort_by_key(|token| token.start);
+        disk.kept.sort_by(|(a, _), (b, _)| a.key.cmp(&b.key));
+        disk.allocations.sort_by_key(|allocation| allocation.address);
+        disk.resting.clear();
+        let view = allocator.view();
+        let (incarnation, ranges, deaths) = (node.incarnation, view.ranges_digest(), view.deaths_digest);
+        (node.own, node.used) = (view.own, view.allocations.into_keys().collect());
+        let record = node.records.entry(n).or_insert(Record { incarnation, version: 0, ranges, deaths });
+        if (record.ranges, record.deaths) != (ranges, deaths) {
+            *record = Record { incarnation, version: record.version + 1, ranges, deaths };
+        }
+    }
+}
+
+impl Hash for Nodes {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        for node in &self.0 {
+            (node.lives, node.incarnation, node.contact, &node.records, &node.own, &node.used).hash(state);
+            for token in &node.disk.tokens {
+                (token.start, token.end, &token.owner).hash(state);
+                (token.epoch, token.hands, token.version, token.free).hash(state);
+            }
+            (node.disk.in_force, &node.disk.kept).hash(state);
+        }
+    }
+}
+
+/// Those that a node knows of.
+pub fn deaths(node: &Node) -> impl Iterator<Item = Death> {
+    node.disk.kept.iter().filter_map(|(item, _)| Death::from_item(item).ok())
+}
+
+pub fn peer(n: usize) -> PeerName {
+    name(n).parse().expect("a name")
+}
+
+pub fn key(node: usize, pod: u32) -> AttachmentKey {
+    AttachmentKey::new(&format!("{node}-{pod}"), "eth0").expect("a key")
+}
