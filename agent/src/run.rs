@@ -234,6 +234,7 @@ pub async fn build(
         macs: neighbours(&observed),
         bridge: bridge_address(&observed, &config),
         rebooted,
+        continues: predecessor.is_some() || config.kubernetes.is_some(),
     };
     let ipam_config = ipam::Config {
         name: config.name.clone(),

@@ -108,7 +108,6 @@ impl Node {
             reachable: routes.next_hop(&record.name).is_some(),
             held: record.held.clone(),
             incarnation: record.incarnation,
-            ranges_digest: record.ranges_digest,
             deaths_digest: record.deaths_digest,
         };
         let known: Vec<_> = mesh.peers().others().map(known).collect();
@@ -222,6 +221,10 @@ pub fn write(disk: &mut Stored, change: Change) {
             disk.tokens.retain(|known| known.start != token.start);
             disk.tokens.push(token);
         }
+        Change::Member(name, incarnation) => match incarnation {
+            Some(incarnation) => _ = disk.members.insert(name, incarnation),
+            None => _ = disk.members.remove(&name),
+        },
         Change::Kept { item, settled } => {
             disk.kept.retain(|(known, _)| known.key != item.key);
             disk.kept.push((item, settled));

@@ -6,7 +6,6 @@ use stateright::{Checker, Model, Property};
 use std::{fmt::Debug, hash::Hash, time::Instant};
 use weft::ipam::{
     election::{Election, Vote},
-    ring::Ring,
     span::coalesce,
 };
 
@@ -37,17 +36,16 @@ impl Few {
 
     /// All come to have one ring, which holds the whole universe, as soon as they hear each other.
     fn agrees(&self, world: &World) -> bool {
+        if world.nodes.0.iter().any(|node| !node.lives) {
+            return true;
+        }
         let mut nodes = world.nodes.clone();
         self.rules.meet(&mut nodes);
         let layout = self.rules.layout;
-        let rings = nodes.0.iter().filter(|node| node.lives).map(|node| {
-            let mut ring = Ring::new(layout, None);
-            node.disk.tokens.iter().for_each(|token| _ = ring.merge(token.clone()));
-            ring.routes()
-        });
+        let rings = nodes.0.iter().map(|node| self.rules.ring(node).routes());
         let mut rings = rings.collect::<Vec<_>>();
         rings.dedup();
-        let [ring] = rings.as_slice() else { return rings.is_empty() };
+        let [ring] = rings.as_slice() else { return false };
         let spans = ring.iter().map(|(prefix, _)| layout.span(*prefix).expect("in the universe"));
         coalesce(spans) == [layout.whole()] && self.rules.is_unique(&nodes)
     }
@@ -67,6 +65,7 @@ impl Model for Few {
             if spent.crashes < self.most.crashes {
                 steps.push(Step::Crash(a));
             }
+            steps.push(Step::Return(a));
             for b in all.clone() {
                 let tells = [What::Tokens, What::Deaths, What::Records];
                 steps.extend(tells.map(|what| Step::Tell { from: a, to: b, what }));
@@ -76,7 +75,7 @@ impl Model for Few {
                 if spent.forgets < self.most.forgets {
                     steps.push(Step::Forget { by: a, dead: b });
                 }
-                steps.push(Step::Return { node: a, via: b });
+                steps.push(Step::Meet { node: a, via: b });
             }
         }
         steps.retain(|step| self.rules.allow(&world.nodes, *step));

@@ -99,8 +99,12 @@ impl Reference {
 
     /// Once everybody is back, all agree with the model about all that is there.
     fn agree(&mut self) {
-        let via = self.nodes.0.iter().position(|node| node.lives).expect("somebody lives");
-        (0..self.nodes.0.len()).for_each(|node| self.take(Step::Return { node, via }));
+        let knows = self.nodes.0.iter().position(|node| node.lives && node.contact);
+        let via = knows.or_else(|| self.nodes.0.iter().position(|node| node.lives)).expect("somebody lives");
+        for node in 0..self.nodes.0.len() {
+            self.take(Step::Return(node));
+            self.take(Step::Meet { node, via });
+        }
         let all = 0..self.nodes.0.len();
         let mut before = None;
         while before.as_ref() != Some(&self.nodes) {
@@ -134,8 +138,9 @@ fn steps(nodes: usize) -> impl Strategy<Value = Vec<Step>> {
         6 => two.clone().prop_map(|(from, to)| Step::Ask { from, to }),
         6 => (node.clone(), pod.clone()).prop_map(|(node, pod)| Step::Attach { node, pod }),
         3 => (node.clone(), pod).prop_map(|(node, pod)| Step::Detach { node, pod }),
-        1 => node.prop_map(Step::Crash),
-        3 => two.clone().prop_map(|(node, via)| Step::Return { node, via }),
+        1 => node.clone().prop_map(Step::Crash),
+        2 => node.clone().prop_map(Step::Return),
+        3 => two.clone().prop_map(|(node, via)| Step::Meet { node, via }),
         3 => two.prop_map(|(by, dead)| Step::Forget { by, dead }),
     ];
     prop::collection::vec(step, 0..300)

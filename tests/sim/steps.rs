@@ -18,6 +18,7 @@ use weft::{
     ipam::{
         Allocator, Config, Found, KnownPeer, Now, Request, Seeding, Stored,
         death::Death,
+        ring::Ring,
         seed::SeedPlan,
         span::{Layout, Span},
     },
@@ -44,7 +45,8 @@ pub struct Node {
     pub lives: bool,
     pub incarnation: u64,
     pub disk: Stored,
-    contact: bool,
+    /// Somebody has told it what happened while it was away.
+    pub contact: bool,
     records: BTreeMap<usize, Record>,
     /// What it believes to own, and uses.
     pub own: Vec<Prefix>,
@@ -56,7 +58,6 @@ pub struct Node {
 struct Record {
     incarnation: u64,
     version: u64,
-    ranges: u64,
     deaths: u64,
 }
 
@@ -81,11 +82,13 @@ pub enum Step {
         pod: u32,
     },
     Crash(usize),
-    /// It boots, and meets somebody before it does anything.
-    Return {
+    Return(usize),
+    /// Who has come back hears all that another one knows.
+    Meet {
         node: usize,
         via: usize,
     },
+    /// An operator declares a node dead, and those with it that do not answer either.
     Forget {
         by: usize,
         dead: usize,
@@ -125,17 +128,45 @@ impl Rules {
             Step::Tell { from, to, .. } | Step::Ask { from, to } => from != to && lives(from) && lives(to),
             Step::Attach { node, .. } | Step::Detach { node, .. } => lives(node),
             Step::Crash(node) => lives(node) && (0..nodes.0.len()).any(|n| n != node && lives(n)),
-            Step::Return { node, via } => !lives(node) && lives(via),
-            // An operator is refused while anybody who may hear the dead one does, or can't be asked.
+            Step::Return(node) => !lives(node),
+            Step::Meet { node, via } => {
+                let nobody_knows = || nodes.0.iter().all(|n| !n.contact && n.disk.kept.is_empty());
+                let knows = nodes.0[via].contact || nobody_knows();
+                node != via && lives(node) && lives(via) && !nodes.0[node].contact && knows
+            }
+            Step::Forget { by, dead } if self.by_force => by != dead && lives(by),
             Step::Forget { by, dead } => {
-                let others_live = (0..nodes.0.len()).all(|n| n == dead || lives(n));
-                let Some(record) = nodes.0[by].records.get(&dead) else { return false };
-                // Who is forgotten already has a taker, who lives.
-                let is_new = deaths(&nodes.0[by])
-                    .all(|death| death.peer != peer(dead) || death.incarnation.0 < record.incarnation);
-                by != dead && lives(by) && (self.by_force || !lives(dead) && others_live && is_new)
+                let node = &nodes.0[by];
+                let is_known = !self.is_covered(node, dead) || self.may_repeat(nodes, node, by, dead);
+                by != dead && lives(by) && !lives(dead) && is_known
             }
         }
+    }
+
+    /// What has been forgotten may be once more where something is left, and its taker does not answer.
+    fn may_repeat(&self, nodes: &Nodes, node: &Node, by: usize, dead: usize) -> bool {
+        let last = deaths(node).filter(|death| death.peer == peer(dead)).max_by_key(|death| death.epoch);
+        let is_lost = last.is_some_and(|last| {
+            let taker = (0..nodes.0.len()).find(|n| peer(*n) == last.taker).expect("a node");
+            taker == by || !nodes.0[taker].lives
+        });
+        is_lost && !self.ring(node).owned_by(&peer(dead)).is_empty()
+    }
+
+    fn is_covered(&self, node: &Node, other: usize) -> bool {
+        let incarnation = self.incarnation(node, other);
+        deaths(node).any(|death| death.peer == peer(other) && incarnation <= death.incarnation)
+    }
+
+    fn incarnation(&self, node: &Node, other: usize) -> Incarnation {
+        let heard = node.records.get(&other).map(|record| Incarnation(record.incarnation));
+        heard.max(node.disk.members.get(&peer(other)).copied()).unwrap_or_default()
+    }
+
+    pub fn ring(&self, node: &Node) -> Ring {
+        let mut ring = Ring::new(self.layout, None);
+        node.disk.tokens.iter().for_each(|token| _ = ring.merge(token.clone()));
+        ring
     }
 
     pub fn take(&self, nodes: &mut Nodes, step: Step) {
@@ -157,18 +188,23 @@ impl Rules {
                 let Node { incarnation, disk, .. } = std::mem::take(&mut nodes.0[n]);
                 nodes.0[n] = Node { incarnation, disk, ..Node::default() };
             }
-            Step::Return { node, via } => {
+            Step::Return(node) => {
                 nodes.0[node].lives = true;
                 nodes.0[node].incarnation += 1;
                 self.work(nodes, node, Found { rebooted: true, ..Found::default() }, |_| {});
+            }
+            Step::Meet { node, via } => {
                 self.tell_all(nodes, via, node);
                 nodes.0[node].contact = true;
                 self.step(nodes, node, |_| {});
                 self.tell(nodes, node, via, What::Records);
             }
             Step::Forget { by, dead } => {
-                let death = self.death(&nodes.0[by], by, dead).to_item(Vec::new());
-                self.step(nodes, by, |allocator| allocator.forget(&[death], self.now));
+                let is_lost = |n: usize| n == dead || !self.by_force && !nodes.0[n].lives;
+                let named = (0..nodes.0.len()).filter(|n| *n != by && is_lost(*n));
+                let named = named.filter(|n| *n == dead || !self.is_covered(&nodes.0[by], *n));
+                let deaths: Vec<Item> = self.deaths(&nodes.0[by], by, named.collect());
+                self.step(nodes, by, |allocator| allocator.forget(&deaths, self.now));
             }
         }
     }
@@ -181,6 +217,9 @@ impl Rules {
                 for to in 0..nodes.0.len() {
                     if from != to && nodes.0[from].lives && nodes.0[to].lives {
                         self.tell_all(nodes, from, to);
+                        if !std::mem::replace(&mut nodes.0[to].contact, true) {
+                            self.step(nodes, to, |_| {});
+                        }
                     }
                 }
             }
@@ -190,9 +229,9 @@ impl Rules {
         }
     }
 
-    /// No address has two owners, nor two users, among those who live.
+    /// No address has two owners, nor two users, among those who live. Who has come back uses nothing until it has met somebody.
     pub fn is_unique(&self, nodes: &Nodes) -> bool {
-        let living = || nodes.0.iter().filter(|node| node.lives);
+        let living = || nodes.0.iter().filter(|node| node.lives && node.contact);
         let mut owned: Vec<Span> = living().flat_map(|node| self.owned_by(node)).collect();
         let mut used: Vec<IpAddr> = living().flat_map(|node| node.used.iter().copied()).collect();
         owned.sort();
@@ -239,16 +278,17 @@ impl Rules {
         }
     }
 
-    /// As an agent makes it up for its operator.
-    fn death(&self, of: &Node, by: usize, dead: usize) -> Death {
+    /// As an agent makes them up for its operator.
+    fn deaths(&self, of: &Node, by: usize, named: Vec<usize>) -> Vec<Item> {
         let epochs = of.disk.tokens.iter().map(|token| token.epoch);
-        Death {
-            peer: peer(dead),
-            incarnation: Incarnation(of.records[&dead].incarnation),
-            epoch: epochs.chain(deaths(of).map(|death| death.epoch)).max().unwrap_or(0) + 1,
-            taker: peer(by),
-            forced: self.by_force,
-        }
+        let epoch = epochs.chain(deaths(of).map(|death| death.epoch)).max().unwrap_or(0) + 1;
+        let ring = self.ring(of);
+        let item = |dead: usize| {
+            let (peer, incarnation, taker) = (peer(dead), self.incarnation(of, dead), peer(by));
+            let ranges = ring.owned_by(&peer).into_iter().flat_map(|span| self.layout.prefixes(span)).collect();
+            Death { peer, incarnation, epoch, taker, forced: self.by_force, ranges }.to_item(Vec::new())
+        };
+        named.into_iter().map(item).collect()
     }
 
     fn step(&self, nodes: &mut Nodes, n: usize, work: impl FnOnce(&mut Allocator)) {
@@ -271,16 +311,16 @@ impl Rules {
         if node.contact {
             allocator.on_contact(self.now);
         }
-        let others = node.records.iter().filter(|(other, _)| **other != n);
+        let others = node.records.iter().filter(|(other, _)| **other != n && !self.is_covered(node, **other));
         let known = |(other, record): (&usize, &Record)| KnownPeer {
             name: peer(*other),
             reachable: true,
             held: Vec::new(),
             incarnation: Incarnation(record.incarnation),
-            ranges_digest: record.ranges,
             deaths_digest: record.deaths,
         };
-        allocator.on_peers(&others.map(known).collect::<Vec<_>>(), self.now);
+        let others: Vec<_> = others.map(known).collect();
+        allocator.on_peers(&others, self.now);
         work(&mut allocator);
         let disk = &mut node.disk;
         allocator.effects().changes.into_iter().for_each(|change| write(disk, change));
@@ -289,11 +329,14 @@ impl Rules {
         disk.allocations.sort_by_key(|allocation| allocation.address);
         disk.resting.clear();
         let view = allocator.view();
-        let (incarnation, ranges, deaths) = (node.incarnation, view.ranges_digest(), view.deaths_digest);
         (node.own, node.used) = (view.own, view.allocations.into_keys().collect());
-        let record = node.records.entry(n).or_insert(Record { incarnation, version: 0, ranges, deaths });
-        if (record.ranges, record.deaths) != (ranges, deaths) {
-            *record = Record { incarnation, version: record.version + 1, ranges, deaths };
+        // Who hears of its own death says that it lives.
+        let died = self::deaths(node).filter(|death| death.peer == peer(n)).map(|d| d.incarnation.0).max();
+        node.incarnation = node.incarnation.max(died.map_or(0, |died| died + 1));
+        let (incarnation, deaths) = (node.incarnation, view.deaths_digest);
+        let record = node.records.entry(n).or_insert(Record { incarnation, version: 0, deaths });
+        if (record.incarnation, record.deaths) != (incarnation, deaths) {
+            *record = Record { incarnation, version: record.version + 1, deaths };
         }
     }
 }
@@ -306,7 +349,7 @@ impl Hash for Nodes {
                 (token.start, token.end, &token.owner).hash(state);
                 (token.epoch, token.hands, token.version, token.free).hash(state);
             }
-            (node.disk.in_force, &node.disk.kept).hash(state);
+            (node.disk.in_force, &node.disk.kept, &node.disk.members).hash(state);
         }
     }
 }

@@ -161,7 +161,6 @@ impl Sim {
             KnownPeer {
                 name: node.name.clone(),
                 reachable: true,
-                ranges_digest: view.ranges_digest(),
                 held: view.held,
                 incarnation: Incarnation(1),
                 deaths_digest: view.deaths_digest,
@@ -304,6 +303,10 @@ impl Stored {
                 self.tokens.retain(|known| known.start != token.start);
                 self.tokens.push(token);
             }
+            Change::Member(name, incarnation) => match incarnation {
+                Some(incarnation) => _ = self.members.insert(name, incarnation),
+                None => _ = self.members.remove(&name),
+            },
             Change::Kept { item, settled } => {
                 self.kept.retain(|(known, _)| known.key != item.key);
                 self.kept.push((item, settled));

@@ -494,7 +494,6 @@ mod tests {
             reachable: true,
             held: Vec::new(),
             incarnation: Incarnation(1),
-            ranges_digest: 0,
             deaths_digest: 0,
         };
         handle.peers(vec![peer]).await.unwrap();

@@ -139,7 +139,6 @@ impl Forwarding {
                     reachable: reach.by_gossip.contains(&record.name),
                     held: record.held.clone(),
                     incarnation: record.incarnation,
-                    ranges_digest: record.ranges_digest,
                     deaths_digest: record.deaths_digest,
                 })
                 .collect(),

@@ -14,7 +14,7 @@ use crate::{
         path::{self, Views},
         table::{Peer, Table},
     },
-    ipam::{KnownPeer, View, task::Handle as Ipam},
+    ipam::{KnownPeer, View, WaitingFor, task::Handle as Ipam},
     links::{self, Desired},
     mesh::{
         dial::Target,
@@ -197,8 +197,7 @@ impl State {
         replace(&self.probed, paths);
         self.steered.send_replace(Arc::new(Steered { local, mesh: Some(status) }));
         self.publish(set, view, &views, now).await;
-        // Who has takeovers to do waits to be told of peers after its first contact.
-        if known != self.known || !view.takeovers.is_empty() {
+        if known != self.known {
             self.ipam.peers(known.clone()).await?;
             self.known = known;
         }
@@ -215,7 +214,7 @@ impl State {
 
     /// Keeps the own record's share of the ring true, and who answers us; and its data id different from everybody else's.
     async fn publish(&mut self, set: &PeerSet, view: &View, views: &Views, now: Instant) {
-        let (own, held, digest) = (set.own(), view.held.clone(), view.ranges_digest());
+        let (own, held, digest) = (set.own(), view.held.clone(), ranges_digest(&view.own));
         let conceded: Vec<_> = view.conceded.iter().copied().collect();
         let elder = |incarnation: Incarnation| incarnation < own.incarnation;
         let clash = set.others().any(|record| record.data_id == own.data_id && elder(record.incarnation));
@@ -257,7 +256,7 @@ impl State {
     fn judge(&mut self, view: &View, links: &links::Status) {
         let mut reasons: Vec<String> = Vec::new();
         match (&view.waiting_for, view.own.is_empty()) {
-            (Some(waiting), true) => reasons.push(format!("no addresses to hand out: waiting for {waiting}")),
+            (Some(waiting), true) | (Some(waiting @ WaitingFor::Return { .. }), _) => reasons.push(format!("no addresses to hand out: waiting for {waiting}")),
             (None, true) => reasons.push("no addresses to hand out yet".into()),
             _ if view.bridge.is_none() => reasons.push("no address is free for the bridge".into()),
             _ => {}
@@ -297,6 +296,15 @@ fn measured(own: &PeerRecord, views: &Views) -> Vec<Neighbour> {
 fn is_far(a: Duration, b: Duration) -> bool {
     let (less, more) = (a.min(b), a.max(b));
     more > 2 * less && more - less > Duration::from_millis(5)
+}
+
+/// Tells one set of ranges from another.
+fn ranges_digest(own: &[Prefix]) -> u64 {
+    use siphasher::sip::SipHasher13;
+    use std::hash::{Hash, Hasher};
+    let mut hash = SipHasher13::new();
+    own.hash(&mut hash);
+    hash.finish()
 }
 
 /// How often other round trips than before are published: who is idle has nothing to say.

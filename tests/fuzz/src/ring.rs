@@ -123,10 +123,9 @@ impl Scene {
                 5 => {
                     let offset = u128::from(script.byte()) % (layout().whole().last + 1);
                     let held = vec![layout().address(offset)];
-                    let (incarnation, ranges_digest, deaths_digest) = (Incarnation(1), 0, 0);
+                    let (incarnation, deaths_digest) = (Incarnation(1), 0);
                     let name = name(pod & 3);
-                    let reachable = pod & 4 != 0;
-                    let peer = KnownPeer { name, reachable, held, incarnation, ranges_digest, deaths_digest };
+                    let peer = KnownPeer { name, reachable: pod & 4 != 0, held, incarnation, deaths_digest };
                     self.allocator.on_peers(&[peer], now);
                 }
                 6 => {

@@ -9,7 +9,7 @@
 
 use super::Allocator;
 use crate::{
-    ipam::{Change, Now, space::Owner},
+    ipam::{Change, Now, space::Owner, span::Span},
     mesh::gossip::Item,
     types::PeerName,
 };
@@ -25,8 +25,7 @@ impl Allocator {
             debug!(peer = %from, "dropped a request for space that does not decode");
             return;
         };
-        // Who has come back after its death is answered once its new record is here.
-        if !self.shares() || *from == self.me || self.is_dead(from) {
+        if !self.shares() || *from == self.me {
             return;
         }
         // Who has free blocks does not need more: the request is a copy, or our answer to it was lost.
@@ -41,7 +40,7 @@ impl Allocator {
         let surplus = self.space.surplus();
         let most = if request.urgent { surplus.div_ceil(2) } else { surplus / 2 };
         let blocks = u128::from(request.count).div_ceil(self.layout.unit()).clamp(1, most.max(1)).min(most);
-        for span in self.space.carve(blocks) {
+        for span in self.space.carve(blocks).into_iter().filter(|span| !self.is_promised(*span)).collect::<Vec<_>>() {
             let changed = self.ring.give(&self.me, span, from);
             for token in changed.iter().filter(|token| token.owner == *from) {
                 for range in self.layout.prefixes(token.span()) {
@@ -56,13 +55,13 @@ impl Allocator {
     /// Takes over what a peer had that is gone, as has been agreed on.
     pub fn take_over(&mut self, from: &PeerName, epoch: u64, now: Now) {
         if self.shares() && *from != self.me {
-            self.inherit(from, epoch);
+            self.inherit(from, &[self.layout.whole()], epoch);
             self.settle(now);
         }
     }
 
-    pub(super) fn inherit(&mut self, from: &PeerName, epoch: u64) {
-        let changed = self.ring.take_over(from, epoch, &self.me);
+    pub(super) fn inherit(&mut self, from: &PeerName, within: &[Span], epoch: u64) {
+        let changed = self.ring.take_over(from, within, epoch, &self.me);
         for range in changed.iter().flat_map(|token| self.layout.prefixes(token.span())) {
             info!(peer = %from, %range, epoch, "took over space");
         }
