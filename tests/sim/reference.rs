@@ -83,9 +83,10 @@ impl Reference {
         }
     }
 
-    /// Nobody who lives believes to own more than it does, nor uses another's.
+    /// Nobody who lives, and knows what happened while it was away, believes to own more than it does, nor uses another's.
     fn check(&self) {
-        for (n, node) in self.nodes.0.iter().enumerate().filter(|(_, node)| node.lives) {
+        let nodes = self.nodes.0.iter().enumerate();
+        for (n, node) in nodes.filter(|(_, node)| node.lives && node.contact) {
             for offset in self.rules.owned_by(node).into_iter().flat_map(|span| span.first..=span.last) {
                 let owner = &self.owners[offset as usize].owner;
                 assert_eq!(*owner, peer(n), "{n} believes to own {}", self.rules.layout.address(offset));

@@ -285,7 +285,8 @@ impl Rules {
         let ring = self.ring(of);
         let item = |dead: usize| {
             let (peer, incarnation, taker) = (peer(dead), self.incarnation(of, dead), peer(by));
-            let ranges = ring.owned_by(&peer).into_iter().flat_map(|span| self.layout.prefixes(span)).collect();
+            let ranges =
+                ring.owned_by(&peer).into_iter().flat_map(|span| self.layout.prefixes(span)).collect();
             Death { peer, incarnation, epoch, taker, forced: self.by_force, ranges }.to_item(Vec::new())
         };
         named.into_iter().map(item).collect()

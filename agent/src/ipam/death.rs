@@ -65,7 +65,8 @@ impl Death {
         let name = |text: &str| text.parse().map_err(|_| Rejected::Undecodable);
         let (peer, incarnation, taker) = (name(&peer)?, Incarnation(incarnation), name(&taker)?);
         let ranges = ranges.iter().map(|range| range.parse().map_err(|_| Rejected::Undecodable));
-        let death = Self { peer, incarnation, epoch, taker, forced, ranges: ranges.collect::<Result<_, _>>()? };
+        let death =
+            Self { peer, incarnation, epoch, taker, forced, ranges: ranges.collect::<Result<_, _>>()? };
         let is_sound = death.to_body() == body && death.peer != death.taker && death.epoch > 0;
         let within = [incarnation.0, epoch].iter().all(|count| *count <= MAX_COUNT);
         (is_sound && within).then_some(death).ok_or(Rejected::Invalid("the death is none that can be"))

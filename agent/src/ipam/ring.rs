@@ -145,7 +145,8 @@ impl Ring {
     pub fn within(&self, span: Span) -> impl Iterator<Item = (Span, &Token)> {
         let resolved = self.resolved();
         let at = resolved.partition_point(|(range, _)| range.last < span.first);
-        let parts = resolved[at..].iter().map_while(move |(range, start)| Some((range.intersect(span)?, start)));
+        let parts =
+            resolved[at..].iter().map_while(move |(range, start)| Some((range.intersect(span)?, start)));
         parts.map(|(range, start)| (range, &self.tokens[start]))
     }
 

@@ -8,8 +8,8 @@
 //!   it goes on to `t` at once.
 //! * `t` takes over once all others that it knows of (`members`, on disk) have promised and see the same of `R` as what is
 //!   left; whoever is forgotten too need not. From then on `t` has it with epoch `e`, which wins over all of before.
-//! * Who comes back does nothing with what it owns before somebody has told it what happened meanwhile (`returning`);
-//!   declared dead, it gives all away.
+//! * Who comes back does nothing with what it owns before somebody has told it what happened meanwhile (`returning`). It
+//!   gives away what has not been taken over; of what it uses by then it promises nothing, so that `t` waits for it.
 //!
 //! Of two deaths of one peer the later counts: who takes by the earlier no longer sees what the others see.
 //! Only by force nobody is waited for: then two may own an address until they hear of each other, and the lower epoch loses.
@@ -96,7 +96,8 @@ impl Allocator {
     /// Whom this node has to take over from, and whom it waits for with it.
     pub(super) fn waits(&self) -> Vec<(PeerName, Vec<PeerName>)> {
         let is_stale = |notice: &&Notice| notice.death.taker == self.me && !notice.agreed;
-        let stale = self.deaths.latest().filter(is_stale).map(|notice| (&notice.death, vec![self.me.clone()]));
+        let stale =
+            self.deaths.latest().filter(is_stale).map(|notice| (&notice.death, vec![self.me.clone()]));
         let waits = self.takeovers().map(|(estate, lacking)| (&estate.death, lacking)).chain(stale);
         waits.map(|(death, lacking)| (death.peer.clone(), lacking)).collect()
     }
@@ -111,22 +112,39 @@ impl Allocator {
     }
 
     fn promise(&mut self) {
-        let is_due = |notice: &&Notice| {
-            let death = &notice.death;
-            !notice.agreed && if death.peer == self.me { self.shares() } else { self.concurs(death) }
-        };
-        let due: Vec<Death> = self.deaths.latest().filter(is_due).map(|notice| notice.death.clone()).collect();
+        let due: Vec<Death> = self.deaths.latest().filter(|n| !n.agreed).map(|n| n.death.clone()).collect();
         for death in due {
-            if death.peer == self.me {
-                let (taker, epoch) = (self.heir_of(&death), death.epoch);
-                warn!(%taker, epoch, "this node was declared dead: its ranges are the taker's");
-                let given = self.ring.give(&self.me, self.layout.whole(), &taker);
-                self.record(given);
-            }
-            if let Some(item) = self.deaths.agree(&death) {
-                self.effects.changes.push(Change::Kept { item, settled: true });
-            }
+            let agrees = if death.peer == self.me { self.give_way(&death) } else { self.concurs(&death) };
+            let agreed = if agrees { self.deaths.agree(&death) } else { None };
+            let change = agreed.map(|item| Change::Kept { item, settled: true });
+            self.effects.changes.extend(change);
         }
+    }
+
+    /// This node has been declared dead: what has not been taken over yet goes to the taker, but blocks with pods, which stay
+    /// its own as long as they run. True once there is nothing left.
+    fn give_way(&mut self, death: &Death) -> bool {
+        if !self.shares() {
+            return false;
+        }
+        let taker = self.heir_of(death);
+        let mut left = self.left_to(death, &self.me);
+        if self.space.pods() > 0 {
+            left = left.into_iter().flat_map(|span| self.space.free_blocks(span)).collect();
+        }
+        for span in left {
+            warn!(%taker, epoch = death.epoch, "this node was declared dead: its ranges are the taker's");
+            let given = self.ring.give(&self.me, span, &taker);
+            self.record(given);
+        }
+        self.left_to(death, &self.me).is_empty()
+    }
+
+    /// What somebody has of a dead peer's ranges, and nobody has taken over.
+    fn left_to(&self, death: &Death, owner: &PeerName) -> Vec<Span> {
+        let parts = self.spans(death).into_iter().flat_map(|span| self.ring.within(span));
+        let its = parts.filter(|(_, token)| token.owner == *owner && token.epoch < death.epoch);
+        its.map(|(span, _)| span).collect()
     }
 
     /// The ranges are the dead one's as far as is known here, or have been taken over.
@@ -143,15 +161,15 @@ impl Allocator {
         if !self.shares() {
             return;
         }
-        // The last promise about a range is the one that counts.
-        let mut promises: Vec<&Notice> = self.deaths.notices().filter(|notice| notice.agreed).collect();
+        // Who has been dead itself was not waited for. The last death about a range is the one that counts.
+        let was_dead = self.deaths.of(&self.me).is_some();
+        let is_due = |notice: &&Notice| notice.agreed || was_dead && notice.death.peer != self.me;
+        let mut promises: Vec<&Notice> = self.deaths.notices().filter(is_due).collect();
         promises.sort_by_key(|notice| std::cmp::Reverse(notice.death.epoch));
         let mut gone: Vec<(Span, PeerName)> = Vec::new();
         for Notice { death, .. } in promises {
             let heir = self.heir_of(death);
-            let parts = self.spans(death).into_iter().flat_map(|span| self.ring.within(span));
-            let mine = parts.filter(|(_, token)| token.owner == self.me && token.epoch < death.epoch);
-            gone.extend(mine.map(|(span, _)| (span, heir.clone())));
+            gone.extend(self.left_to(death, &self.me).into_iter().map(|span| (span, heir.clone())));
         }
         gone.retain(|(_, heir)| *heir != self.me);
         for (span, heir) in gone {
@@ -166,9 +184,7 @@ impl Allocator {
     fn look_again(&mut self) {
         let estate = |notice: &Notice| {
             let death = notice.death.clone();
-            let parts = self.spans(&death).into_iter().flat_map(|span| self.ring.within(span));
-            let its = parts.filter(|(_, token)| token.owner == death.peer && token.epoch < death.epoch);
-            let left: Vec<Span> = its.map(|(span, _)| span).collect();
+            let left = self.left_to(&death, &death.peer);
             (!left.is_empty()).then_some(Estate { death, left })
         };
         let agreed = self.deaths.latest().filter(|notice| notice.agreed);

@@ -40,7 +40,9 @@ impl Allocator {
         let surplus = self.space.surplus();
         let most = if request.urgent { surplus.div_ceil(2) } else { surplus / 2 };
         let blocks = u128::from(request.count).div_ceil(self.layout.unit()).clamp(1, most.max(1)).min(most);
-        for span in self.space.carve(blocks).into_iter().filter(|span| !self.is_promised(*span)).collect::<Vec<_>>() {
+        let mut carved = self.space.carve(blocks);
+        carved.retain(|span| !self.is_promised(*span));
+        for span in carved {
             let changed = self.ring.give(&self.me, span, from);
             for token in changed.iter().filter(|token| token.owner == *from) {
                 for range in self.layout.prefixes(token.span()) {
