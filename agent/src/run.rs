@@ -232,6 +232,7 @@ pub async fn build(
         macs: beginning::neighbours(&observed),
         bridge: beginning::bridge_address(&observed, &config),
         rebooted,
+        continues: predecessor.is_some() || config.kubernetes.is_some(),
     };
     let ipam_config = ipam::Config {
         name: config.name.clone(),

@@ -3,6 +3,9 @@
 mod ipam;
 mod liar;
 mod mesh;
+mod model;
+mod reference;
 mod scale;
+mod steps;
 
 use weft_lab::sim::net;

@@ -11,6 +11,8 @@ mod forget;
 mod recover;
 mod share;
 
+use forget::Estate;
+
 use super::{
     Assigned, Change, Config, Effects, Found, IpamError, KnownPeer, Now, Request, Seeding, Stored, View,
     WaitingFor,
@@ -49,11 +51,19 @@ pub struct Allocator {
     /// Somebody else says who owns what: nothing is asked for, given or told.
     assigned: bool,
     left: bool,
+    /// It owns ranges from before a restart, and has not heard yet what the others have done meanwhile.
+    returning: bool,
     /// Peers that can be reached.
     peers: BTreeSet<PeerName>,
-    /// Of all known peers, which incarnation knows of which deaths.
-    heard: BTreeMap<PeerName, (Incarnation, u64)>,
+    /// All that are known to belong to the network, also from before a restart.
+    members: Arc<BTreeMap<PeerName, Incarnation>>,
+    /// What those whose record is here have promised.
+    heard: BTreeMap<PeerName, u64>,
     deaths: Deaths,
+    /// Deaths have become known, or what this node can do about them has changed.
+    deaths_due: bool,
+    estates: Vec<Estate>,
+    deaths_digest: u64,
     /// As long as nobody knows who shares the universe, and this node has a vote.
     election: Option<(Election, Patience)>,
     observes: bool,
@@ -77,6 +87,7 @@ impl Allocator {
     /// More seeds than the universe has blocks.
     pub fn new(config: Config, stored: Stored, found: Found, now: Now) -> Result<Self, TooManySeeds> {
         let layout = Layout::new(config.universe);
+        let may_be_forgotten = config.assigned.is_none() && !found.continues;
         let genesis = Ring::genesis(layout, config.seeds.names())?;
         let mut this = Self {
             me: config.name,
@@ -88,9 +99,14 @@ impl Allocator {
             in_force: stored.in_force,
             assigned: config.assigned.is_some(),
             left: false,
+            returning: false,
             peers: BTreeSet::new(),
+            members: Arc::new(stored.members),
             heard: BTreeMap::new(),
             deaths: Deaths::default(),
+            deaths_due: true,
+            estates: Vec::new(),
+            deaths_digest: 0,
             election: None,
             observes: config.seeding == Seeding::Observer,
             has_contact: false,
@@ -118,6 +134,7 @@ impl Allocator {
             this.effects.publish.push(token.to_item(&layout));
             this.ring.merge(token);
         }
+        this.returning = this.in_force && may_be_forgotten && !this.members.is_empty();
         this.restore(stored.allocations, stored.resting, now);
         this.recover(found, now);
         this.vote(now);
@@ -145,8 +162,8 @@ impl Allocator {
             }
             return Ok(self.reserve_again(request, owner, now));
         }
-        if !self.in_force {
-            return Err(IpamError::NotReady(WaitingFor::FirstContact));
+        if let (true, Some(waiting)) = (!self.in_force || self.returning, self.waiting_for()) {
+            return Err(IpamError::NotReady(waiting));
         }
         let offset = match wanted {
             Some(offset) => self.check_wanted(offset, &request.ranges).map(|()| offset)?,
@@ -200,7 +217,18 @@ impl Allocator {
         let others = || peers.iter().filter(|peer| peer.name != self.me);
         let held = others().flat_map(|peer| peer.held.iter().map(|address| (*address, peer.name.clone())));
         self.space.set_foreign(held.filter_map(|(a, name)| Some((self.layout.offset(a)?, name))).collect());
-        self.heard = others().map(|p| (p.name.clone(), (p.incarnation, p.deaths_digest))).collect();
+        let heard = others().map(|peer| (peer.name.clone(), peer.deaths_digest)).collect();
+        let before = std::mem::replace(&mut self.heard, heard);
+        for gone in before.into_keys().filter(|name| !self.heard.contains_key(name)) {
+            Arc::make_mut(&mut self.members).remove(&gone);
+            self.effects.changes.push(Change::Member(gone, None));
+        }
+        for KnownPeer { name, incarnation, .. } in others() {
+            if self.members.get(name) != Some(incarnation) {
+                Arc::make_mut(&mut self.members).insert(name.clone(), *incarnation);
+                self.effects.changes.push(Change::Member(name.clone(), Some(*incarnation)));
+            }
+        }
         self.peers = others().filter(|peer| peer.reachable).map(|peer| peer.name.clone()).collect();
         self.settle(now);
     }
@@ -208,6 +236,7 @@ impl Allocator {
     /// A peer has told all that it knows (the first exchange with it is complete).
     pub fn on_contact(&mut self, now: Now) {
         self.has_contact = true;
+        self.deaths_due = true;
         self.open();
         self.vote(now);
         self.settle(now);
@@ -297,8 +326,9 @@ impl Allocator {
             epoch: self.ring.tokens().map(|token| token.epoch).max().unwrap_or(0),
             waiting_for: self.waiting_for(),
             deaths: self.deaths.all().clone(),
-            deaths_digest: self.deaths.digest(),
-            takeovers: self.takeovers(),
+            deaths_digest: self.deaths_digest,
+            takeovers: self.waits(),
+            members: self.members.clone(),
         }
     }
 
@@ -394,9 +424,10 @@ impl Allocator {
         Some(allocation)
     }
 
-    /// The ring may be used. Where there is none yet, it begins with the seeds' shares; where there is one, the seed list
+    /// The ring may be used again, or from now on. Where there is none yet, it begins with the seeds' shares; where there is one, the seed list
     /// says nothing: it may have been made longer since, and this node may have lost its state.
     fn open(&mut self) {
+        self.returning = false;
         if self.in_force {
             return;
         }
@@ -450,7 +481,7 @@ impl Allocator {
 
     /// This node's tokens are its own to change.
     fn shares(&self) -> bool {
-        self.in_force && !self.left && !self.assigned
+        self.in_force && !self.left && !self.assigned && !self.returning
     }
 
     fn take_own(&mut self, own: Vec<Span>) {
@@ -485,11 +516,17 @@ impl Allocator {
     }
 
     fn waiting_for(&self) -> Option<WaitingFor> {
-        if self.left || self.in_force && self.space.counts().free > 0 {
+        if self.left {
             return None;
         }
         if !self.in_force {
             return Some(WaitingFor::FirstContact);
+        }
+        if self.returning {
+            return Some(WaitingFor::Return { peers: self.members.keys().cloned().collect() });
+        }
+        if self.space.counts().free > 0 {
+            return None;
         }
         if self.assigned {
             return self.space.own().is_empty().then_some(WaitingFor::Assignment);

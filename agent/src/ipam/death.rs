@@ -1,21 +1,20 @@
 //! Deaths: what an operator says of nodes that will not come back, and who gets their ranges.
 //!
 //! ```text
-//!   weft forget x ──sealed by an operator──▶ Death {x, incarnation, epoch, taker} ──gossip──▶ everybody
-//!     everybody: writes it down, believes tokens of the taker with that epoch, and says so (digest in its record)
-//!     taker:     once all who live have said so, takes over what x has below that epoch
+//!   weft forget x ──sealed by an operator──▶ Death {x, incarnation, epoch, taker, ranges} ──gossip──▶ everybody
+//!     everybody: where the ranges are x's as far as it knows, promises for good not to own any of it below the epoch
+//!     taker:     once all have promised, takes over what is x's of the ranges, and has it with that epoch
 //!     x:         if it lives after all, gives what it has to the taker, and asks for space like a joiner
 //! ```
-//! Why no address gets two owners: before the taker owns anything, all others know of the death, so whomever `x` meets
-//! when it comes back tells it. Of two who take at once the greater (epoch, taker) wins, and no other can come to be known
-//! by all. Only a forced one does not wait.
+//! Promises are on disk before they are told (a digest in the peer record). Why no address gets two owners is in
+//! `allocator/forget.rs`.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use super::deed::Takeover;
 use crate::{
     identity::{BadSeal, Checker, OPERATOR},
     mesh::gossip::{Gossiper, Item, Rejected},
-    types::{Incarnation, PeerName},
+    types::{Incarnation, PeerName, Prefix},
 };
 use prost::Message;
 use std::{collections::BTreeMap, sync::Arc};
@@ -29,40 +28,45 @@ pub struct Death {
     pub incarnation: Incarnation,
     pub epoch: u64,
     pub taker: PeerName,
-    /// The taker waits for nobody to hear of it.
+    /// The taker waits for nobody's promise.
     pub forced: bool,
+    /// What the taker is to have: the peer's as far as the taker knew then.
+    pub ranges: Vec<Prefix>,
 }
 
-/// What has been heard of deaths.
+/// What has been heard of deaths: of each peer as often as it has been forgotten.
 #[derive(Debug, Default)]
 pub struct Deaths {
-    by_peer: BTreeMap<PeerName, Notice>,
+    notices: BTreeMap<(PeerName, u64), Notice>,
     all: Arc<Vec<Death>>,
-    digest: u64,
 }
 
 #[derive(Clone, Debug)]
-struct Notice {
-    death: Death,
-    item: Item,
-    settled: bool,
+pub struct Notice {
+    pub death: Death,
+    pub item: Item,
+    /// This node has promised.
+    pub agreed: bool,
 }
 
 impl Death {
     pub fn to_body(&self) -> Vec<u8> {
-        let Self { peer, incarnation, epoch, taker, forced } = self;
+        let Self { peer, incarnation, epoch, taker, forced, ranges } = self;
         let (peer, incarnation, taker) = (peer.to_string(), incarnation.0, taker.to_string());
-        mesh::Death { peer, incarnation, epoch: *epoch, taker, forced: *forced }.encode_to_vec()
+        let ranges = ranges.iter().map(Prefix::to_string).collect();
+        mesh::Death { peer, incarnation, epoch: *epoch, taker, forced: *forced, ranges }.encode_to_vec()
     }
 
     /// # Errors
     /// The bytes are not as such a statement is written.
     pub fn from_body(body: &[u8]) -> Result<Self, Rejected> {
-        let mesh::Death { peer, incarnation, epoch, taker, forced } =
+        let mesh::Death { peer, incarnation, epoch, taker, forced, ranges } =
             mesh::Death::decode(body).map_err(|_| Rejected::Undecodable)?;
         let name = |text: &str| text.parse().map_err(|_| Rejected::Undecodable);
         let (peer, incarnation, taker) = (name(&peer)?, Incarnation(incarnation), name(&taker)?);
-        let death = Self { peer, incarnation, epoch, taker, forced };
+        let ranges = ranges.iter().map(|range| range.parse().map_err(|_| Rejected::Undecodable));
+        let death =
+            Self { peer, incarnation, epoch, taker, forced, ranges: ranges.collect::<Result<_, _>>()? };
         let is_sound = death.to_body() == body && death.peer != death.taker && death.epoch > 0;
         let within = [incarnation.0, epoch].iter().all(|count| *count <= MAX_COUNT);
         (is_sound && within).then_some(death).ok_or(Rejected::Invalid("the death is none that can be"))
@@ -72,8 +76,8 @@ impl Death {
     pub fn to_item(&self, seal: Vec<u8>) -> Item {
         Item {
             channel: CHANNEL.into(),
-            key: self.peer.as_str().into(),
-            rank: [&self.epoch.to_be_bytes(), self.taker.as_str().as_bytes()].concat(),
+            key: [self.peer.as_str().as_bytes(), &[0], &self.epoch.to_be_bytes()].concat(),
+            rank: self.taker.as_str().into(),
             body: self.to_body(),
             signature: seal,
         }
@@ -94,46 +98,60 @@ impl Death {
 }
 
 impl Deaths {
-    /// Takes one in that beats what is known of the peer; false where it does not.
-    pub fn hear(&mut self, item: Item, settled: bool) -> bool {
+    /// Takes one in; false where it, or one that beats it, is known. Of two takers with one epoch the greater counts: none
+    /// of them has had all promises.
+    pub fn hear(&mut self, item: Item, agreed: bool) -> bool {
         let Ok(death) = Death::from_item(&item) else { return false };
-        if self.by_peer.get(&death.peer).is_some_and(|known| !item.beats(&known.item)) {
+        let key = (death.peer.clone(), death.epoch);
+        if self.notices.get(&key).is_some_and(|known| !item.beats(&known.item)) {
             return false;
         }
-        self.by_peer.insert(death.peer.clone(), Notice { death, item, settled });
-        self.all = Arc::new(self.by_peer.values().map(|notice| notice.death.clone()).collect());
-        self.digest = self.by_peer.values().fold(0, |digest, notice| digest ^ notice.item.fingerprint());
+        self.notices.insert(key, Notice { death, item, agreed });
+        self.all = Arc::new(self.notices.values().map(|notice| notice.death.clone()).collect());
         true
     }
 
-    /// Those in which this node has yet to do its part.
-    pub fn unsettled(&self) -> impl Iterator<Item = &Death> {
-        self.by_peer.values().filter(|notice| !notice.settled).map(|notice| &notice.death)
+    pub fn is_empty(&self) -> bool {
+        self.notices.is_empty()
     }
 
-    /// This node has done its part.
-    pub fn settle(&mut self, peer: &PeerName) -> Option<Item> {
-        let notice = self.by_peer.get_mut(peer)?;
-        notice.settled = true;
+    /// All, in the order of peers and epochs.
+    pub fn notices(&self) -> impl Iterator<Item = &Notice> {
+        self.notices.values()
+    }
+
+    /// The last of each peer: those before are not pursued any more, but promises last.
+    pub fn latest(&self) -> impl Iterator<Item = &Notice> {
+        let last = |notice: &&Notice| {
+            self.of(&notice.death.peer).is_some_and(|death| death.epoch == notice.death.epoch)
+        };
+        self.notices().filter(last)
+    }
+
+    /// This node has promised.
+    pub fn agree(&mut self, death: &Death) -> Option<Item> {
+        let notice = self.notices.get_mut(&(death.peer.clone(), death.epoch))?;
+        notice.agreed = true;
         Some(notice.item.clone())
     }
 
     /// Whether that incarnation of a peer is dead.
     pub fn covers(&self, peer: &PeerName, incarnation: Incarnation) -> bool {
-        self.by_peer.get(peer).is_some_and(|notice| incarnation <= notice.death.incarnation)
+        self.of_peer(peer).any(|death| incarnation <= death.incarnation)
     }
 
+    /// The last of a peer.
     pub fn of(&self, peer: &PeerName) -> Option<&Death> {
-        self.by_peer.get(peer).map(|notice| &notice.death)
+        self.of_peer(peer).last()
     }
 
     pub fn all(&self) -> &Arc<Vec<Death>> {
         &self.all
     }
 
-    /// The same where the same is known.
-    pub fn digest(&self) -> u64 {
-        self.digest
+    fn of_peer(&self, peer: &PeerName) -> impl Iterator<Item = &Death> {
+        let all = (peer.clone(), 0)..=(peer.clone(), u64::MAX);
+        self.notices.range(all).map(|(_, notice)| &notice.death)
     }
 }
 
@@ -179,25 +197,26 @@ mod tests {
 
     fn death(peer: &str, epoch: u64, taker: &str) -> Death {
         let (peer, taker) = (peer.parse().unwrap(), taker.parse().unwrap());
-        Death { peer, incarnation: Incarnation(7), epoch, taker, forced: false }
+        let ranges = vec!["10.32.0.0/18".parse().unwrap()];
+        Death { peer, incarnation: Incarnation(7), epoch, taker, forced: false, ranges }
     }
 
     #[test]
-    fn a_death_reads_back_and_the_greater_counts() {
+    fn a_death_reads_back_and_of_two_takers_the_greater_counts() {
         let item = death("x", 3, "a").to_item(Vec::new());
         assert_eq!(Death::from_item(&item), Ok(death("x", 3, "a")));
         assert!(item.rank.len() <= MAX_RANK);
         let mut deaths = Deaths::default();
         assert!(deaths.hear(item.clone(), false) && !deaths.hear(item.clone(), false));
-        let first = deaths.digest();
-        assert!(!deaths.hear(death("x", 2, "z").to_item(Vec::new()), false));
+        assert!(deaths.hear(death("x", 2, "z").to_item(Vec::new()), false));
         assert!(deaths.hear(death("x", 3, "b").to_item(Vec::new()), false));
-        assert_ne!(deaths.digest(), first);
-        assert_eq!(deaths.all().as_slice(), [death("x", 3, "b")]);
+        assert_eq!(deaths.all().as_slice(), [death("x", 2, "z"), death("x", 3, "b")]);
         let x = "x".parse().unwrap();
+        assert_eq!(deaths.of(&x), Some(&death("x", 3, "b")));
+        assert_eq!(deaths.latest().count(), 1);
         assert!(deaths.covers(&x, Incarnation(7)) && !deaths.covers(&x, Incarnation(8)));
-        deaths.settle(&x);
-        assert_eq!(deaths.unsettled().count(), 0);
+        deaths.agree(&death("x", 3, "b"));
+        assert_eq!(deaths.notices().map(|notice| notice.agreed).collect::<Vec<_>>(), [false, true]);
     }
 
     #[test]

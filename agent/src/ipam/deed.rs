@@ -293,7 +293,7 @@ mod tests {
         scene.hand("s", blocks(128, 255), "dead");
         scene.hand("dead", blocks(192, 255), "c");
         let (dead, taker): (PeerName, PeerName) = ("dead".parse().unwrap(), "t".parse().unwrap());
-        let taken = scene.ring_of("t").take_over(&dead, 1, &taker);
+        let taken = scene.ring_of("t").take_over(&dead, &[layout().whole()], 1, &taker);
         assert_eq!(taken.iter().map(Token::span).collect::<Vec<_>>(), [blocks(128, 191)]);
         let check =
             |scene: &mut Scene, token: &Token| scene.registrar.check(token).map_err(|e| e.to_string());
@@ -305,7 +305,7 @@ mod tests {
         scene.agree("dead", 1, "t");
         check(&mut scene, &taken[0]).unwrap();
         // Somebody else seals the same.
-        let forged = scene.ring_of("c").take_over(&dead, 1, &taker);
+        let forged = scene.ring_of("c").take_over(&dead, &[layout().whole()], 1, &taker);
         assert_eq!(
             check(&mut scene, &forged[0]).unwrap_err(),
             "its epoch is raised by somebody else than a taker"
@@ -313,14 +313,14 @@ mod tests {
         // The dead one is not dead, and changes and gives away what it had: that loses, and the taker's heirs are believed.
         let late = scene.ring_of("dead").give(&dead, blocks(160, 191), &"x".parse().unwrap());
         let mut ring = scene.ring_of("t");
-        ring.take_over(&dead, 1, &taker);
+        ring.take_over(&dead, &[layout().whole()], 1, &taker);
         late.into_iter().for_each(|token| _ = ring.merge(token));
         assert_eq!(ring.owned_by(&taker), [blocks(128, 191)]);
         scene.tokens = ring.tokens().filter(|token| token.owner.as_str() != "x").cloned().collect();
         scene.hand("t", blocks(144, 151), "s");
         // And once more, of the taker.
         scene.agree("t", 5, "c");
-        let again = scene.ring_of("c").take_over(&taker, 5, &"c".parse().unwrap());
+        let again = scene.ring_of("c").take_over(&taker, &[layout().whole()], 5, &"c".parse().unwrap());
         assert!(!again.is_empty());
         again.iter().for_each(|token| check(&mut scene, token).unwrap());
     }

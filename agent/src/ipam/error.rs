@@ -10,6 +10,8 @@ pub enum WaitingFor {
     /// Nothing is handed out before a peer has told what it knows: this node may have given away its space before it
     /// lost its state.
     FirstContact,
+    /// After a restart: others may have declared this node dead.
+    Return { peers: Vec<PeerName> },
     /// No peer heard so far knows who owns anything.
     Seed,
     /// Nobody knows yet who shares the universe.
@@ -66,6 +68,12 @@ impl fmt::Display for WaitingFor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::FirstContact => write!(f, "first contact with a peer (--peer)"),
+            Self::Return { peers } => write!(
+                f,
+                "first contact after a restart with one of {}: they may have taken this node for dead (`weft forget` those \
+                 that are dead themselves)",
+                List(peers)
+            ),
             Self::Seed => write!(f, "a peer that was given --ipam-seed"),
             Self::Votes { voters, quorum } => write!(
                 f,

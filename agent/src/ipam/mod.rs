@@ -85,6 +85,8 @@ pub struct Stored {
     pub tokens: Vec<token::Token>,
     /// Items of other channels that are to last, and whether this node has done its part in it.
     pub kept: Vec<(Item, bool)>,
+    /// Peers that belonged to the network.
+    pub members: BTreeMap<PeerName, Incarnation>,
     pub allocations: Vec<Allocation>,
     pub resting: Vec<IpAddr>,
 }
@@ -100,6 +102,9 @@ pub struct Found {
     pub bridge: Option<IpAddr>,
     /// There was no boot marker: pods without a veth are gone.
     pub rebooted: bool,
+    /// Nobody can have declared this node dead since it ran last: an agent has just handed over to this one, or a cluster says
+    /// who is dead.
+    pub continues: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -131,7 +136,7 @@ pub struct KnownPeer {
     /// Addresses that it serves though the ring gives them to another.
     pub held: Vec<IpAddr>,
     pub incarnation: Incarnation,
-    /// Of the deaths that it knows of.
+    /// Of what it has promised to leave to who takes over from the dead.
     pub deaths_digest: u64,
 }
 
@@ -147,6 +152,8 @@ pub enum Change {
         item: Item,
         settled: bool,
     },
+    /// A peer belongs to the network, or does no more.
+    Member(PeerName, Option<Incarnation>),
     Allocation(IpAddr, Option<Arc<Allocation>>),
     /// With the Unix time in milliseconds at which it was freed.
     Resting(IpAddr, Option<u64>),
@@ -187,6 +194,8 @@ pub struct View {
     pub waiting_for: Option<WaitingFor>,
     pub deaths: Arc<Vec<death::Death>>,
     pub deaths_digest: u64,
-    /// Whose ranges this node is to take over, and who has not heard of the death yet.
+    /// Whose ranges this node is to take over, and who has not agreed yet.
     pub takeovers: Vec<(PeerName, Vec<PeerName>)>,
+    /// All that are known to belong to the network, also from before a restart.
+    pub members: Arc<BTreeMap<PeerName, Incarnation>>,
 }

@@ -3,7 +3,7 @@
 use super::{Allocation, Change, Owner, Stored, seed::SeedPlan, span::Layout, token::Token};
 use crate::{
     linux::store::{Entry, Store, StoreError, Table, Write},
-    types::{AttachmentKey, PodRef},
+    types::{AttachmentKey, Incarnation, PodRef},
 };
 use prost::Message;
 use serde::{Deserialize, Serialize};
@@ -45,7 +45,15 @@ pub fn read(
     layout: &Layout,
 ) -> Result<(), RecordError> {
     match table {
-        Table::Meta => stored.in_force |= key == IN_FORCE,
+        Table::Meta => {
+            stored.in_force |= key == IN_FORCE;
+            if let Some(name) = key.strip_prefix(MEMBER) {
+                let name = std::str::from_utf8(name).ok().and_then(|name| name.parse().ok());
+                let incarnation = value.as_slice().try_into().ok().map(u64::from_be_bytes);
+                let member = name.zip(incarnation.map(Incarnation));
+                stored.members.extend([member.ok_or(RecordError::Unreadable("the name of a peer"))?]);
+            }
+        }
         Table::Ring => {
             let item = mesh::Item::decode(value.as_slice()).ok();
             let token = item.and_then(|mesh::Item { body, signature, .. }| {
@@ -80,6 +88,11 @@ pub fn write(change: &Change, layout: &Layout) -> Write {
             let (body, signature) = (token.to_body(layout), token.signature.clone());
             let value = mesh::Item { body, signature, ..Default::default() }.encode_to_vec();
             Write { table: Table::Ring, key: layout.to_bytes(token.start), value: Some(value) }
+        }
+        Change::Member(name, incarnation) => {
+            let key = [MEMBER, name.as_str().as_bytes()].concat();
+            let value = incarnation.map(|incarnation| incarnation.0.to_be_bytes().into());
+            Write { table: Table::Meta, key, value }
         }
         Change::Kept { item, settled } => {
             let key = [item.channel.as_bytes(), b"\0", &item.key].concat();
@@ -156,6 +169,8 @@ fn key(address: IpAddr) -> Vec<u8> {
 
 const IN_FORCE: &[u8] = b"ring in force";
 const SEEDS: &[u8] = b"seeds";
+/// Then its name.
+const MEMBER: &[u8] = b"member ";
 
 #[cfg(test)]
 mod tests {
@@ -203,6 +218,10 @@ mod tests {
             Change::Token(token.clone()),
             Change::Kept { item: death.clone(), settled: false },
             Change::Kept { item: death.clone(), settled: true },
+            Change::Member("b".parse().unwrap(), Some(Incarnation(1))),
+            Change::Member("c".parse().unwrap(), Some(Incarnation(2))),
+            Change::Member("b".parse().unwrap(), Some(Incarnation(3))),
+            Change::Member("c".parse().unwrap(), None),
             allocation(&pod),
             allocation(&bridge),
             Change::Resting(layout.address(3), Some(7)),
@@ -215,6 +234,7 @@ mod tests {
             in_force: true,
             tokens: vec![token],
             kept: vec![(death, true)],
+            members: [("b".parse().unwrap(), Incarnation(3))].into(),
             allocations: vec![bridge, pod],
             resting: vec![layout.address(3)],
         };

@@ -141,6 +141,15 @@ impl Ring {
         Some(&self.tokens[start].owner)
     }
 
+    /// The ranges, or parts of them, that lie in a span; less than the span where this ring has not heard of anybody.
+    pub fn within(&self, span: Span) -> impl Iterator<Item = (Span, &Token)> {
+        let resolved = self.resolved();
+        let at = resolved.partition_point(|(range, _)| range.last < span.first);
+        let parts =
+            resolved[at..].iter().map_while(move |(range, start)| Some((range.intersect(span)?, start)));
+        parts.map(|(range, start)| (range, &self.tokens[start]))
+    }
+
     fn resolved(&self) -> &[(Span, u128)] {
         self.resolved.get_or_init(|| resolve(&self.tokens))
     }
@@ -205,10 +214,10 @@ impl Ring {
         changed
     }
 
-    /// Takes over what `from`, who is gone, has below an epoch; `to` is this node. Returns the new tokens; done again, it
-    /// changes nothing.
-    pub fn take_over(&mut self, from: &PeerName, epoch: u64, to: &PeerName) -> Vec<Token> {
-        let of_gone = |token: &Token| token.owner == *from && token.epoch < epoch;
+    /// Takes over what `from`, who is gone, has of `within` below an epoch; `to` is this node. Returns the new tokens; done
+    /// again, it changes nothing.
+    pub fn take_over(&mut self, from: &PeerName, within: &[Span], epoch: u64, to: &PeerName) -> Vec<Token> {
+        let of_gone = |(_, token): &(Span, &Token)| token.owner == *from && token.epoch < epoch;
         let heir = |(range, token): (Span, &Token)| {
             let heir = Token {
                 start: range.first,
@@ -226,8 +235,8 @@ impl Ring {
             }
             sealed
         };
-        let changed: Vec<Token> =
-            self.ranges().filter(|(_, token)| of_gone(token)).filter_map(heir).collect();
+        let ranges = within.iter().flat_map(|span| self.within(*span)).filter(of_gone);
+        let changed: Vec<Token> = ranges.filter_map(heir).collect();
         self.replace(&changed);
         changed
     }

@@ -303,6 +303,10 @@ impl Stored {
                 self.tokens.retain(|known| known.start != token.start);
                 self.tokens.push(token);
             }
+            Change::Member(name, incarnation) => match incarnation {
+                Some(incarnation) => _ = self.members.insert(name, incarnation),
+                None => _ = self.members.remove(&name),
+            },
             Change::Kept { item, settled } => {
                 self.kept.retain(|(known, _)| known.key != item.key);
                 self.kept.push((item, settled));

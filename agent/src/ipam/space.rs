@@ -252,7 +252,7 @@ impl Space {
     }
 
     /// The runs of whole blocks without any use in a range.
-    fn free_blocks(&self, range: Span) -> Vec<Span> {
+    pub fn free_blocks(&self, range: Span) -> Vec<Span> {
         let unit = self.layout.unit();
         let offsets = range.first..=range.last;
         let used = self.taken.range(offsets.clone()).map(|(offset, _)| offset);

@@ -10,7 +10,7 @@ use crate::types::{Prefix, Universe};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Offsets from `first` to `last`, both included.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Span {
     pub first: u128,
     pub last: u128,

@@ -36,8 +36,13 @@ fn a_seed_without_state_waits_for_a_peer() {
     assert_eq!(sim.reserve(0, 1), Err(IpamError::NotReady(WaitingFor::FirstContact)));
     sim.sync(1, 0);
     assert!(sim.reserve(0, 1).is_ok());
+    // Its ring counts on, but it may have been declared dead meanwhile.
     sim.crash(0, false);
-    assert!(sim.reserve(0, 2).is_ok(), "a stored ring needs no contact");
+    let peers = vec!["n1".parse().unwrap()];
+    assert_eq!(sim.reserve(0, 2), Err(IpamError::NotReady(WaitingFor::Return { peers })));
+    assert!(sim.reserve(0, 1).is_ok(), "what it has handed out stays as it is");
+    sim.sync(1, 0);
+    assert!(sim.reserve(0, 2).is_ok());
 }
 
 #[test]
@@ -220,7 +225,7 @@ fn addresses_are_reclaimed_from_veths() {
         veths: vec![veth(1, "10.32.0.2"), veth(2, "10.32.0.4"), veth(3, "10.32.0.4"), veth(4, "192.0.2.1")],
         macs: [("10.32.0.2".parse().unwrap(), Mac([2, 0, 0, 0, 0, 7]))].into(),
         bridge: Some("10.32.0.3".parse().unwrap()),
-        rebooted: false,
+        ..Found::default()
     };
     let mut allocator = Allocator::new(config.clone(), Stored::default(), found, now).unwrap();
     let view = allocator.view();

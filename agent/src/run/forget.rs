@@ -90,7 +90,7 @@ impl Forgetter {
         }
         let epoch = view.deaths.iter().map(|death| death.epoch).max().unwrap_or(0).max(view.epoch) + 1;
         let death = |peer: &PeerName| {
-            let known = view.deaths.iter().find(|death| death.peer == *peer);
+            let known = view.deaths.iter().rfind(|death| death.peer == *peer);
             let owns = view.ranges.iter().any(|(_, owner)| owner == peer);
             if let Some(Death { taker, .. }) = known.filter(|_| peers.get(peer).is_none() && !call.force) {
                 ensure!(owns, "{peer} has been forgotten already");
@@ -99,15 +99,18 @@ impl Forgetter {
             }
             let record = peers.get(peer);
             ensure!(
-                known.is_some() || record.is_some() || owns,
+                known.is_some() || record.is_some() || owns || view.members.contains_key(peer),
                 "nobody here has heard of {peer}; `weft peers` and `weft ipam` list who is known"
             );
             let incarnations = record
                 .map(|record| record.incarnation)
                 .into_iter()
-                .chain(known.map(|known| known.incarnation));
+                .chain(known.map(|known| known.incarnation))
+                .chain(view.members.get(peer).copied());
             let incarnation = incarnations.max().unwrap_or_default();
-            Ok(Death { peer: peer.clone(), incarnation, epoch, taker: self.me.clone(), forced: call.force })
+            let ranges = view.ranges.iter().filter(|(_, owner)| owner == peer).map(|(range, _)| *range);
+            let (peer, taker, forced, ranges) = (peer.clone(), self.me.clone(), call.force, ranges.collect());
+            Ok(Death { peer, incarnation, epoch, taker, forced, ranges })
         };
         let deaths = named.iter().map(death).collect::<anyhow::Result<Vec<_>>>()?;
         if call.prepare {

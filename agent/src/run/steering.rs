@@ -14,7 +14,7 @@ use crate::{
         path::{self, Views},
         table::{Peer, Table},
     },
-    ipam::{KnownPeer, View, task::Handle as Ipam},
+    ipam::{KnownPeer, View, WaitingFor, task::Handle as Ipam},
     links::{self, Desired},
     mesh::{
         dial::Target,
@@ -256,7 +256,9 @@ impl State {
     fn judge(&mut self, view: &View, links: &links::Status) {
         let mut reasons: Vec<String> = Vec::new();
         match (&view.waiting_for, view.own.is_empty()) {
-            (Some(waiting), true) => reasons.push(format!("no addresses to hand out: waiting for {waiting}")),
+            (Some(waiting), true) | (Some(waiting @ WaitingFor::Return { .. }), _) => {
+                reasons.push(format!("no addresses to hand out: waiting for {waiting}"))
+            }
             (None, true) => reasons.push("no addresses to hand out yet".into()),
             _ if view.bridge.is_none() => reasons.push("no address is free for the bridge".into()),
             _ => {}

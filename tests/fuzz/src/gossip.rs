@@ -176,6 +176,7 @@ fn item(script: &mut Script<'_>) -> Item {
             epoch: script.below(4) as u64,
             taker: name(script.below(6)),
             forced: script.byte() & 1 != 0,
+            ranges: script.choose(&[vec!["10.32.0.0/16".parse().expect("a range")], Vec::new()]).clone(),
         }
         .to_item(Vec::new()),
         3 => {

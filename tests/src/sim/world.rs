@@ -222,7 +222,8 @@ fn stamp(start: Instant, now: Instant) -> Now {
     Now { at: now, unix_ms: (now - start).as_millis() as u64 }
 }
 
-fn write(disk: &mut Stored, change: Change) {
+/// What a restart finds once the change is written.
+pub fn write(disk: &mut Stored, change: Change) {
     match change {
         Change::InForce => disk.in_force = true,
         Change::Seeds(_) => {}
@@ -230,6 +231,10 @@ fn write(disk: &mut Stored, change: Change) {
             disk.tokens.retain(|known| known.start != token.start);
             disk.tokens.push(token);
         }
+        Change::Member(name, incarnation) => match incarnation {
+            Some(incarnation) => _ = disk.members.insert(name, incarnation),
+            None => _ = disk.members.remove(&name),
+        },
         Change::Kept { item, settled } => {
             disk.kept.retain(|(known, _)| known.key != item.key);
             disk.kept.push((item, settled));

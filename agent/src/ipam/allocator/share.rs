@@ -9,7 +9,7 @@
 
 use super::Allocator;
 use crate::{
-    ipam::{Change, Now, space::Owner},
+    ipam::{Change, Now, space::Owner, span::Span},
     mesh::gossip::Item,
     types::PeerName,
 };
@@ -40,7 +40,9 @@ impl Allocator {
         let surplus = self.space.surplus();
         let most = if request.urgent { surplus.div_ceil(2) } else { surplus / 2 };
         let blocks = u128::from(request.count).div_ceil(self.layout.unit()).clamp(1, most.max(1)).min(most);
-        for span in self.space.carve(blocks) {
+        let mut carved = self.space.carve(blocks);
+        carved.retain(|span| !self.is_promised(*span));
+        for span in carved {
             let changed = self.ring.give(&self.me, span, from);
             for token in changed.iter().filter(|token| token.owner == *from) {
                 for range in self.layout.prefixes(token.span()) {
@@ -55,13 +57,13 @@ impl Allocator {
     /// Takes over what a peer had that is gone, as has been agreed on.
     pub fn take_over(&mut self, from: &PeerName, epoch: u64, now: Now) {
         if self.shares() && *from != self.me {
-            self.inherit(from, epoch);
+            self.inherit(from, &[self.layout.whole()], epoch);
             self.settle(now);
         }
     }
 
-    pub(super) fn inherit(&mut self, from: &PeerName, epoch: u64) {
-        let changed = self.ring.take_over(from, epoch, &self.me);
+    pub(super) fn inherit(&mut self, from: &PeerName, within: &[Span], epoch: u64) {
+        let changed = self.ring.take_over(from, within, epoch, &self.me);
         for range in changed.iter().flat_map(|token| self.layout.prefixes(token.span())) {
             info!(peer = %from, %range, epoch, "took over space");
         }
