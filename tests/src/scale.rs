@@ -22,7 +22,7 @@ use std::{
 #[derive(Clone, Debug, Args)]
 pub struct Options {
     /// How many nodes each network has
-    #[arg(long, value_name = "COUNT,...", value_delimiter = ',', default_value = "10,30,100,300,1000,3000")]
+    #[arg(long, value_name = "COUNT,...", value_delimiter = ',', default_value = "10,30,100")]
     sizes: Vec<usize>,
     #[arg(long, value_name = "NUMBER", default_value_t = 1)]
     seed: u64,
