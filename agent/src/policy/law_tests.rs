@@ -409,6 +409,59 @@ fn a_nodes_bridge_counts_as_the_nodes_own_addresses() {
 }
 
 #[test]
+fn a_pod_elsewhere_is_reached_at_the_port_that_it_names() {
+    let named = Port { protocol: Protocol::Tcp, wanted: Wanted::Named("web".into()) };
+    let web = ContainerPort { name: "web".into(), protocol: Protocol::Tcp, number: 8080 };
+    for (number, passes) in [(8080, true), (8081, false)] {
+        assert_eq!(
+            passes_to(Direction::Egress, vec![named.clone()], vec![web.clone()], number),
+            passes,
+            "{number}"
+        );
+    }
+}
+
+#[test]
+fn a_range_inside_another_takes_nothing_away() {
+    let range = |from, to| Port { protocol: Protocol::Tcp, wanted: Wanted::Range(from, to) };
+    for (number, passes) in [(10, true), (40, true), (91, true), (92, false)] {
+        let ports = vec![range(10, 90), range(20, 30), range(91, 91)];
+        assert_eq!(passes_to(Direction::Ingress, ports, Vec::new(), number), passes, "{number}");
+    }
+}
+
+/// Whether rules let pass what goes between a pod here, with a policy of these ports, and another elsewhere.
+fn passes_to(direction: Direction, ports: Vec<Port>, names: Vec<ContainerPort>, number: u16) -> bool {
+    let (mut index, mut compiler) = (Index::new(false), Compiler::default());
+    let rules = Some(vec![Rule { peers: None, ports: Some(ports) }]);
+    let (ingress, egress) = match direction {
+        Direction::Ingress => (rules, None),
+        Direction::Egress => (None, rules),
+    };
+    let id = PolicyId { namespace: "x".into(), name: "web".into() };
+    index.apply_policy(Policy { uid: Uid("p".into()), id, subject: Selector::default(), ingress, egress });
+    for (n, name, ports) in [(0, "here", Vec::new()), (1, "elsewhere", names)] {
+        index.apply_pod(Pod {
+            uids: vec![Uid(name.into())],
+            namespace: "x".into(),
+            name: name.into(),
+            labels: Labels::new(),
+            addresses: [address(n)].into(),
+            ports,
+            matchable: true,
+        });
+    }
+    let here = PodRef { uid: String::new(), namespace: "x".into(), name: "here".into() };
+    index.settle([(address(0), here)].into());
+    compiler.follow(&mut index);
+    let (source, destination) = match direction {
+        Direction::Ingress => (address(1), address(0)),
+        Direction::Egress => (address(0), address(1)),
+    };
+    compiler.rules().permit(&Flow { source, destination, to: Service::Port(Protocol::Tcp, number) })
+}
+
+#[test]
 fn one_pods_change_takes_elements_and_no_chain() {
     let (mut cluster, mut index, mut compiler) = (Cluster::default(), Index::new(false), Compiler::default());
     let peers = PodPeer { namespaces: Namespaces::Named("x".into()), pods: Selector::default() };
