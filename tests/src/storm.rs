@@ -93,7 +93,6 @@ struct Storm<'a> {
     /// Those that come and go.
     guests: Vec<Arc<Pod>>,
     traffic: Crossfire,
-    awake: wait::Awake,
     /// Of the round.
     faults: Vec<Fault<'a>>,
     unplugged: BTreeSet<usize>,
@@ -129,7 +128,6 @@ impl<'a> Storm<'a> {
             pods,
             guests: Vec::new(),
             traffic,
-            awake: wait::Awake::start(),
             faults: Vec::new(),
             unplugged: BTreeSet::new(),
             dead: BTreeSet::new(),
@@ -168,7 +166,9 @@ impl<'a> Storm<'a> {
         }
         thread::sleep(Duration::from_millis(self.rng.random_range(500..5000)));
         self.calm()?;
-        let took = self.awake.until("all is well again", HEALS, || self.is_well())?;
+        let start = Instant::now();
+        wait::until("all is well again", HEALS, || self.is_well())?;
+        let took = start.elapsed();
         self.is_unique()?;
         self.traffic.check()?;
         Ok(took)

@@ -1,9 +1,5 @@
 //! Waiting for a condition, with a deadline.
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
     thread,
     time::{Duration, Instant},
 };
@@ -50,53 +46,6 @@ pub fn until<T>(
                 return Err(error).with_context(|| format!("{what}: not within {within:?}"));
             }
             Err(_) => thread::sleep(PAUSE),
-        }
-    }
-}
-
-/// A clock that stands still where the machine does, be it suspended or starved: what could not run then is not late.
-pub struct Awake(Arc<AtomicU64>);
-
-impl Awake {
-    pub fn start() -> Self {
-        let micros = Arc::new(AtomicU64::new(0));
-        let clock = Arc::downgrade(&micros);
-        thread::spawn(move || {
-            let mut last = Instant::now();
-            while let Some(micros) = clock.upgrade() {
-                thread::sleep(PAUSE);
-                let passed = last.elapsed().min(4 * PAUSE);
-                micros.fetch_add(passed.as_micros() as u64, Ordering::Relaxed);
-                last = Instant::now();
-            }
-        });
-        Self(micros)
-    }
-
-    pub fn now(&self) -> Duration {
-        Duration::from_micros(self.0.load(Ordering::Relaxed))
-    }
-
-    /// As [`until`], by this clock; returns how long it took.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn until(
-        &self,
-        what: &str,
-        within: Duration,
-        attempt: impl Fn() -> anyhow::Result<()>,
-    ) -> anyhow::Result<Duration> {
-        let start = self.now();
-        loop {
-            let (outcome, took) = (attempt(), self.now().saturating_sub(start));
-            match outcome {
-                Ok(()) => return Ok(took),
-                Err(error) if took > within => {
-                    return Err(error).with_context(|| format!("{what}: not within {within:?}"));
-                }
-                Err(_) => thread::sleep(PAUSE),
-            }
         }
     }
 }

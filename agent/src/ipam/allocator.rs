@@ -424,8 +424,8 @@ impl Allocator {
         Some(allocation)
     }
 
-    /// The ring may be used again, or from now on. Where there is none yet, it begins with the seeds' shares; where there is one, the seed list
-    /// says nothing: it may have been made longer since, and this node may have lost its state.
+    /// The ring may be used again, or from now on. Where there is none yet, it begins with the seeds' shares; where there is
+    /// one, the seed list says nothing: it may have been made longer since, and this node may have lost its state.
     fn open(&mut self) {
         self.returning = false;
         if self.in_force {
