@@ -90,6 +90,8 @@ struct Attempts {
     dialling: bool,
     last: Option<Instant>,
     next: Instant,
+    /// It has links enough, and is left alone until then, whatever it says.
+    unneeded: Option<Instant>,
     reason: String,
 }
 
@@ -131,6 +133,7 @@ impl Dialer {
             && attempts.failures > 0
         {
             let earliest = attempts.last.map_or(now, |last| last + FIRST_DELAY);
+            let earliest = attempts.unneeded.map_or(earliest, |until| earliest.max(until));
             self.next = None;
             // Nobody calls whom it has stepped over once and wants no more: else it would be stepped over for ever.
             if attempts.unanswered >= UNREACHABLE && !self.wanted.contains(name) {
@@ -232,6 +235,15 @@ impl Dialer {
             self.back_off(&target, now, rng);
         }
         self.stale = true;
+    }
+
+    /// The peer has closed a link that we called for, since it has enough: its word counts, or the two would go on so.
+    pub fn unneeded(&mut self, name: &PeerName, now: Instant, rng: &mut ChaCha8Rng) {
+        if let Some(attempts) = self.attempts.get_mut(&Target::Peer(name.clone())) {
+            let until = now + MAX_DELAY.mul_f64(rng.random_range(0.5..1.0));
+            (attempts.unneeded, attempts.next) = (Some(until), attempts.next.max(until));
+            self.next = None;
+        }
     }
 
     /// Nobody is left to try: each known address and peer has failed once at least.
@@ -357,6 +369,7 @@ impl Attempts {
             dialling: false,
             last: None,
             next: now + delay,
+            unneeded: None,
             reason: String::new(),
         }
     }

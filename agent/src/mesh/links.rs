@@ -297,7 +297,12 @@ impl Mesh {
         }
         let dialled = self.links.get(&id).and_then(|link| link.dialled.clone());
         self.output(Output::Close { link: id });
+        let unneeded = self.links.get(&id).filter(|link| !link.double && refusal.code() == Code::Surplus);
+        let unneeded = unneeded.and_then(|link| link.name().cloned());
         self.closed(id, &reason, now);
+        if let Some(name) = unneeded.filter(|_| dialled.is_some()) {
+            self.dialer.unneeded(&name, now, &mut self.rng);
+        }
         // We knew the other end for what it is, so the link was up for a moment; it is in vain all the same.
         let is_for_good = !matches!(refusal.code(), Code::Surplus | Code::Leaving | Code::NameTaken);
         if let Some(target) = dialled.filter(|_| is_for_good) {
