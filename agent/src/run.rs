@@ -58,7 +58,7 @@ use crate::{
         token::RingGossiper,
     },
     links,
-    linux::code,
+    linux::memory,
     mesh::{
         self,
         gossip::Gossiper,
@@ -456,11 +456,16 @@ impl Running {
     }
 }
 
-/// Gives back the code that only the start has run.
+/// Gives back what only the start has needed: soon after it, and again after twice as long, as it may not have been over.
 async fn slim() {
-    sleep(SETTLED).await;
-    if let Err(error) = code::release() {
-        debug!(%error, "code that is not run stays in memory");
+    let mut pause = SETTLED;
+    loop {
+        sleep(pause).await;
+        pause = (pause * 2).min(DAY);
+        memory::release_heap();
+        if let Err(error) = memory::release_code() {
+            debug!(%error, "code that is not run stays in memory");
+        }
     }
 }
 
@@ -524,8 +529,9 @@ fn unix_time() -> Duration {
 const BOOT_MARKER: &str = "boot";
 /// Messages between subjects; senders wait when it is full, and merge what waits.
 const QUEUE: usize = 64;
-/// How long after its start an agent has done what it does only then.
+/// How long after its start an agent that is not kept from it has done what it does only then.
 const SETTLED: Duration = Duration::from_secs(10);
+const DAY: Duration = Duration::from_secs(24 * 3600);
 /// How long a part of the start may take while another agent waits for it.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long calls under way may take to be answered at the end.

@@ -1,4 +1,4 @@
-//! The program's own code in memory: what is not run is not held.
+//! What an agent holds of memory and does not use: code that only a start runs, and heap that was free when more came.
 //!
 //! Whatever page of code is touched, the kernel maps the 16 or 32 around it that it has in its cache. Starting touches a
 //! little of everything, so that nearly all of the program counts as resident from then on, though an idle agent runs a
@@ -11,7 +11,7 @@ use std::{fs, io};
 ///
 /// # Errors
 /// `/proc` is not there or not as expected, or the kernel refuses.
-pub fn release() -> io::Result<usize> {
+pub fn release_code() -> io::Result<usize> {
     let program = fs::read_link("/proc/self/exe")?;
     let maps = fs::read_to_string("/proc/self/maps")?;
     let code = maps.lines().filter_map(|line| executable(line, program.to_str()?));
@@ -28,6 +28,15 @@ pub fn release() -> io::Result<usize> {
         released += end - start;
     }
     Ok(released)
+}
+
+/// Gives free pages of the heap back to the kernel, also those between others that are in use. Only GNU's library holds any.
+pub fn release_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: only touches what is free, under the heap's own locks.
+    unsafe {
+        libc::malloc_trim(0);
+    }
 }
 
 /// The range of a line of `/proc/PID/maps`, if that is code of the file `program`.
@@ -71,7 +80,7 @@ mod tests {
         };
         assert_eq!(populated, 0, "{}", io::Error::last_os_error());
         let before = resident();
-        let released = release().unwrap();
+        let released = release_code().unwrap();
         assert_eq!(released, end - start);
         let after = resident();
         assert!(after < before - released / 4096 / 2, "{before} pages before, {after} after");
