@@ -58,7 +58,7 @@ use crate::{
         token::RingGossiper,
     },
     links,
-    linux::memory,
+    linux::memory::{self, Program},
     mesh::{
         self,
         gossip::Gossiper,
@@ -458,12 +458,16 @@ impl Running {
 
 /// Gives back what only the start has needed: soon after it, and again after twice as long, as it may not have been over.
 async fn slim() {
+    let program = Program::split();
+    if let Err(error) = &program {
+        debug!(%error, "code that is not run stays in memory");
+    }
     let mut pause = SETTLED;
     loop {
         sleep(pause).await;
         pause = (pause * 2).min(DAY);
         memory::release_heap();
-        if let Err(error) = memory::release_code() {
+        if let Ok(Err(error)) = program.as_ref().map(Program::release) {
             debug!(%error, "code that is not run stays in memory");
         }
     }
