@@ -176,7 +176,7 @@ pub async fn build(
     servers.spawn(http.serve(http_front.router(Pages::starting), serve::until(&stopped)).map(Ok));
     servers.spawn(local.serve(local_front.router(serve::starting).into(), serve::until(&stopped)).err_into());
     let (store, fresh) = beginning::open_store(&config)?;
-    let seeds = beginning::seeds(&config, &store)?;
+    let seeds = beginning::seeds(config.ipam_seed.iter().cloned().collect(), &store)?;
 
     let (believe, believed) = watch::channel(Arc::new(cluster::takeovers(cluster.as_ref())));
     let same = match same {
