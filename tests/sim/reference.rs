@@ -171,8 +171,8 @@ proptest! {
     }
 }
 
-/// A few, the same each time; others, where `PROPTEST_CASES` says how many. Among a thousand are some that fail: see what is
-/// known not to hold, in `ARCHITECTURE.md`.
+/// A few, the same each time, because the property does not hold for all: of random ones, which `PROPTEST_CASES` asks for, about
+/// one in eighty fails. See what is known not to hold, in `ARCHITECTURE.md`.
 fn cases() -> ProptestConfig {
     let asked = ProptestConfig::default();
     let is_asked = std::env::var_os("PROPTEST_CASES").is_some();
