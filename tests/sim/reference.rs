@@ -5,7 +5,7 @@
 //! dead, once that can do no harm.
 
 use crate::steps::{Node, Nodes, Rules, Step, What, deaths, key, peer};
-use proptest::{prelude::*, test_runner::RngSeed};
+use proptest::prelude::*;
 use std::{collections::BTreeMap, net::IpAddr};
 use weft::{
     ipam::{Owner, death::Death, ring::Ring, token::Token},
@@ -70,7 +70,12 @@ impl Reference {
                     continue;
                 }
                 let (from, to) = (&owner.owner, &token.owner);
-                let dead = |death: Death| death.peer == *from && death.epoch == token.epoch;
+                // Whoever was given it by the dead one, and has not heard of it, has promised never to use it.
+                let dead = |death: Death| {
+                    let names =
+                        |range| self.rules.layout.span(range).is_some_and(|span| span.contains(offset));
+                    death.epoch == token.epoch && death.taker == *to && death.ranges.into_iter().any(names)
+                };
                 let takes = |(m, node): (usize, &Node)| {
                     let knows = node.disk.tokens.contains(token);
                     knows && (*from == peer(m) || *to == peer(m) && deaths(node).any(dead))
@@ -97,6 +102,26 @@ impl Reference {
         assert!(self.rules.is_unique(&self.nodes));
     }
 
+    /// Where those who live hear each other, and the rest is forgotten, nothing stays with the dead.
+    fn bury(&mut self) {
+        let Some(knows) = self.nodes.0.iter().position(|node| node.lives && node.contact) else { return };
+        let (living, dead): (Vec<usize>, Vec<usize>) =
+            (0..self.nodes.0.len()).partition(|n| self.nodes.0[*n].lives);
+        living.iter().for_each(|node| self.take(Step::Meet { node: *node, via: knows }));
+        self.talk();
+        for dead in dead.iter().copied() {
+            let said = deaths(&self.nodes.0[knows]).filter(|death| death.peer == peer(dead));
+            let taker = said.max_by_key(|death| death.epoch).map(|death| death.taker);
+            let by = living.iter().copied().find(|n| Some(peer(*n)) == taker).unwrap_or(knows);
+            self.take(Step::Forget { by, dead });
+            self.talk();
+        }
+        for (n, dead) in living.iter().flat_map(|n| dead.iter().map(move |dead| (*n, peer(*dead)))) {
+            let left = self.rules.ring(&self.nodes.0[n]).owned_by(&dead);
+            assert!(left.is_empty(), "{n} still believes that {left:?} is of {dead}");
+        }
+    }
+
     /// Once everybody is back, all agree with the model about all that is there.
     fn agree(&mut self) {
         let knows = self.nodes.0.iter().position(|node| node.lives && node.contact);
@@ -105,6 +130,17 @@ impl Reference {
             self.take(Step::Return(node));
             self.take(Step::Meet { node, via });
         }
+        self.talk();
+        for node in &self.nodes.0 {
+            let ring = self.rules.ring(node);
+            for (offset, owner) in self.owners.iter().enumerate() {
+                assert_eq!(ring.owner(offset as u128), Some(&owner.owner), "of {offset}");
+            }
+        }
+    }
+
+    /// Those who live tell each other what they know, until there is nothing new.
+    fn talk(&mut self) {
         let all = 0..self.nodes.0.len();
         let (mut before, mut rounds) = (None, 0);
         while before.as_ref() != Some(&self.nodes) {
@@ -115,13 +151,6 @@ impl Reference {
                 for what in [What::Deaths, What::Tokens, What::Records] {
                     self.take(Step::Tell { from, to, what });
                 }
-            }
-        }
-        for node in &self.nodes.0 {
-            let mut ring = Ring::new(self.rules.layout, None);
-            node.disk.tokens.iter().for_each(|token| _ = ring.merge(token.clone()));
-            for (offset, owner) in self.owners.iter().enumerate() {
-                assert_eq!(ring.owner(offset as u128), Some(&owner.owner), "of {offset}");
             }
         }
     }
@@ -155,28 +184,38 @@ fn steps(nodes: usize) -> impl Strategy<Value = Vec<Step>> {
 }
 
 proptest! {
-    #![proptest_config(cases())]
-
     #[test]
     fn what_many_nodes_do_in_any_order_is_what_a_plain_model_allows(
-        steps in steps(NODES),
+        (nodes, steps) in prop::sample::select(vec![3, 4, NODES]).prop_flat_map(|nodes| (Just(nodes), steps(nodes))),
         universe in prop::sample::select(vec!["10.32.0.0/28", "10.32.0.0/25"]),
         seeds in prop::sample::select(vec![1, 3, NODES]),
     ) {
-        let mut reference = Reference::new(universe, seeds, NODES);
+        let mut reference = Reference::new(universe, seeds.min(nodes), nodes);
         for step in steps {
             reference.take(step);
         }
+        reference.bury();
         reference.agree();
     }
 }
 
-/// A few, the same each time, because the property does not hold for all: of random ones, which `PROPTEST_CASES` asks for, about
-/// one in eighty fails. See what is known not to hold, in `ARCHITECTURE.md`.
-fn cases() -> ProptestConfig {
-    let asked = ProptestConfig::default();
-    let is_asked = std::env::var_os("PROPTEST_CASES").is_some();
-    if is_asked { asked } else { ProptestConfig { cases: 48, rng_seed: RngSeed::Fixed(1), ..asked } }
+#[test]
+fn of_two_takers_of_one_node_the_later_one_has_its_range() {
+    let mut reference = Reference::new("10.32.0.0/25", NODES, NODES);
+    for step in [
+        Step::Crash(3),
+        Step::Forget { by: 6, dead: 3 },
+        Step::Return(3),
+        Step::Tell { from: 6, to: 1, what: What::Deaths },
+        Step::Tell { from: 3, to: 1, what: What::Records },
+        Step::Crash(3),
+        Step::Forget { by: 1, dead: 3 },
+    ] {
+        reference.take(step);
+    }
+    let of_3 = reference.owners.iter().position(|token| token.owner == peer(3)).expect("a seed has a share");
+    reference.agree();
+    assert_eq!(reference.owners[of_3].owner, peer(1));
 }
 
 const NODES: usize = 7;

@@ -214,14 +214,17 @@ impl Allocator {
 
     /// Who is known and can be reached now, and what they hold of others' ranges.
     pub fn on_peers(&mut self, peers: &[KnownPeer], now: Now) {
-        let others = || peers.iter().filter(|peer| peer.name != self.me);
+        let others = || peers.iter().filter(|peer| peer.name != self.me && !peer.left);
         let held = others().flat_map(|peer| peer.held.iter().map(|address| (*address, peer.name.clone())));
         self.space.set_foreign(held.filter_map(|(a, name)| Some((self.layout.offset(a)?, name))).collect());
         let heard = others().map(|peer| (peer.name.clone(), peer.deaths_digest)).collect();
         let before = std::mem::replace(&mut self.heard, heard);
-        for gone in before.into_keys().filter(|name| !self.heard.contains_key(name)) {
-            Arc::make_mut(&mut self.members).remove(&gone);
-            self.effects.changes.push(Change::Member(gone, None));
+        let gone = before.into_keys().filter(|name| !self.heard.contains_key(name));
+        let left = peers.iter().filter(|peer| peer.left).map(|peer| peer.name.clone());
+        for gone in gone.chain(left) {
+            if Arc::make_mut(&mut self.members).remove(&gone).is_some() {
+                self.effects.changes.push(Change::Member(gone, None));
+            }
         }
         for KnownPeer { name, incarnation, .. } in others() {
             if self.members.get(name) != Some(incarnation) {
@@ -311,7 +314,7 @@ impl Allocator {
 
     pub fn view(&mut self) -> View {
         let prefixes = |spans: &[Span]| spans.iter().flat_map(|span| self.layout.prefixes(*span)).collect();
-        let ours = |offset| self.ring.owner(offset) == Some(&self.me);
+        let ours = |offset| self.space.is_own(offset);
         let allocations = || self.space.allocations();
         View {
             ranges: self.routes.clone(),
@@ -462,7 +465,7 @@ impl Allocator {
             self.ring_changed = false;
             self.routes = Arc::new(self.ring.routes());
             let own = match self.in_force && !self.left {
-                true => self.ring.owned_by(&self.me),
+                true => self.usable(),
                 false => Vec::new(),
             };
             if own != self.space.own() {

@@ -138,6 +138,16 @@ pub struct KnownPeer {
     pub incarnation: Incarnation,
     /// Of what it has promised to leave to who takes over from the dead.
     pub deaths_digest: u64,
+    /// For good: nobody waits for it.
+    pub left: bool,
+}
+
+impl KnownPeer {
+    /// One that is no more.
+    pub fn gone(name: PeerName) -> Self {
+        let (reachable, held, incarnation, deaths_digest) = Default::default();
+        Self { name, reachable, held, incarnation, deaths_digest, left: true }
+    }
 }
 
 /// One entry of the state file that is to be put, or removed where there is `None`.

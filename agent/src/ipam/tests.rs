@@ -167,6 +167,7 @@ fn thousands_of_nodes_fit_a_12() {
                 held: Vec::new(),
                 incarnation: Incarnation(1),
                 deaths_digest: 0,
+                left: false,
             })
             .collect();
         let stored = Stored { in_force: n > 0, tokens, ..Stored::default() };
@@ -362,6 +363,7 @@ fn assigned_ranges_are_used_and_neither_asked_for_nor_given() {
         held: Vec::new(),
         incarnation: Incarnation(1),
         deaths_digest: 0,
+        left: false,
     };
     allocator.on_peers(&[peer], now);
     let ask = weft_proto::mesh::SpaceRequest { count: 256, urgent: true };

@@ -10,7 +10,12 @@ use crate::{
     types::{DataId, DataKey, Endpoint, Incarnation, PeerName},
 };
 use prost::Message;
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
 use weft_proto::mesh as wire;
 
 /// What an agent says about itself.
@@ -54,6 +59,7 @@ pub struct Neighbour {
 pub struct PeerSet {
     own: PeerName,
     records: BTreeMap<PeerName, Arc<PeerRecord>>,
+    left: BTreeSet<PeerName>,
 }
 
 /// Checks the items of channel [`CHANNEL`]; without a checker it does not ask who has sealed them.
@@ -192,7 +198,8 @@ impl PeerRecord {
 
 impl PeerSet {
     pub fn new(own: PeerRecord) -> Self {
-        Self { own: own.name.clone(), records: BTreeMap::from([(own.name.clone(), Arc::new(own))]) }
+        let name = own.name.clone();
+        Self { own: name.clone(), records: [(name, Arc::new(own))].into(), left: BTreeSet::new() }
     }
 
     pub fn own(&self) -> &Arc<PeerRecord> {
@@ -217,6 +224,11 @@ impl PeerSet {
         self.iter().filter(|record| record.name != self.own)
     }
 
+    /// Those that have left for good, as far as is remembered.
+    pub fn left(&self) -> impl Iterator<Item = &PeerName> {
+        self.left.iter()
+    }
+
     /// A peer is no more.
     pub(crate) fn remove(&mut self, name: &PeerName) {
         if *name != self.own {
@@ -226,10 +238,13 @@ impl PeerSet {
 
     /// Takes a newer record in; a peer that has left goes.
     pub(crate) fn insert(&mut self, record: PeerRecord) {
-        match record.left && record.name != self.own {
-            true => self.records.remove(&record.name),
-            false => self.records.insert(record.name.clone(), Arc::new(record)),
-        };
+        if record.left && record.name != self.own {
+            self.records.remove(&record.name);
+            self.left.insert(record.name);
+        } else {
+            self.left.remove(&record.name);
+            self.records.insert(record.name.clone(), Arc::new(record));
+        }
     }
 }
 
@@ -361,6 +376,7 @@ mod tests {
         assert_eq!(peers.others().count(), 1);
         peers.insert(gone);
         assert_eq!((peers.others().count(), peers.iter().count()), (0, 1));
+        assert!(peers.left().eq([&"b".parse().unwrap()]));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::{
     identity::{self, Checker, Source, task::Current},
     ipam::{
         Seeding, View,
-        death::{Death, DeathGossip, SEALED},
+        death::{self, Death, DeathGossip, SEALED},
         task::Handle as Addresses,
     },
     mesh::{
@@ -89,6 +89,7 @@ impl Forgetter {
             may_forget(&named, &peers, &alive)?;
         }
         let epoch = view.deaths.iter().map(|death| death.epoch).max().unwrap_or(0).max(view.epoch) + 1;
+        let before = death::digest(view.deaths.iter());
         let death = |peer: &PeerName| {
             let known = view.deaths.iter().rfind(|death| death.peer == *peer);
             let owns = view.ranges.iter().any(|(_, owner)| owner == peer);
@@ -110,7 +111,7 @@ impl Forgetter {
             let incarnation = incarnations.max().unwrap_or_default();
             let ranges = view.ranges.iter().filter(|(_, owner)| owner == peer).map(|(range, _)| *range);
             let (peer, taker, forced, ranges) = (peer.clone(), self.me.clone(), call.force, ranges.collect());
-            Ok(Death { peer, incarnation, epoch, taker, forced, ranges })
+            Ok(Death { peer, incarnation, epoch, taker, forced, ranges, known: before })
         };
         let deaths = named.iter().map(death).collect::<anyhow::Result<Vec<_>>>()?;
         if call.prepare {

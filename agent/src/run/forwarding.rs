@@ -140,7 +140,9 @@ impl Forwarding {
                     held: record.held.clone(),
                     incarnation: record.incarnation,
                     deaths_digest: record.deaths_digest,
+                    left: false,
                 })
+                .chain(peers.left().cloned().map(KnownPeer::gone))
                 .collect(),
             table: table::Inputs {
                 me: peers.own().data_id,
