@@ -113,8 +113,11 @@ impl Reference {
             let said = deaths(&self.nodes.0[knows]).filter(|death| death.peer == peer(dead));
             let taker = said.max_by_key(|death| death.epoch).map(|death| death.taker);
             let by = living.iter().copied().find(|n| Some(peer(*n)) == taker).unwrap_or(knows);
-            self.take(Step::Forget { by, dead });
-            self.talk();
+            // Whom the taker has not known of yet it has to be told too.
+            for _ in 0..2 {
+                self.take(Step::Forget { by, dead });
+                self.talk();
+            }
         }
         for (n, dead) in living.iter().flat_map(|n| dead.iter().map(move |dead| (*n, peer(*dead)))) {
             let left = self.rules.ring(&self.nodes.0[n]).owned_by(&dead);

@@ -60,6 +60,7 @@ struct Record {
     version: u64,
     deaths: u64,
     held: Vec<IpAddr>,
+    absent: Vec<(PeerName, Incarnation)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -340,6 +341,7 @@ impl Rules {
             held: record.held.clone(),
             incarnation: Incarnation(record.incarnation),
             deaths_digest: record.deaths,
+            absent: record.absent.clone(),
             left: false,
         };
         let others: Vec<_> = others.map(known).collect();
@@ -356,11 +358,11 @@ impl Rules {
         // Who hears of its own death says that it lives.
         let died = self::deaths(node).filter(|death| death.peer == peer(n)).map(|d| d.incarnation.0).max();
         node.incarnation = node.incarnation.max(died.map_or(0, |died| died + 1));
-        let (incarnation, deaths, held) = (node.incarnation, view.deaths_digest, view.held);
         let record = node.records.entry(n).or_default();
-        let version = record.version;
-        if *record != (Record { incarnation, version, deaths, held: held.clone() }) {
-            *record = Record { incarnation, version: version + 1, deaths, held };
+        let (incarnation, version, deaths) = (node.incarnation, record.version, view.deaths_digest);
+        let next = Record { incarnation, version, deaths, held: view.held, absent: view.absent };
+        if *record != next {
+            *record = Record { version: version + 1, ..next };
         }
     }
 }

@@ -57,8 +57,8 @@ pub struct Allocator {
     peers: BTreeSet<PeerName>,
     /// All that are known to belong to the network, also from before a restart.
     members: Arc<BTreeMap<PeerName, Incarnation>>,
-    /// What those whose record is here have promised.
-    heard: BTreeMap<PeerName, u64>,
+    /// Those whose record is here, and what they have promised.
+    heard: BTreeMap<PeerName, (Incarnation, u64)>,
     deaths: Deaths,
     /// Deaths have become known, or what this node can do about them has changed.
     deaths_due: bool,
@@ -217,7 +217,8 @@ impl Allocator {
         let others = || peers.iter().filter(|peer| peer.name != self.me && !peer.left);
         let held = others().flat_map(|peer| peer.held.iter().map(|address| (*address, peer.name.clone())));
         self.space.set_foreign(held.filter_map(|(a, name)| Some((self.layout.offset(a)?, name))).collect());
-        let heard = others().map(|peer| (peer.name.clone(), peer.deaths_digest)).collect();
+        let heard = others().map(|peer| (peer.name.clone(), (peer.incarnation, peer.deaths_digest)));
+        let heard = heard.collect();
         let before = std::mem::replace(&mut self.heard, heard);
         let gone = before.into_keys().filter(|name| !self.heard.contains_key(name));
         let left = peers.iter().filter(|peer| peer.left).map(|peer| peer.name.clone());
@@ -226,8 +227,14 @@ impl Allocator {
                 self.effects.changes.push(Change::Member(gone, None));
             }
         }
-        for KnownPeer { name, incarnation, .. } in others() {
-            if self.members.get(name) != Some(incarnation) {
+        let here = others().map(|peer| (&peer.name, &peer.incarnation));
+        let has_left = |name: &PeerName| peers.iter().any(|peer| peer.left && peer.name == *name);
+        let absent = others().flat_map(|peer| &peer.absent).map(|(name, incarnation)| (name, incarnation));
+        let absent = absent.filter(|(name, _)| **name != self.me && !has_left(name));
+        let known: Vec<_> = here.chain(absent).collect();
+        for (name, incarnation) in known {
+            // A record of before a restart may still be about.
+            if self.members.get(name) < Some(incarnation) {
                 Arc::make_mut(&mut self.members).insert(name.clone(), *incarnation);
                 self.effects.changes.push(Change::Member(name.clone(), Some(*incarnation)));
             }
@@ -330,6 +337,7 @@ impl Allocator {
             waiting_for: self.waiting_for(),
             deaths: self.deaths.all().clone(),
             deaths_digest: self.deaths_digest,
+            absent: self.absent(),
             takeovers: self.waits(),
             members: self.members.clone(),
         }

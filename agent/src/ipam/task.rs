@@ -495,6 +495,7 @@ mod tests {
             held: Vec::new(),
             incarnation: Incarnation(1),
             deaths_digest: 0,
+            absent: Vec::new(),
             left: false,
         };
         handle.peers(vec![peer]).await.unwrap();

@@ -42,6 +42,8 @@ pub struct PeerRecord {
     pub bridge: Option<IpAddr>,
     /// Of the deaths that it has heard of and written down.
     pub deaths_digest: u64,
+    /// Who lives as far as it knew before it started, and has not been heard of since.
+    pub absent: Vec<(PeerName, Incarnation)>,
     /// It has left for good and owns nothing.
     pub left: bool,
 }
@@ -84,6 +86,7 @@ impl PeerRecord {
             conceded: Vec::new(),
             bridge: None,
             deaths_digest: 0,
+            absent: Vec::new(),
             left: false,
         }
     }
@@ -114,6 +117,10 @@ impl PeerRecord {
         let micros =
             |rtt: Option<Duration>| rtt.map_or(0, |rtt| rtt.as_micros().clamp(1, u32::MAX as u128) as u32);
         let neighbour = |n: &Neighbour| wire::Neighbour { name: n.name.to_string(), rtt_us: micros(n.rtt) };
+        let absent = |(name, incarnation): &(PeerName, Incarnation)| wire::Absent {
+            name: name.to_string(),
+            incarnation: incarnation.0,
+        };
         let body = wire::PeerRecord {
             name: self.name.to_string(),
             incarnation: self.incarnation.0,
@@ -129,6 +136,7 @@ impl PeerRecord {
             conceded: self.conceded.iter().take(MAX_HELD).map(IpAddr::to_string).collect(),
             left: self.left,
             deaths_digest: self.deaths_digest,
+            absent: self.absent.iter().take(MAX_ABSENT).map(absent).collect(),
             bridge: self.bridge.as_ref().map(IpAddr::to_string).unwrap_or_default(),
         };
         Item {
@@ -153,6 +161,7 @@ impl PeerRecord {
         let body = wire::PeerRecord::decode(item.body.as_slice()).map_err(|_| Rejected::Undecodable)?;
         if body.endpoints.len() > MAX_ENDPOINTS
             || body.neighbours.len() > MAX_NEIGHBOURS
+            || body.absent.len() > MAX_ABSENT
             || body.held.len().max(body.conceded.len()) > MAX_HELD
             || body.software.len() > MAX_SOFTWARE
         {
@@ -162,6 +171,8 @@ impl PeerRecord {
             let rtt = (n.rtt_us != 0).then(|| Duration::from_micros(n.rtt_us.into()));
             Some(Neighbour { name: n.name.parse().ok()?, rtt })
         };
+        let absent =
+            |absent: wire::Absent| Some((absent.name.parse().ok()?, Incarnation(absent.incarnation)));
         let decode = || {
             Some(Self {
                 name: body.name.parse().ok()?,
@@ -184,6 +195,7 @@ impl PeerRecord {
                     text => Some(text.parse().ok()?),
                 },
                 deaths_digest: body.deaths_digest,
+                absent: body.absent.into_iter().map(absent).collect::<Option<_>>()?,
                 left: body.left,
             })
         };
@@ -282,6 +294,8 @@ const MAX_COUNT: u64 = u64::MAX / 2;
 const MAX_ENDPOINTS: usize = 16;
 /// As many links as an agent may have.
 pub(super) const MAX_NEIGHBOURS: usize = 64;
+/// The rest follows once these have been heard of or forgotten.
+const MAX_ABSENT: usize = 16;
 /// A node's pods, all of them held.
 const MAX_HELD: usize = 512;
 const MAX_SOFTWARE: usize = 256;
@@ -304,6 +318,7 @@ mod tests {
             held: vec!["10.32.0.9".parse().unwrap()],
             conceded: vec!["10.32.0.10".parse().unwrap()],
             bridge: Some("10.32.0.1".parse().unwrap()),
+            absent: vec![("d".parse().unwrap(), Incarnation(8))],
             ..PeerRecord::new(name.parse().unwrap(), Incarnation(9))
         }
     }
@@ -384,6 +399,7 @@ mod tests {
         let long: PeerName = "x".repeat(253).parse().unwrap();
         let mut record = record(long.as_str());
         record.endpoints = vec!["[ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff]:65535".parse().unwrap(); 99];
+        record.absent = vec![(long.clone(), Incarnation(u64::MAX)); 9999];
         record.neighbours = vec![Neighbour { name: long, rtt: Some(Duration::MAX) }; 9999];
         record.held = vec!["ffff:ffff:ffff:ffff:ffff:ffff:ffff:fff0".parse().unwrap(); 9999];
         record.conceded.clone_from(&record.held);

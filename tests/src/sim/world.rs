@@ -118,6 +118,7 @@ impl Node {
             held: record.held.clone(),
             incarnation: record.incarnation,
             deaths_digest: record.deaths_digest,
+            absent: record.absent.clone(),
             left: false,
         };
         let left = mesh.peers().left().cloned().map(KnownPeer::gone);

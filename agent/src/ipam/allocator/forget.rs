@@ -2,17 +2,20 @@
 //!
 //! Why no address gets two owners (`x` has been declared dead, `t` is the taker, `e` the epoch, `R` the ranges):
 //!
-//! * Who promises owns nothing of `R` then: whoever has been given some of it by `x` does not promise, and says no more
-//!   than that; so `t` waits, and the operator has to say it anew, of what is left.
-//! * Who has promised never owns any of `R` below `e` again: what still comes to light that `x`, or others that are dead, gave
-//!   it goes on to `t` at once.
-//! * `t` takes over once all others that it knows of (`members`, on disk) have promised and see the same of `R` as what is
-//!   left; whoever is forgotten too need not. From then on `t` has it with epoch `e`, which wins over all of before.
-//! * Who comes back does nothing with what it owns before somebody has told it what happened meanwhile (`returning`). It
-//!   gives away what has not been taken over; of what it uses by then it promises nothing, so that `t` waits for it.
+//! * Who promises owns nothing of `R`, and never uses any of it below `e` again: what still comes to light that `x`, or others
+//!   that are dead, gave it goes on to `t`.
+//! * `t` takes over once all that it knows of (`members`, on disk) have promised, and know of the same dead and the same living
+//!   (`outlook`). So it asks whoever has let somebody in who has not heard of the death, and whom they let in.
+//! * It takes nothing over any more once it hears of another death: who died before it promised may have let somebody in. The
+//!   operator says it anew, of what is left. From the takeover on `t` has it with epoch `e`, which wins over all of before.
+//! * Who comes back does nothing with what it owns before somebody has told it what happened meanwhile (`returning`): it hears of
+//!   the death, or `t` hears of it, and waits for it.
+//! * Who has been dead itself was not waited for. It is bound by all deaths that it hears of, as if it had promised.
 //!
-//! Of two deaths of one peer the later counts: who takes by the earlier no longer sees what the others see.
-//! Only by force nobody is waited for: then two may own an address until they hear of each other, and the lower epoch loses.
+//! Who gets what is given up follows from the last death about it, by epoch and name, for everybody alike.
+//!
+//! Whoever lives, and is known to nobody that `t` can ask, is not waited for; and by force nobody is: then two may own an address
+//! until they hear of each other, and the lower epoch loses.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use super::Allocator;
@@ -101,6 +104,15 @@ impl Allocator {
         let left = self.deaths.all().iter().filter(is_left);
         let void: Vec<_> = left.map(|death| (death.peer.clone(), vec![self.me.clone()])).collect();
         pending.into_iter().chain(void).collect()
+    }
+
+    /// Who lives as far as was known before the start, and has not been heard of since: takers have to know of them.
+    pub(super) fn absent(&self) -> Vec<(PeerName, Incarnation)> {
+        let is_absent = |(name, incarnation): &(&PeerName, &Incarnation)| {
+            self.heard.get(*name).is_none_or(|(heard, _)| heard < *incarnation)
+        };
+        let absent = self.living().filter(is_absent).map(|(name, incarnation)| (name.clone(), *incarnation));
+        if self.estates.is_empty() { Vec::new() } else { absent.collect() }
     }
 
     /// Whether a range is one that others have promised to leave to this node, which it got without a takeover: it keeps it.
@@ -192,12 +204,14 @@ impl Allocator {
 
     /// Who is dead and who lives, as far as this node knows.
     fn outlook(&self) -> u64 {
-        let lives =
-            self.members.iter().filter(|(name, incarnation)| !self.deaths.covers(name, **incarnation));
-        let names: BTreeSet<&PeerName> = lives.map(|(name, _)| name).chain([&self.me]).collect();
+        let names: BTreeSet<&PeerName> = self.living().map(|(name, _)| name).chain([&self.me]).collect();
         let mut hash = SipHasher13::new();
         (death::digest(self.deaths.all().iter()), names).hash(&mut hash);
         hash.finish().max(1)
+    }
+
+    fn living(&self) -> impl Iterator<Item = (&PeerName, &Incarnation)> {
+        self.members.iter().filter(|(name, incarnation)| !self.deaths.covers(name, **incarnation))
     }
 
     /// What somebody has of a dead peer's ranges, and nobody has taken over.
@@ -217,10 +231,9 @@ impl Allocator {
     }
 
     fn lacking(&self, death: &Death) -> Vec<PeerName> {
-        let lacks = |(name, incarnation): &(&PeerName, &Incarnation)| {
-            self.heard.get(*name) != Some(&self.deaths_digest) && !self.deaths.covers(name, **incarnation)
-        };
-        let lacks = self.members.iter().filter(lacks).map(|(name, _)| name.clone());
+        let lacks =
+            |name: &PeerName| self.heard.get(name).is_none_or(|(_, said)| *said != self.deaths_digest);
+        let lacks = self.living().map(|(name, _)| name.clone()).filter(lacks);
         if death.forced { Vec::new() } else { lacks.collect() }
     }
 
