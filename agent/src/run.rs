@@ -456,16 +456,14 @@ impl Running {
     }
 }
 
-/// Gives back what only the start has needed: soon after it, and again after twice as long, as it may not have been over.
+/// Gives back by and by what only the start has needed, or something else that is rare.
 async fn slim() {
     let program = Program::split();
     if let Err(error) = &program {
         debug!(%error, "code that is not run stays in memory");
     }
-    let mut pause = SETTLED;
     loop {
-        sleep(pause).await;
-        pause = (pause * 2).min(DAY);
+        sleep(SLIM).await;
         memory::release_heap();
         if let Ok(Err(error)) = program.as_ref().map(Program::release) {
             debug!(%error, "code that is not run stays in memory");
@@ -533,9 +531,8 @@ fn unix_time() -> Duration {
 const BOOT_MARKER: &str = "boot";
 /// Messages between subjects; senders wait when it is full, and merge what waits.
 const QUEUE: usize = 64;
-/// How long after its start an agent that is not kept from it has done what it does only then.
-const SETTLED: Duration = Duration::from_secs(10);
-const DAY: Duration = Duration::from_secs(24 * 3600);
+/// How long what is not used may stay in memory. To map again what is takes a millisecond or two.
+const SLIM: Duration = Duration::from_secs(20);
 /// How long a part of the start may take while another agent waits for it.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long calls under way may take to be answered at the end.

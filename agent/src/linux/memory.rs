@@ -70,8 +70,8 @@ fn constant(line: &str, program: &str) -> Option<(usize, usize)> {
     (constant && path == program).then_some((number(start)?, number(end)?))
 }
 
-/// Bytes that are mapped together.
-const PIECE: usize = 16 << 10;
+/// Bytes that are mapped together: a page.
+const PIECE: usize = 4 << 10;
 
 #[cfg(test)]
 mod tests {

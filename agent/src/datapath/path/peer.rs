@@ -89,7 +89,8 @@ impl Path {
         }
         if before.endpoints != *endpoints || self.direct.is_empty() {
             let chosen = self.direct.get(self.chosen).map(|direct| direct.to);
-            let mut known = std::mem::take(&mut self.direct);
+            // Mostly it is one: as it grows by itself, a vector has room for four at least.
+            let mut known = std::mem::replace(&mut self.direct, Vec::with_capacity(endpoints.len()));
             for to in endpoints {
                 let found = known.iter().position(|direct| direct.to == *to).map(|at| known.remove(at));
                 let fresh = || Direct { to: *to, seen: false, leg: Leg::new(search(&self.peer, 0)) };
