@@ -8,11 +8,11 @@ use super::{
     gossip::Item,
     replica::{ItemKey, Replica},
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 #[derive(Debug, Default)]
 pub struct SendBuffer {
-    turns: BTreeMap<ItemKey, u64>,
+    turns: HashMap<ItemKey, u64>,
     queue: BTreeMap<u64, ItemKey>,
     next: u64,
 }

@@ -54,7 +54,12 @@ pub trait App {
     fn items(&mut self, _channel: &str, _items: Vec<Item>, _now: Instant, _out: &mut Outbox) {}
     fn unicast(&mut self, _from: PeerName, _channel: &str, _body: Vec<u8>, _now: Instant, _out: &mut Outbox) {
     }
-    fn wake(&mut self, _mesh: &Mesh, _now: Instant, _out: &mut Outbox) {}
+    /// Whether it wants to know, when it is woken now, who would answer its probes.
+    fn looks(&self, _now: Instant) -> bool {
+        false
+    }
+    /// `answering`: by the numbers of nodes; empty for who does not look.
+    fn wake(&mut self, _mesh: &Mesh, _answering: &[bool], _now: Instant, _out: &mut Outbox) {}
     fn next_wake(&self) -> Option<Instant> {
         None
     }
@@ -292,7 +297,7 @@ impl<A: App> Sim<A> {
         let node = &self.nodes[n];
         let wake = [node.mesh.next_wake(), node.app.next_wake()].into_iter().flatten().min();
         if let Some(wake) = wake.map(|at| at.max(self.now + TICK))
-            && node.wakes_at.is_none_or(|at| wake < at || at <= self.now)
+            && node.wakes_at.is_none_or(|at| wake < at || at < self.now)
         {
             self.nodes[n].wakes_at = Some(wake);
             self.at(wake, n, Event::Wake);
@@ -346,14 +351,26 @@ impl<A: App> Sim<A> {
         groups.is_empty() || groups.iter().any(|group| group.contains(&a) && group.contains(&b))
     }
 
+    /// Who would answer a node's probes, by numbers.
+    fn answering(&self, n: usize) -> Vec<bool> {
+        let alive = |node: &Node<A>| !node.left && !node.dead && node.fatal.is_none();
+        self.nodes.iter().enumerate().map(|(other, node)| alive(node) && self.reaches(n, other)).collect()
+    }
+
     fn event(&mut self, n: usize, event: Event) {
         match event {
             Event::Wake => {
+                // An earlier one may have come after this one was set.
+                if self.nodes[n].wakes_at != Some(self.now) {
+                    return;
+                }
                 self.nodes[n].wakes_at = None;
                 let mut out = Outbox::default();
-                let node = &mut self.nodes[n];
-                if node.app.next_wake().is_some_and(|at| at <= self.now) {
-                    node.app.wake(&node.mesh, self.now, &mut out);
+                if self.nodes[n].app.next_wake().is_some_and(|at| at <= self.now) {
+                    let answering =
+                        if self.nodes[n].app.looks(self.now) { self.answering(n) } else { Vec::new() };
+                    let node = &mut self.nodes[n];
+                    node.app.wake(&node.mesh, &answering, self.now, &mut out);
                 }
                 for input in out.inputs {
                     self.handle(n, input);
