@@ -58,7 +58,7 @@ use crate::{
         token::RingGossiper,
     },
     links,
-    linux::code,
+    linux::memory::{self, Program},
     mesh::{
         self,
         gossip::Gossiper,
@@ -176,7 +176,7 @@ pub async fn build(
     servers.spawn(http.serve(http_front.router(Pages::starting), serve::until(&stopped)).map(Ok));
     servers.spawn(local.serve(local_front.router(serve::starting).into(), serve::until(&stopped)).err_into());
     let (store, fresh) = beginning::open_store(&config)?;
-    let seeds = beginning::seeds(&config, &store)?;
+    let seeds = beginning::seeds(config.ipam_seed.iter().cloned().collect(), &store)?;
 
     let (believe, believed) = watch::channel(Arc::new(cluster::takeovers(cluster.as_ref())));
     let same = match same {
@@ -456,11 +456,20 @@ impl Running {
     }
 }
 
-/// Gives back the code that only the start has run.
+/// Gives back what only the start has needed: soon after it, and again after twice as long, as it may not have been over.
 async fn slim() {
-    sleep(SETTLED).await;
-    if let Err(error) = code::release() {
+    let program = Program::split();
+    if let Err(error) = &program {
         debug!(%error, "code that is not run stays in memory");
+    }
+    let mut pause = SETTLED;
+    loop {
+        sleep(pause).await;
+        pause = (pause * 2).min(DAY);
+        memory::release_heap();
+        if let Ok(Err(error)) = program.as_ref().map(Program::release) {
+            debug!(%error, "code that is not run stays in memory");
+        }
     }
 }
 
@@ -524,8 +533,9 @@ fn unix_time() -> Duration {
 const BOOT_MARKER: &str = "boot";
 /// Messages between subjects; senders wait when it is full, and merge what waits.
 const QUEUE: usize = 64;
-/// How long after its start an agent has done what it does only then.
+/// How long after its start an agent that is not kept from it has done what it does only then.
 const SETTLED: Duration = Duration::from_secs(10);
+const DAY: Duration = Duration::from_secs(24 * 3600);
 /// How long a part of the start may take while another agent waits for it.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long calls under way may take to be answered at the end.

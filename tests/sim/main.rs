@@ -7,5 +7,6 @@ mod model;
 mod reference;
 mod scale;
 mod steps;
+mod votes;
 
 use weft_lab::sim::net;

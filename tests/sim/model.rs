@@ -1,12 +1,12 @@
-//! Every interleaving of a few nodes: what allocator and election promise is checked in all states that they can reach, by the
-//! real code. Sizes are small; `reference.rs` and `ipam.rs` have large ones at random.
+//! Every interleaving of a few nodes: what the allocator promises is checked in all states that they can reach, by the real code.
+//! Sizes are small; `reference.rs` and `ipam.rs` have large ones at random.
 
-use crate::steps::{Nodes, Rules, Step, What, peer};
+use crate::steps::{Nodes, Rules, Step, What};
 use stateright::{Checker, Model, Property};
 use std::{fmt::Debug, hash::Hash, time::Instant};
-use weft::ipam::{
-    election::{Election, Vote},
-    span::coalesce,
+use weft::{
+    ipam::span::coalesce,
+    types::{PeerName, Prefix},
 };
 
 /// Nodes that give each other space, die, are forgotten and come back, as often as they may.
@@ -36,18 +36,26 @@ impl Few {
 
     /// All come to have one ring, which holds the whole universe, as soon as they hear each other.
     fn agrees(&self, world: &World) -> bool {
-        if world.nodes.0.iter().any(|node| !node.lives) {
-            return true;
-        }
+        world.nodes.0.iter().any(|node| !node.lives) || self.agreement(world, &[0, 1, 2]).is_some()
+    }
+
+    /// And the same one, whoever hears whom first.
+    fn agrees_in_any_order(&self, world: &World) -> bool {
+        let [one, other] = [[0, 1, 2], [2, 1, 0]].map(|order| self.agreement(world, &order));
+        one.is_some() && one == other
+    }
+
+    fn agreement(&self, world: &World, order: &[usize]) -> Option<Vec<(Prefix, PeerName)>> {
         let mut nodes = world.nodes.clone();
-        self.rules.meet(&mut nodes);
+        self.rules.meet(&mut nodes, order);
         let layout = self.rules.layout;
         let rings = nodes.0.iter().map(|node| self.rules.ring(node).routes());
         let mut rings = rings.collect::<Vec<_>>();
         rings.dedup();
-        let [ring] = rings.as_slice() else { return false };
+        let [ring] = rings.as_slice() else { return None };
         let spans = ring.iter().map(|(prefix, _)| layout.span(*prefix).expect("in the universe"));
-        coalesce(spans) == [layout.whole()] && self.rules.is_unique(&nodes)
+        let is_whole = coalesce(spans) == [layout.whole()];
+        (is_whole && self.rules.is_unique(&nodes)).then(|| ring.clone())
     }
 }
 
@@ -101,7 +109,9 @@ impl Model for Few {
                 world.nodes.0.iter().any(|node| node.disk.tokens.iter().any(|token| token.epoch > 0))
             }),
         ];
-        if !self.rules.by_force {
+        if self.rules.by_force {
+            properties.push(always("whoever hears whom first, on the same", Self::agrees_in_any_order));
+        } else {
             properties.push(always("no address has two owners", |model: &Self, world: &World| {
                 model.rules.is_unique(&world.nodes)
             }));
@@ -119,7 +129,7 @@ impl Model for Few {
 }
 
 /// Looks at all states that so many steps at most lead to.
-fn check<M>(what: &str, model: M, most: usize)
+pub fn check<M>(what: &str, model: M, most: usize)
 where
     M: Model<
             State: Hash + Clone + PartialEq + Debug + Send + Sync,
@@ -150,91 +160,7 @@ fn who_was_wrongly_declared_dead_agrees_once_it_hears_of_it() {
     check("by force", Few::new(2, true, Budget { asks: 1, crashes: 0, forgets: 1 }), ALL);
 }
 
-/// Voters that propose, hear each other in any order, and restart.
-struct Voters {
-    count: usize,
-    proposals: u8,
-    restarts: u8,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Ballots {
-    elections: Vec<Election>,
-    proposals: u8,
-    restarts: u8,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Turn {
-    Propose(usize),
-    Hear { from: usize, to: usize },
-    Restart(usize),
-}
-
-impl Model for Voters {
-    type State = Ballots;
-    type Action = Turn;
-
-    fn init_states(&self) -> Vec<Ballots> {
-        let election = |n| Election::new(peer(n), self.count, 64, Vote::default());
-        let elections = (0..self.count).map(election).collect();
-        vec![Ballots { elections, proposals: 0, restarts: 0 }]
-    }
-
-    fn actions(&self, state: &Ballots, turns: &mut Vec<Turn>) {
-        for from in 0..self.count {
-            turns.extend((0..self.count).filter(|to| *to != from).map(|to| Turn::Hear { from, to }));
-            if state.proposals < self.proposals {
-                turns.push(Turn::Propose(from));
-            }
-            if state.restarts < self.restarts {
-                turns.push(Turn::Restart(from));
-            }
-        }
-    }
-
-    fn next_state(&self, state: &Ballots, turn: Turn) -> Option<Ballots> {
-        let mut next = state.clone();
-        match turn {
-            Turn::Propose(n) => {
-                next.proposals += 1;
-                next.elections[n].propose();
-            }
-            Turn::Hear { from, to } => {
-                let vote = next.elections[from].own().clone();
-                next.elections[to].hear(&peer(from), vote);
-                next.elections[to].think();
-            }
-            Turn::Restart(n) => {
-                next.restarts += 1;
-                let vote = next.elections[n].own().clone();
-                next.elections[n] = Election::new(peer(n), self.count, 64, vote);
-            }
-        }
-        (next != *state).then_some(next)
-    }
-
-    fn properties(&self) -> Vec<Property<Self>> {
-        vec![
-            Property::always("all that is decided is the same", |_, state: &Ballots| {
-                let mut decided = state.elections.iter().filter_map(Election::decided);
-                let first = decided.next();
-                decided.all(|names| Some(names) == first)
-            }),
-            Property::sometimes("something is decided", |_, state: &Ballots| {
-                state.elections.iter().any(|election| election.decided().is_some())
-            }),
-        ]
-    }
-}
-
-#[test]
-fn voters_never_decide_two_things() {
-    check("election of 3", Voters { count: 3, proposals: 2, restarts: 0 }, ALL);
-    check("election with restarts", Voters { count: 3, proposals: 1, restarts: 2 }, ALL);
-}
-
 /// Where more would take minutes.
 const STEPS: usize = 9;
 /// There is nothing new after fewer.
-const ALL: usize = 100;
+pub const ALL: usize = 100;

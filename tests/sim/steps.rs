@@ -24,7 +24,7 @@ use weft::{
     mesh::gossip::Item,
     types::{AttachmentKey, Incarnation, PeerName, PodRef, Prefix},
 };
-use weft_lab::sim::world::{name, write};
+use weft_lab::sim::world::name;
 use weft_proto::mesh::SpaceRequest;
 
 /// What stays as it is.
@@ -54,11 +54,12 @@ pub struct Node {
 }
 
 /// What a peer says of itself: the later counts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Record {
     incarnation: u64,
     version: u64,
     deaths: u64,
+    held: Vec<IpAddr>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -117,7 +118,7 @@ impl Rules {
         let node = Node { lives: true, incarnation: 1, contact: true, ..Node::default() };
         let mut nodes = Nodes(vec![node; count]);
         (0..count).for_each(|n| self.work(&mut nodes, n, Found::default(), |_| {}));
-        self.meet(&mut nodes);
+        self.meet(&mut nodes, &Vec::from_iter(0..count));
         nodes
     }
 
@@ -209,12 +210,12 @@ impl Rules {
         }
     }
 
-    /// Those who live hear each other, until there is nothing new.
-    pub fn meet(&self, nodes: &mut Nodes) {
+    /// Those who live hear each other, in this order, until there is nothing new.
+    pub fn meet(&self, nodes: &mut Nodes, order: &[usize]) {
         loop {
             let before = nodes.clone();
-            for from in 0..nodes.0.len() {
-                for to in 0..nodes.0.len() {
+            for &from in order {
+                for &to in order {
                     if from != to && nodes.0[from].lives && nodes.0[to].lives {
                         self.tell_all(nodes, from, to);
                         if !std::mem::replace(&mut nodes.0[to].contact, true) {
@@ -231,13 +232,15 @@ impl Rules {
 
     /// No address has two owners, nor two users, among those who live. Who has come back uses nothing until it has met somebody.
     pub fn is_unique(&self, nodes: &Nodes) -> bool {
-        let living = || nodes.0.iter().filter(|node| node.lives && node.contact);
-        let mut owned: Vec<Span> = living().flat_map(|node| self.owned_by(node)).collect();
-        let mut used: Vec<IpAddr> = living().flat_map(|node| node.used.iter().copied()).collect();
-        owned.sort();
+        let mut used: Vec<IpAddr> = living(nodes).flat_map(|node| node.used.iter().copied()).collect();
         used.sort();
+        self.one_owns(nodes) && used.windows(2).all(|pair| pair[0] != pair[1])
+    }
+
+    pub fn one_owns(&self, nodes: &Nodes) -> bool {
+        let mut owned: Vec<Span> = living(nodes).flat_map(|node| self.owned_by(node)).collect();
+        owned.sort();
         owned.windows(2).all(|pair| pair[0].last < pair[1].first)
-            && used.windows(2).all(|pair| pair[0] != pair[1])
     }
 
     pub fn owned_by(&self, node: &Node) -> Vec<Span> {
@@ -265,7 +268,8 @@ impl Rules {
                 let later = |(n, record): &(&usize, &Record)| {
                     **n != to && known.records.get(n).is_none_or(|known| known < *record)
                 };
-                let news: Vec<_> = source.records.iter().filter(later).map(|(n, r)| (*n, *r)).collect();
+                let news: Vec<_> =
+                    source.records.iter().filter(later).map(|(n, r)| (*n, r.clone())).collect();
                 if !news.is_empty() {
                     nodes.0[to].records.extend(news);
                     self.step(nodes, to, |_| {});
@@ -316,7 +320,7 @@ impl Rules {
         let known = |(other, record): (&usize, &Record)| KnownPeer {
             name: peer(*other),
             reachable: true,
-            held: Vec::new(),
+            held: record.held.clone(),
             incarnation: Incarnation(record.incarnation),
             deaths_digest: record.deaths,
         };
@@ -324,7 +328,7 @@ impl Rules {
         allocator.on_peers(&others, self.now);
         work(&mut allocator);
         let disk = &mut node.disk;
-        allocator.effects().changes.into_iter().for_each(|change| write(disk, change));
+        allocator.effects().changes.into_iter().for_each(|change| disk.apply(change));
         disk.tokens.sort_by_key(|token| token.start);
         disk.kept.sort_by(|(a, _), (b, _)| a.key.cmp(&b.key));
         disk.allocations.sort_by_key(|allocation| allocation.address);
@@ -334,10 +338,11 @@ impl Rules {
         // Who hears of its own death says that it lives.
         let died = self::deaths(node).filter(|death| death.peer == peer(n)).map(|d| d.incarnation.0).max();
         node.incarnation = node.incarnation.max(died.map_or(0, |died| died + 1));
-        let (incarnation, deaths) = (node.incarnation, view.deaths_digest);
-        let record = node.records.entry(n).or_insert(Record { incarnation, version: 0, deaths });
-        if (record.incarnation, record.deaths) != (incarnation, deaths) {
-            *record = Record { incarnation, version: record.version + 1, deaths };
+        let (incarnation, deaths, held) = (node.incarnation, view.deaths_digest, view.held);
+        let record = node.records.entry(n).or_default();
+        let version = record.version;
+        if *record != (Record { incarnation, version, deaths, held: held.clone() }) {
+            *record = Record { incarnation, version: version + 1, deaths, held };
         }
     }
 }
@@ -353,6 +358,10 @@ impl Hash for Nodes {
             (node.disk.in_force, &node.disk.kept, &node.disk.members).hash(state);
         }
     }
+}
+
+fn living(nodes: &Nodes) -> impl Iterator<Item = &Node> {
+    nodes.0.iter().filter(|node| node.lives && node.contact)
 }
 
 /// Those that a node knows of.

@@ -139,13 +139,20 @@ impl Agent {
         }
     }
 
-    /// Sends SIGTERM and waits for the end; an agent that needs more than five seconds is killed, and that is an error.
+    /// Sends SIGTERM and waits for the end; an agent that needs too long is killed, and that is an error.
     pub fn stop(mut self) -> anyhow::Result<ExitStatus> {
         self.terminate();
         let name = self.name.clone();
-        wait::until(&format!("agent {name} ends on SIGTERM"), Duration::from_secs(5), || {
-            self.ended()?.context("it still runs")
+        wait::until(&format!("agent {name} ends on SIGTERM"), END, || {
+            self.ended()?.with_context(|| format!("it still runs, its threads are in {}", self.waits()))
         })
+    }
+
+    /// Where in the kernel each of its threads is; `0` for one that runs.
+    fn waits(&self) -> String {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.child.id())).into_iter().flatten().flatten();
+        let wait = |thread: fs::DirEntry| fs::read_to_string(thread.path().join("wchan")).ok();
+        threads.filter_map(wait).collect::<Vec<_>>().join(", ")
     }
 
     /// Asks it to end, without waiting.
@@ -181,6 +188,9 @@ pub fn tail(log: &std::path::Path) -> String {
 
 /// Each node has a namespace of its own, so all can use the default.
 pub const METRICS: &str = "127.0.0.1:6782";
+
+/// An agent's end: calls under way are answered, links ended, and what it has written is on a disk that may be busy.
+const END: Duration = Duration::from_secs(15);
 
 #[cfg(test)]
 mod tests {

@@ -23,7 +23,7 @@ use crate::{
     pod::Pod,
     progress::Progress,
     sandbox::Sandbox,
-    underlay::{Networks, Underlay},
+    underlay::{CROWD, Networks, Underlay},
     wait,
 };
 
@@ -322,6 +322,10 @@ impl Builder {
             lab.add_node()?;
         }
         let nodes = lab.nodes();
+        if nodes.len() > CROWD {
+            let at: Vec<_> = nodes.iter().map(|node| (node.netns(), node.address())).collect();
+            Underlay::introduce(&at)?;
+        }
         let names: Vec<_> = nodes.iter().map(|node| node.name()).collect();
         for node in &nodes {
             let others = nodes.iter().filter(|other| other.name() != node.name());
@@ -336,7 +340,8 @@ impl Builder {
         if self.agents {
             progress.step("agents start");
             nodes.iter().try_for_each(|node| node.start_agent())?;
-            nodes.iter().try_for_each(|node| node.wait_ready(READY_WITHIN))?;
+            let within = READY_WITHIN + EACH * nodes.len() as u32;
+            nodes.iter().try_for_each(|node| node.wait_ready(within))?;
         }
         for (done, node) in nodes.iter().enumerate() {
             progress.step(format!("pods of {} ({} of {})", node.name(), done + 1, nodes.len()));
@@ -366,3 +371,5 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// From an agent's start until ADD would work, with a wide margin for a machine that compiles beside it.
 const READY_WITHIN: Duration = Duration::from_secs(20);
+/// All of a lab's agents share the machine's few processors while they start.
+const EACH: Duration = Duration::from_millis(500);

@@ -98,6 +98,23 @@ impl Links {
         self.0.route().add(route).execute().await.with_context(|| format!("add route {to} via {via}"))
     }
 
+    /// Has an address on that link resolved for good.
+    pub async fn neighbour(&self, name: &str, address: IpAddr, hardware: &[u8]) -> anyhow::Result<()> {
+        let add = self.0.neighbours().add(self.index(name).await?, address).link_layer_address(hardware);
+        add.execute().await.with_context(|| format!("tell {name} where {address} is"))
+    }
+
+    pub async fn hardware_address(&self, name: &str) -> anyhow::Result<Vec<u8>> {
+        let mut found = self.0.link().get().match_name(name).execute();
+        let link = found.try_next().await.with_context(|| format!("look for {name}"))?;
+        let address = |attribute| match attribute {
+            LinkAttribute::Address(address) => Some(address),
+            _ => None,
+        };
+        link.and_then(|link| link.attributes.into_iter().find_map(address))
+            .with_context(|| format!("{name} has no hardware address"))
+    }
+
     /// Names of all links.
     pub async fn names(&self) -> anyhow::Result<Vec<String>> {
         let links: Vec<_> = self.0.link().get().execute().try_collect().await.context("list links")?;

@@ -134,6 +134,25 @@ impl Underlay {
         self.number(node, number)
     }
 
+    /// Tells all nodes where the others are. The kernel counts what it has found out itself over all its namespaces, and
+    /// drops packets beyond 1,024 neighbours; of what it was told it takes any number.
+    pub fn introduce(nodes: &[(&Netns, IpAddr)]) -> anyhow::Result<()> {
+        let found = |(node, address): &(&Netns, IpAddr)| {
+            let hardware = node.links(async |links| links.hardware_address(UPLINK).await)?;
+            anyhow::Ok((*address, hardware))
+        };
+        let known = nodes.iter().map(found).collect::<anyhow::Result<Vec<_>>>()?;
+        for (node, own) in nodes {
+            node.links(async |links| {
+                for (address, hardware) in known.iter().filter(|(address, _)| address != own) {
+                    links.neighbour(UPLINK, *address, hardware).await?;
+                }
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
     pub fn outside_address(&self) -> IpAddr {
         in_v4(self.networks.beyond, OUTSIDE).addr()
     }
@@ -178,6 +197,8 @@ const SECOND: &str = "eth1";
 pub const WIRE: &str = "wire";
 /// The wire's /24 holds them and the router.
 pub const MOST_NODES: usize = 250;
+/// More nodes have to be [introduced](Underlay::introduce).
+pub const CROWD: usize = 24;
 // Places in their networks.
 const ROUTER: u8 = 254;
 const BEFORE_OUTSIDE: u8 = 1;

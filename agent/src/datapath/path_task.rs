@@ -159,7 +159,8 @@ impl Task {
             let now = Instant::now();
             let wake = self.paths.next_wake(now).unwrap_or(now + IDLE);
             tokio::select! {
-                () = sleep_until(wake.into()) => {}
+                // Late, perhaps, where others have the processors: what has come meanwhile is no less in time.
+                () = sleep_until(wake.into()) => self.catch_up(),
                 changed = inputs.changed() => match changed {
                     Ok(()) => self.paths.set(inputs.borrow_and_update().clone()),
                     Err(_) => return,
@@ -191,11 +192,25 @@ impl Task {
     fn receive(&mut self) {
         let Self { incoming, arrived, .. } = self;
         let receive = || Ok(arrived.receive(incoming, BATCH)?);
-        let messages = match self.readable.try_io(Interest::READABLE, receive) {
-            Ok(messages) => messages,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => return,
-            Err(error) => return tracing::debug!(%error, "probes were not received"),
-        };
+        match self.readable.try_io(Interest::READABLE, receive) {
+            Ok(messages) => self.take(messages),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) => tracing::debug!(%error, "probes were not received"),
+        }
+    }
+
+    /// Receives what waits, whether or not we have been told that something does.
+    fn catch_up(&mut self) {
+        for _ in 0..BATCHES {
+            match self.arrived.receive(&self.incoming, BATCH) {
+                Ok(messages) if messages > 0 => self.take(messages),
+                _ => return,
+            }
+        }
+    }
+
+    /// Takes the messages that have arrived.
+    fn take(&mut self, messages: usize) {
         for at in 0..messages {
             let Some(from) = self.arrived.source(at).map(canonical) else { continue };
             let Message { range, segment } = self.arrived.message(at);
@@ -305,4 +320,6 @@ fn log(name: &PeerName, was: Option<&View>, view: &View) {
 
 /// Messages that are read before the timer has its turn.
 const BATCH: usize = 8;
+/// Batches that are read before what is late is taken for lost.
+const BATCHES: usize = 32;
 const IDLE: Duration = Duration::from_secs(3600);

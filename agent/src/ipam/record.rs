@@ -1,8 +1,16 @@
 //! What the allocator keeps, as entries of the state file.
 
-use super::{Allocation, Change, Owner, Stored, seed::SeedPlan, span::Layout, token::Token};
+use super::{
+    Allocation, Change, Owner, Stored,
+    death::{self, Death},
+    election::{self, Vote},
+    seed::SeedPlan,
+    span::Layout,
+    token::Token,
+};
 use crate::{
     linux::store::{Entry, Store, StoreError, Table, Write},
+    mesh::gossip::Item,
     types::{AttachmentKey, Incarnation, PodRef},
 };
 use prost::Message;
@@ -14,7 +22,10 @@ use weft_proto::mesh;
 pub enum RecordError {
     #[error(transparent)]
     Store(#[from] StoreError),
-    #[error("the state file holds {0} that this version of weft cannot read")]
+    #[error(
+        "the state file holds {0} that this version of weft cannot read; it has been left as it is: start the version that \
+         wrote it, or give this node's addresses up with `weft reset --force`"
+    )]
     Unreadable(&'static str),
 }
 
@@ -70,8 +81,16 @@ pub fn read(
         }
         Table::Items => {
             let (settled, item) = value.split_first().ok_or(RecordError::Unreadable("a kept item"))?;
-            let item = mesh::Item::decode(item).map_err(|_| RecordError::Unreadable("a kept item"))?;
-            stored.kept.push((item.into(), *settled != 0));
+            let item: Item =
+                mesh::Item::decode(item).map_err(|_| RecordError::Unreadable("a kept item"))?.into();
+            // Who left these out would go back on its word.
+            if item.channel == death::CHANNEL && Death::from_item(&item).is_err() {
+                return Err(RecordError::Unreadable("a promise about a dead peer"));
+            }
+            if item.channel == election::CHANNEL && Vote::from_item(&item).is_err() {
+                return Err(RecordError::Unreadable("a vote"));
+            }
+            stored.kept.push((item, *settled != 0));
         }
     }
     Ok(())
@@ -106,6 +125,37 @@ pub fn write(change: &Change, layout: &Layout) -> Write {
         Change::Resting(address, freed) => {
             let value = freed.map(|unix_ms| unix_ms.to_be_bytes().into());
             Write { table: Table::Resting, key: key(*address), value }
+        }
+    }
+}
+
+impl Stored {
+    /// Takes in what is [`write`]n, for those who have no file to [`load`] it from.
+    pub fn apply(&mut self, change: Change) {
+        match change {
+            Change::InForce => self.in_force = true,
+            Change::Seeds(_) => {}
+            Change::Token(token) => {
+                self.tokens.retain(|known| known.start != token.start);
+                self.tokens.push(token);
+            }
+            Change::Member(name, incarnation) => match incarnation {
+                Some(incarnation) => _ = self.members.insert(name, incarnation),
+                None => _ = self.members.remove(&name),
+            },
+            Change::Kept { item, settled } => {
+                let place = |item: &Item| (item.channel.clone(), item.key.clone());
+                self.kept.retain(|(known, _)| place(known) != place(&item));
+                self.kept.push((item, settled));
+            }
+            Change::Allocation(address, allocation) => {
+                self.allocations.retain(|known| known.address != address);
+                self.allocations.extend(allocation.map(|allocation| (*allocation).clone()));
+            }
+            Change::Resting(address, freed) => {
+                self.resting.retain(|known| *known != address);
+                self.resting.extend(freed.map(|_| address));
+            }
         }
     }
 }
@@ -175,15 +225,26 @@ const MEMBER: &[u8] = b"member ";
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{ipam::seed, mesh::gossip::Item, types::Mac};
-    use std::sync::Arc;
+    use crate::{ipam::seed, types::Mac};
+    use std::{path::Path, sync::Arc};
+
+    fn store(dir: &Path) -> (Store, Layout) {
+        let universe = "fd00:77::/64".parse().unwrap();
+        let (store, _) = Store::open(dir, &"a".parse().unwrap(), &universe).unwrap();
+        (store, Layout::new(universe))
+    }
+
+    fn death() -> Item {
+        let (peer, taker) = ("b".parse().unwrap(), "a".parse().unwrap());
+        let ranges = vec!["fd00:77::/80".parse().unwrap()];
+        let death = Death { peer, incarnation: Incarnation(1), epoch: 1, taker, forced: false, ranges };
+        death.to_item(Vec::new())
+    }
 
     #[test]
     fn what_is_written_is_loaded() {
         let temp = tempfile::tempdir().unwrap();
-        let universe = "fd00:77::/64".parse().unwrap();
-        let layout = Layout::new(universe);
-        let (store, _) = Store::open(temp.path(), &"a".parse().unwrap(), &universe).unwrap();
+        let (store, layout) = store(temp.path());
         assert_eq!(load(&store, &layout).unwrap(), Stored::default());
         assert_eq!(seeds(&store).unwrap(), None);
         let token = Token {
@@ -210,7 +271,7 @@ mod tests {
             mac: Mac::default(),
             reserved_at: 0,
         };
-        let death = Item { channel: "deaths".into(), key: b"b".into(), rank: vec![1], ..Item::default() };
+        let death = death();
         let allocation = |a: &Allocation| Change::Allocation(a.address, Some(Arc::new(a.clone())));
         let changes = [
             Change::InForce,
@@ -239,6 +300,37 @@ mod tests {
             resting: vec![layout.address(3)],
         };
         assert_eq!(load(&store, &layout).unwrap(), expected);
+        let mut applied = Stored::default();
+        changes.into_iter().for_each(|change| applied.apply(change));
+        applied.allocations.sort_by_key(|allocation| allocation.address);
+        assert_eq!(applied, expected);
         assert_eq!(seeds(&store).unwrap(), Some(seed::seeds("a,b")));
+    }
+
+    #[test]
+    fn a_promise_or_a_vote_that_cannot_be_read_is_not_left_out() {
+        let temp = tempfile::tempdir().unwrap();
+        let (store, layout) = store(temp.path());
+        let vote = Vote::default().to_item(&"a".parse().unwrap(), None);
+        let unknown = Item { channel: "later".into(), ..Item::default() };
+        let keep = |item: &Item| {
+            let written = write(&Change::Kept { item: item.clone(), settled: true }, &layout);
+            store.commit(std::slice::from_ref(&written)).unwrap();
+            let loaded = load(&store, &layout).map(|stored| stored.kept.len());
+            store.commit(&[Write { value: None, ..written }]).unwrap();
+            loaded.map_err(|error| error.to_string())
+        };
+        for item in [death(), vote.clone(), unknown] {
+            assert_eq!(keep(&item), Ok(1));
+        }
+        // As they were before they named ranges: one for each peer, with the epoch in the rank.
+        let older = Item { key: b"b".into(), rank: [&[0; 8], &b"a"[..]].concat(), ..death() };
+        let refused = keep(&older).unwrap_err();
+        assert!(
+            refused.starts_with("the state file holds a promise about a dead peer that this"),
+            "{refused}"
+        );
+        assert!(refused.contains("left as it is: start the version that wrote it, or give"), "{refused}");
+        assert!(keep(&Item { rank: Vec::new(), ..vote }).unwrap_err().contains("holds a vote that"));
     }
 }

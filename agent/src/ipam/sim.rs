@@ -2,7 +2,7 @@
 //! nodes, and no space is lost.
 
 use super::{
-    Allocator, Change, Config, Found, IpamError, KnownPeer, Now, Request, Stored,
+    Allocator, Config, Found, IpamError, KnownPeer, Now, Request, Stored,
     seed::seeds,
     span::{Layout, coalesce},
 };
@@ -291,35 +291,6 @@ impl Node {
             self.items.insert(item.key.clone(), item);
         }
         new
-    }
-}
-
-impl Stored {
-    pub(super) fn apply(&mut self, change: Change) {
-        match change {
-            Change::InForce => self.in_force = true,
-            Change::Seeds(_) => {}
-            Change::Token(token) => {
-                self.tokens.retain(|known| known.start != token.start);
-                self.tokens.push(token);
-            }
-            Change::Member(name, incarnation) => match incarnation {
-                Some(incarnation) => _ = self.members.insert(name, incarnation),
-                None => _ = self.members.remove(&name),
-            },
-            Change::Kept { item, settled } => {
-                self.kept.retain(|(known, _)| known.key != item.key);
-                self.kept.push((item, settled));
-            }
-            Change::Allocation(address, allocation) => {
-                self.allocations.retain(|known| known.address != address);
-                self.allocations.extend(allocation.map(|allocation| (*allocation).clone()));
-            }
-            Change::Resting(address, freed) => {
-                self.resting.retain(|known| *known != address);
-                self.resting.extend(freed.map(|_| address));
-            }
-        }
     }
 }
 

@@ -2,9 +2,9 @@
 #![allow(unsafe_code)]
 
 #[cfg(feature = "agent")]
-pub mod code;
-#[cfg(feature = "agent")]
 pub mod inotify;
+#[cfg(feature = "agent")]
+pub mod memory;
 pub mod netlink;
 pub mod netns;
 #[cfg(feature = "agent")]

@@ -75,7 +75,7 @@ pub enum StoreError {
     AnotherUniverse { path: PathBuf, stored: String, given: Universe },
     #[error("{} belongs to node {stored}, but --name is {given}; use that one, or `weft reset` this node first", path.display())]
     AnotherName { path: PathBuf, stored: String, given: PeerName },
-    #[error("{} has format {stored}, but this version of weft reads format {FORMAT}", path.display())]
+    #[error("{} has format {stored}, but this version of weft reads format {FORMAT}; start the version that wrote it", path.display())]
     AnotherFormat { path: PathBuf, stored: u32 },
     #[error("{}: {error}", path.display())]
     Io { path: PathBuf, error: io::Error },

@@ -528,6 +528,22 @@ mod tests {
     }
 
     #[test]
+    fn who_has_links_enough_is_left_alone_whatever_it_says() {
+        let mut bench = Bench::new("a", &[]);
+        let b: PeerName = "b".parse().unwrap();
+        bench.0.heard(&b, bench.2, &mut bench.1);
+        let (due, _) = bench.wait();
+        bench.0.met(&due[0], &b);
+        bench.0.up(&b);
+        bench.0.down(&b, Duration::from_secs(2), bench.2, &mut bench.1);
+        bench.0.unneeded(&b, bench.2, &mut bench.1);
+        bench.0.heard(&b, bench.2, &mut bench.1);
+        let (due, waited) = bench.wait();
+        assert_eq!(due, [Target::Peer(b)]);
+        assert!(waited >= MAX_DELAY / 2, "{waited:?}");
+    }
+
+    #[test]
     fn an_address_is_tried_until_its_peer_is_known() {
         let mut bench = Bench::new("a", &["seed"]);
         assert!(!bench.0.hopeless());

@@ -25,8 +25,7 @@ pub fn open_store(config: &Config) -> anyhow::Result<(Store, bool)> {
 }
 
 /// The list that the network began with counts for ever: who owns what follows from it.
-pub fn seeds(config: &Config, store: &Store) -> anyhow::Result<SeedPlan> {
-    let configured: SeedPlan = config.ipam_seed.iter().cloned().collect();
+pub fn seeds(configured: SeedPlan, store: &Store) -> anyhow::Result<SeedPlan> {
     let Some(stored) = ipam::record::seeds(store)? else { return Ok(configured) };
     if !configured.names().is_empty() && configured != stored {
         warn!(%configured, began_with = %stored, "--ipam-seed is not the list that the network began with, and is ignored");
@@ -74,4 +73,30 @@ pub fn desired(config: &Config, observed: &Observed, view: &ipam::View) -> Desir
 /// Fixed, so that it does not change when ports come and go.
 pub fn bridge_mac(config: &Config) -> Mac {
     Mac::derived(format!("bridge {}", config.name).as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        ipam::{Change, record, span::Layout},
+        types::Universe,
+    };
+
+    fn list(names: &str) -> SeedPlan {
+        names.split(',').map(|name| name.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn the_list_that_the_network_began_with_counts_whatever_is_configured_later() {
+        let temp = tempfile::tempdir().unwrap();
+        let universe: Universe = "10.32.0.0/16".parse().unwrap();
+        let (store, _) = Store::open(temp.path(), &"a".parse().unwrap(), &universe).unwrap();
+        assert_eq!(seeds(list("a,b"), &store).unwrap(), list("a,b"));
+        let began = Change::Seeds(list("b,c"));
+        store.commit(&[record::write(&began, &Layout::new(universe))]).unwrap();
+        for configured in [list("a,b"), list("b,c,d"), SeedPlan::default()] {
+            assert_eq!(seeds(configured, &store).unwrap(), list("b,c"));
+        }
+    }
 }

@@ -24,8 +24,8 @@ use std::{
 use weft::{
     identity::{Checker, Sealer, task::Current},
     ipam::{
-        Allocator, Change, Config, Found, IpamError, KnownPeer, Now, Owner, Request, Stored, deed,
-        seed::SeedPlan, span::Layout, token,
+        Allocator, Config, Found, IpamError, KnownPeer, Now, Owner, Request, Stored, deed, seed::SeedPlan,
+        span::Layout, token,
     },
     mesh::{
         gossip::{Gossiper, Item},
@@ -127,7 +127,7 @@ impl Node {
     /// Writes, then publishes and sends, as the allocator's task does.
     fn flush(&mut self, out: &mut Outbox) {
         let effects = self.allocator.effects();
-        effects.changes.into_iter().for_each(|change| write(&mut self.disk, change));
+        effects.changes.into_iter().for_each(|change| self.disk.apply(change));
         if !effects.publish.is_empty() {
             out.inputs.push(Input::Publish(effects.publish));
         }
@@ -221,34 +221,6 @@ fn boot(name: &PeerName, seeds: &SeedPlan, identity: Option<Current>, stored: St
 
 fn stamp(start: Instant, now: Instant) -> Now {
     Now { at: now, unix_ms: (now - start).as_millis() as u64 }
-}
-
-/// What a restart finds once the change is written.
-pub fn write(disk: &mut Stored, change: Change) {
-    match change {
-        Change::InForce => disk.in_force = true,
-        Change::Seeds(_) => {}
-        Change::Token(token) => {
-            disk.tokens.retain(|known| known.start != token.start);
-            disk.tokens.push(token);
-        }
-        Change::Member(name, incarnation) => match incarnation {
-            Some(incarnation) => _ = disk.members.insert(name, incarnation),
-            None => _ = disk.members.remove(&name),
-        },
-        Change::Kept { item, settled } => {
-            disk.kept.retain(|(known, _)| known.key != item.key);
-            disk.kept.push((item, settled));
-        }
-        Change::Allocation(address, allocation) => {
-            disk.allocations.retain(|known| known.address != address);
-            disk.allocations.extend(allocation.map(|allocation| (*allocation).clone()));
-        }
-        Change::Resting(address, freed) => {
-            disk.resting.retain(|known| *known != address);
-            disk.resting.extend(freed.map(|_| address));
-        }
-    }
 }
 
 pub fn universe() -> Universe {
