@@ -41,7 +41,8 @@ fn sixty_agents_find_each_other_reach_each_other_and_take_little_memory() {
         }
     }
     println!("the pods of all reach others after {:.1} s", start.elapsed().as_secs_f64());
-    // They are idle from now on, and give back by and by what only the start has needed.
+    // They are idle from now on, and give back by and by what only the start has needed. Some take more again between two such
+    // times: that they stay below is not shown here.
     let mut resident = Vec::new();
     let settled = wait::until("idle agents take little memory", SETTLED, || {
         resident = nodes.iter().map(|node| memory(node)).collect::<anyhow::Result<Vec<_>>>()?;

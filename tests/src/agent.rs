@@ -189,8 +189,8 @@ pub fn tail(log: &std::path::Path) -> String {
 /// Each node has a namespace of its own, so all can use the default.
 pub const METRICS: &str = "127.0.0.1:6782";
 
-/// An agent's end: calls under way are answered, links ended, and what it has written is on a disk that may be busy.
-const END: Duration = Duration::from_secs(15);
+/// An agent's end: calls under way are answered, links ended, writes on disk.
+const END: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
 mod tests {

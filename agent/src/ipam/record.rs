@@ -130,7 +130,7 @@ pub fn write(change: &Change, layout: &Layout) -> Write {
 }
 
 impl Stored {
-    /// Takes in what is [`write`]n, for those who have no file to [`load`] it from.
+    /// Takes a change in, for those who have no file to write it to and to [`load`] it from.
     pub fn apply(&mut self, change: Change) {
         match change {
             Change::InForce => self.in_force = true,

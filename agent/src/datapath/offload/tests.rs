@@ -43,10 +43,12 @@ impl Write {
             if self.options {
                 header.set_options_raw(&[1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2]).unwrap();
             }
-            header.checksum = match self.v6 {
+            let checksum = match self.v6 {
                 true => header.calc_checksum_ipv6_raw(source6, destination6, payload).unwrap(),
                 false => header.calc_checksum_ipv4_raw(source, destination, payload).unwrap(),
             };
+            // Zero has two forms, and the kernel writes this one (`CSUM_MANGLED_0`).
+            header.checksum = if checksum == 0 { 0xffff } else { checksum };
             header.write(&mut transport).unwrap();
         } else {
             let mut header = UdpHeader::without_ipv4_checksum(port, 53, payload.len()).unwrap();

@@ -161,38 +161,24 @@ impl Allocator {
         if !self.shares() {
             return;
         }
-        // Who has been dead itself was not waited for.
+        // Who has been dead itself was not waited for. The last death about a range is the one that counts.
         let was_dead = self.deaths.of(&self.me).is_some();
         let is_due = |notice: &&Notice| notice.agreed || was_dead && notice.death.peer != self.me;
-        let due = self.deaths.notices().filter(is_due);
-        let due: Vec<Span> = due.flat_map(|notice| self.left_to(&notice.death, &self.me)).collect();
-        for (span, heir) in self.heirs(&due) {
+        let mut promises: Vec<&Notice> = self.deaths.notices().filter(is_due).collect();
+        promises.sort_by_key(|notice| std::cmp::Reverse(notice.death.epoch));
+        let mut gone: Vec<(Span, PeerName)> = Vec::new();
+        for Notice { death, .. } in promises {
+            let heir = self.heir_of(death);
+            gone.extend(self.left_to(death, &self.me).into_iter().map(|span| (span, heir.clone())));
+        }
+        gone.retain(|(_, heir)| *heir != self.me);
+        for (span, heir) in gone {
             let given = self.ring.give(&self.me, span, &heir);
             for range in given.iter().flat_map(|token| self.layout.prefixes(token.span())) {
                 info!(taker = %heir, %range, "passed on what a dead peer gave");
             }
             self.record(given);
         }
-    }
-
-    /// Who is to have which part of this node's ranges: the last death about it says that to all alike. Else two would pass it to
-    /// each other for ever.
-    fn heirs(&self, ranges: &[Span]) -> Vec<(Span, PeerName)> {
-        let mut deaths: Vec<&Death> = self.deaths.notices().map(|notice| &notice.death).collect();
-        deaths.sort_by_key(|death| std::cmp::Reverse(death.epoch));
-        let (mut settled, mut heirs) = (Vec::new(), Vec::new());
-        for death in deaths {
-            let heir = self.heir_of(death);
-            let own = self.left_to(death, &self.me).into_iter();
-            let open: Vec<Span> = own.flat_map(|span| span.without(&settled)).collect();
-            if heir != self.me {
-                let parts =
-                    open.iter().flat_map(|open| ranges.iter().filter_map(|range| range.intersect(*open)));
-                heirs.extend(parts.map(|part| (part, heir.clone())));
-            }
-            settled.extend(open);
-        }
-        heirs
     }
 
     fn look_again(&mut self) {
