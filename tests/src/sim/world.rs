@@ -184,7 +184,8 @@ impl App for Node {
     }
 
     fn peers_changed(&mut self, now: Instant) {
-        let wait = if self.known.is_empty() { FIRST_STEERING } else { STEERING };
+        let waits = self.disk.allocations.is_empty();
+        let wait = if waits { STEERING } else { CALM_STEERING };
         self.steer_at.get_or_insert(now + wait);
     }
 
@@ -375,6 +376,6 @@ fn number(name: &PeerName) -> Option<usize> {
 }
 
 pub const SECOND: Duration = Duration::from_secs(1);
-/// How long a busy agent takes to look at its peers, and to look again. A real one is far quicker.
-const FIRST_STEERING: Duration = Duration::from_millis(20);
-const STEERING: Duration = Duration::from_secs(1);
+/// How long an agent takes to look at its peers when it waits for addresses, and when it has some. A real one looks at once.
+const STEERING: Duration = Duration::from_millis(20);
+const CALM_STEERING: Duration = Duration::from_secs(1);
