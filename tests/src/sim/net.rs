@@ -302,9 +302,8 @@ impl<A: App> Sim<A> {
         for input in out.inputs {
             self.handle(n, input);
         }
-        let wake = self.timed(n, |node| {
-            [node.mesh.next_wake(), node.app.next_wake()].into_iter().flatten().min()
-        });
+        let wake =
+            self.timed(n, |node| [node.mesh.next_wake(), node.app.next_wake()].into_iter().flatten().min());
         let node = &self.nodes[n];
         if let Some(wake) = wake.map(|at| at.max(self.now + TICK))
             && node.wakes_at.is_none_or(|at| wake < at || at < self.now)
