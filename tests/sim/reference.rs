@@ -5,7 +5,7 @@
 //! dead, once that can do no harm.
 
 use crate::steps::{Node, Nodes, Rules, Step, What, deaths, key, peer};
-use proptest::{prelude::*, test_runner::RngSeed};
+use proptest::prelude::*;
 use std::{collections::BTreeMap, net::IpAddr};
 use weft::{
     ipam::{Owner, death::Death, ring::Ring, token::Token},
@@ -22,8 +22,8 @@ struct Reference {
 }
 
 impl Reference {
-    fn new(universe: &str, seeds: usize, nodes: usize) -> Self {
-        let rules = Rules::new(universe, seeds, false);
+    fn new(universe: &str, seeds: usize, nodes: usize, by_force: bool) -> Self {
+        let rules = Rules::new(universe, seeds, by_force);
         let names: Vec<PeerName> = (0..seeds).map(peer).collect();
         let genesis = Ring::genesis(rules.layout, &names).expect("fewer seeds than blocks");
         let of = |offset: u128| genesis.iter().find(|token| token.span().contains(offset)).cloned();
@@ -53,11 +53,14 @@ impl Reference {
             let has = self.nodes.0[node].disk.allocations.iter().find(|has| has.owner == owner(node, pod));
             if let Some(address) = has.map(|allocation| allocation.address) {
                 let others = self.pods.iter().filter(|(of, _)| **of != (node, pod));
-                assert!(others.into_iter().all(|(_, other)| *other != address), "{address} has two pods");
+                let is_new = others.into_iter().all(|(_, other)| *other != address);
+                assert!(self.rules.by_force || is_new, "{address} has two pods");
                 self.pods.insert((node, pod), address);
             }
         }
-        self.check();
+        if !self.rules.by_force {
+            self.check();
+        }
     }
 
     /// Takes in what a node has written.
@@ -70,12 +73,17 @@ impl Reference {
                     continue;
                 }
                 let (from, to) = (&owner.owner, &token.owner);
-                let dead = |death: Death| death.peer == *from && death.epoch == token.epoch;
+                // Whoever was given it by the dead one, and has not heard of it, has promised never to use it.
+                let dead = |death: Death| {
+                    let names =
+                        |range| self.rules.layout.span(range).is_some_and(|span| span.contains(offset));
+                    death.epoch == token.epoch && death.taker == *to && death.ranges.into_iter().any(names)
+                };
                 let takes = |(m, node): (usize, &Node)| {
                     let knows = node.disk.tokens.contains(token);
                     knows && (*from == peer(m) || *to == peer(m) && deaths(node).any(dead))
                 };
-                let may = from == to || self.nodes.0.iter().enumerate().any(takes);
+                let may = self.rules.by_force || from == to || self.nodes.0.iter().enumerate().any(takes);
                 assert!(may, "{n} made {offset} of {from} one of {to}");
                 *owner = token.clone();
             }
@@ -97,6 +105,29 @@ impl Reference {
         assert!(self.rules.is_unique(&self.nodes));
     }
 
+    /// Where those who live hear each other, and the rest is forgotten, nothing stays with the dead.
+    fn bury(&mut self) {
+        let Some(knows) = self.nodes.0.iter().position(|node| node.lives && node.contact) else { return };
+        let (living, dead): (Vec<usize>, Vec<usize>) =
+            (0..self.nodes.0.len()).partition(|n| self.nodes.0[*n].lives);
+        living.iter().for_each(|node| self.take(Step::Meet { node: *node, via: knows }));
+        self.talk();
+        for dead in dead.iter().copied() {
+            let said = deaths(&self.nodes.0[knows]).filter(|death| death.peer == peer(dead));
+            let taker = said.max_by_key(|death| death.epoch).map(|death| death.taker);
+            let by = living.iter().copied().find(|n| Some(peer(*n)) == taker).unwrap_or(knows);
+            // Whom the taker has not known of yet it has to be told too.
+            for _ in 0..2 {
+                self.take(Step::Forget { by, dead });
+                self.talk();
+            }
+        }
+        for (n, dead) in living.iter().flat_map(|n| dead.iter().map(move |dead| (*n, peer(*dead)))) {
+            let left = self.rules.ring(&self.nodes.0[n]).owned_by(&dead);
+            assert!(left.is_empty(), "{n} still believes that {left:?} is of {dead}");
+        }
+    }
+
     /// Once everybody is back, all agree with the model about all that is there.
     fn agree(&mut self) {
         let knows = self.nodes.0.iter().position(|node| node.lives && node.contact);
@@ -105,6 +136,21 @@ impl Reference {
             self.take(Step::Return(node));
             self.take(Step::Meet { node, via });
         }
+        self.talk();
+        let first = self.rules.ring(&self.nodes.0[0]);
+        for node in &self.nodes.0 {
+            let ring = self.rules.ring(node);
+            for (offset, owner) in self.owners.iter().enumerate() {
+                // By force two own it, and what the lower epoch's token covered beyond the higher one's is whose it was before.
+                let owner =
+                    if self.rules.by_force { first.owner(offset as u128) } else { Some(&owner.owner) };
+                assert_eq!(ring.owner(offset as u128), owner, "of {offset}");
+            }
+        }
+    }
+
+    /// Those who live tell each other what they know, until there is nothing new.
+    fn talk(&mut self) {
         let all = 0..self.nodes.0.len();
         let (mut before, mut rounds) = (None, 0);
         while before.as_ref() != Some(&self.nodes) {
@@ -115,13 +161,6 @@ impl Reference {
                 for what in [What::Deaths, What::Tokens, What::Records] {
                     self.take(Step::Tell { from, to, what });
                 }
-            }
-        }
-        for node in &self.nodes.0 {
-            let mut ring = Ring::new(self.rules.layout, None);
-            node.disk.tokens.iter().for_each(|token| _ = ring.merge(token.clone()));
-            for (offset, owner) in self.owners.iter().enumerate() {
-                assert_eq!(ring.owner(offset as u128), Some(&owner.owner), "of {offset}");
             }
         }
     }
@@ -155,28 +194,59 @@ fn steps(nodes: usize) -> impl Strategy<Value = Vec<Step>> {
 }
 
 proptest! {
-    #![proptest_config(cases())]
-
     #[test]
     fn what_many_nodes_do_in_any_order_is_what_a_plain_model_allows(
-        steps in steps(NODES),
+        (nodes, steps) in prop::sample::select(vec![3, 4, NODES]).prop_flat_map(|nodes| (Just(nodes), steps(nodes))),
         universe in prop::sample::select(vec!["10.32.0.0/28", "10.32.0.0/25"]),
         seeds in prop::sample::select(vec![1, 3, NODES]),
     ) {
-        let mut reference = Reference::new(universe, seeds, NODES);
+        let mut reference = Reference::new(universe, seeds.min(nodes), nodes, false);
         for step in steps {
             reference.take(step);
         }
+        reference.bury();
         reference.agree();
     }
 }
 
-/// A few, the same each time, because the property does not hold for all: of random ones, which `PROPTEST_CASES` asks for, about
-/// one in eighty fails. See what is known not to hold, in `ARCHITECTURE.md`.
-fn cases() -> ProptestConfig {
-    let asked = ProptestConfig::default();
-    let is_asked = std::env::var_os("PROPTEST_CASES").is_some();
-    if is_asked { asked } else { ProptestConfig { cases: 48, rng_seed: RngSeed::Fixed(1), ..asked } }
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn whoever_is_forgotten_by_force_while_he_lives_all_agree_in_the_end(
+        (nodes, steps) in prop::sample::select(vec![3, 4, NODES]).prop_flat_map(|nodes| (Just(nodes), steps(nodes))),
+        universe in prop::sample::select(vec!["10.32.0.0/28", "10.32.0.0/25"]),
+        seeds in prop::sample::select(vec![1, 3, NODES]),
+    ) {
+        let mut reference = Reference::new(universe, seeds.min(nodes), nodes, true);
+        // Here every step is a restart, and after each an agent says anew that it has room, until it hears who holds what: with pods
+        // that never ends.
+        let has_pod = |step: &Step| matches!(step, Step::Attach { .. } | Step::Detach { .. });
+        for step in steps.into_iter().filter(|step| !has_pod(step)) {
+            reference.take(step);
+        }
+        reference.agree();
+        prop_assert!(reference.rules.one_owns(&reference.nodes));
+    }
+}
+
+#[test]
+fn of_two_takers_of_one_node_the_later_one_has_its_range() {
+    let mut reference = Reference::new("10.32.0.0/25", NODES, NODES, false);
+    for step in [
+        Step::Crash(3),
+        Step::Forget { by: 6, dead: 3 },
+        Step::Return(3),
+        Step::Tell { from: 6, to: 1, what: What::Deaths },
+        Step::Tell { from: 3, to: 1, what: What::Records },
+        Step::Crash(3),
+        Step::Forget { by: 1, dead: 3 },
+    ] {
+        reference.take(step);
+    }
+    let of_3 = reference.owners.iter().position(|token| token.owner == peer(3)).expect("a seed has a share");
+    reference.agree();
+    assert_eq!(reference.owners[of_3].owner, peer(1));
 }
 
 const NODES: usize = 7;

@@ -8,7 +8,7 @@
 
 use prost::Message;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     hash::{Hash, Hasher},
     net::IpAddr,
     time::Instant,
@@ -16,7 +16,7 @@ use std::{
 use weft::{
     ipam::{
         Allocator, Config, Found, KnownPeer, Now, Request, Seeding, Stored,
-        death::Death,
+        death::{self, Death},
         ring::Ring,
         seed::SeedPlan,
         span::{Layout, Span},
@@ -60,6 +60,7 @@ struct Record {
     version: u64,
     deaths: u64,
     held: Vec<IpAddr>,
+    absent: Vec<(PeerName, Incarnation)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -139,7 +140,7 @@ impl Rules {
             Step::Forget { by, dead } => {
                 let node = &nodes.0[by];
                 let is_known = !self.is_covered(node, dead) || self.may_repeat(nodes, node, by, dead);
-                by != dead && lives(by) && !lives(dead) && is_known
+                by != dead && lives(by) && !lives(dead) && is_known && self.is_met(nodes, by)
             }
         }
     }
@@ -152,6 +153,21 @@ impl Rules {
             taker == by || !nodes.0[taker].lives
         });
         is_lost && !self.ring(node).owned_by(&peer(dead)).is_empty()
+    }
+
+    /// Whether all that live are known to this node, or to one that is. Whom nobody knows that it can ask, an operator has to think
+    /// of himself.
+    fn is_met(&self, nodes: &Nodes, by: usize) -> bool {
+        let (mut met, mut asked) = (BTreeSet::from([by]), BTreeSet::new());
+        while let Some(&next) = met.difference(&asked).next() {
+            asked.insert(next);
+            let lives = |n: &usize| {
+                let (node, heard) = (&nodes.0[*n], nodes.0[next].disk.members.get(&peer(*n)));
+                node.lives && heard == Some(&Incarnation(node.incarnation))
+            };
+            met.extend((0..nodes.0.len()).filter(lives));
+        }
+        nodes.0.iter().enumerate().all(|(n, node)| !node.lives || !node.contact || met.contains(&n))
     }
 
     fn is_covered(&self, node: &Node, other: usize) -> bool {
@@ -286,12 +302,14 @@ impl Rules {
     fn deaths(&self, of: &Node, by: usize, named: Vec<usize>) -> Vec<Item> {
         let epochs = of.disk.tokens.iter().map(|token| token.epoch);
         let epoch = epochs.chain(deaths(of).map(|death| death.epoch)).max().unwrap_or(0) + 1;
+        let known = death::digest(&deaths(of).collect::<Vec<_>>());
         let ring = self.ring(of);
         let item = |dead: usize| {
             let (peer, incarnation, taker) = (peer(dead), self.incarnation(of, dead), peer(by));
             let ranges =
                 ring.owned_by(&peer).into_iter().flat_map(|span| self.layout.prefixes(span)).collect();
-            Death { peer, incarnation, epoch, taker, forced: self.by_force, ranges }.to_item(Vec::new())
+            Death { peer, incarnation, epoch, taker, forced: self.by_force, ranges, known }
+                .to_item(Vec::new())
         };
         named.into_iter().map(item).collect()
     }
@@ -323,6 +341,8 @@ impl Rules {
             held: record.held.clone(),
             incarnation: Incarnation(record.incarnation),
             deaths_digest: record.deaths,
+            absent: record.absent.clone(),
+            left: false,
         };
         let others: Vec<_> = others.map(known).collect();
         allocator.on_peers(&others, self.now);
@@ -338,11 +358,11 @@ impl Rules {
         // Who hears of its own death says that it lives.
         let died = self::deaths(node).filter(|death| death.peer == peer(n)).map(|d| d.incarnation.0).max();
         node.incarnation = node.incarnation.max(died.map_or(0, |died| died + 1));
-        let (incarnation, deaths, held) = (node.incarnation, view.deaths_digest, view.held);
         let record = node.records.entry(n).or_default();
-        let version = record.version;
-        if *record != (Record { incarnation, version, deaths, held: held.clone() }) {
-            *record = Record { incarnation, version: version + 1, deaths, held };
+        let (incarnation, version, deaths) = (node.incarnation, record.version, view.deaths_digest);
+        let next = Record { incarnation, version, deaths, held: view.held, absent: view.absent };
+        if *record != next {
+            *record = Record { version: version + 1, ..next };
         }
     }
 }

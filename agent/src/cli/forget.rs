@@ -61,8 +61,8 @@ pub async fn forget(args: ForgetArgs) -> anyhow::Result<()> {
     let ForgetReply { taken, waiting_for, .. } = agent.forget(ForgetRequest { sealed, ..request }).await?;
     if !waiting_for.is_empty() {
         bail!(
-            "{} forgotten, but their addresses can only be taken over once these have agreed: {}; where one knows more of them than this \
-             node did, forget them again",
+            "{} forgotten, but their addresses can only be taken over once these have agreed: {}; name those that are dead too, \
+             and say it again where that takes longer: somebody may have been forgotten elsewhere meanwhile",
             args.peers.join(", "),
             waiting_for.join(", ")
         );

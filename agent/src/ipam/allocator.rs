@@ -57,8 +57,8 @@ pub struct Allocator {
     peers: BTreeSet<PeerName>,
     /// All that are known to belong to the network, also from before a restart.
     members: Arc<BTreeMap<PeerName, Incarnation>>,
-    /// What those whose record is here have promised.
-    heard: BTreeMap<PeerName, u64>,
+    /// Those whose record is here, and what they have promised.
+    heard: BTreeMap<PeerName, (Incarnation, u64)>,
     deaths: Deaths,
     /// Deaths have become known, or what this node can do about them has changed.
     deaths_due: bool,
@@ -214,17 +214,27 @@ impl Allocator {
 
     /// Who is known and can be reached now, and what they hold of others' ranges.
     pub fn on_peers(&mut self, peers: &[KnownPeer], now: Now) {
-        let others = || peers.iter().filter(|peer| peer.name != self.me);
+        let others = || peers.iter().filter(|peer| peer.name != self.me && !peer.left);
         let held = others().flat_map(|peer| peer.held.iter().map(|address| (*address, peer.name.clone())));
         self.space.set_foreign(held.filter_map(|(a, name)| Some((self.layout.offset(a)?, name))).collect());
-        let heard = others().map(|peer| (peer.name.clone(), peer.deaths_digest)).collect();
+        let heard = others().map(|peer| (peer.name.clone(), (peer.incarnation, peer.deaths_digest)));
+        let heard = heard.collect();
         let before = std::mem::replace(&mut self.heard, heard);
-        for gone in before.into_keys().filter(|name| !self.heard.contains_key(name)) {
-            Arc::make_mut(&mut self.members).remove(&gone);
-            self.effects.changes.push(Change::Member(gone, None));
+        let gone = before.into_keys().filter(|name| !self.heard.contains_key(name));
+        let left = peers.iter().filter(|peer| peer.left).map(|peer| peer.name.clone());
+        for gone in gone.chain(left) {
+            if Arc::make_mut(&mut self.members).remove(&gone).is_some() {
+                self.effects.changes.push(Change::Member(gone, None));
+            }
         }
-        for KnownPeer { name, incarnation, .. } in others() {
-            if self.members.get(name) != Some(incarnation) {
+        let here = others().map(|peer| (&peer.name, &peer.incarnation));
+        let has_left = |name: &PeerName| peers.iter().any(|peer| peer.left && peer.name == *name);
+        let absent = others().flat_map(|peer| &peer.absent).map(|(name, incarnation)| (name, incarnation));
+        let absent = absent.filter(|(name, _)| **name != self.me && !has_left(name));
+        let known: Vec<_> = here.chain(absent).collect();
+        for (name, incarnation) in known {
+            // A record of before a restart may still be about.
+            if self.members.get(name) < Some(incarnation) {
                 Arc::make_mut(&mut self.members).insert(name.clone(), *incarnation);
                 self.effects.changes.push(Change::Member(name.clone(), Some(*incarnation)));
             }
@@ -311,7 +321,7 @@ impl Allocator {
 
     pub fn view(&mut self) -> View {
         let prefixes = |spans: &[Span]| spans.iter().flat_map(|span| self.layout.prefixes(*span)).collect();
-        let ours = |offset| self.ring.owner(offset) == Some(&self.me);
+        let ours = |offset| self.space.is_own(offset);
         let allocations = || self.space.allocations();
         View {
             ranges: self.routes.clone(),
@@ -327,6 +337,7 @@ impl Allocator {
             waiting_for: self.waiting_for(),
             deaths: self.deaths.all().clone(),
             deaths_digest: self.deaths_digest,
+            absent: self.absent(),
             takeovers: self.waits(),
             members: self.members.clone(),
         }
@@ -462,7 +473,7 @@ impl Allocator {
             self.ring_changed = false;
             self.routes = Arc::new(self.ring.routes());
             let own = match self.in_force && !self.left {
-                true => self.ring.owned_by(&self.me),
+                true => self.usable(),
                 false => Vec::new(),
             };
             if own != self.space.own() {

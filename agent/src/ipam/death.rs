@@ -1,8 +1,8 @@
 //! Deaths: what an operator says of nodes that will not come back, and who gets their ranges.
 //!
 //! ```text
-//!   weft forget x ──sealed by an operator──▶ Death {x, incarnation, epoch, taker, ranges} ──gossip──▶ everybody
-//!     everybody: where the ranges are x's as far as it knows, promises for good not to own any of it below the epoch
+//!   weft forget x ──sealed by an operator──▶ Death {x, incarnation, epoch, taker, ranges, known} ──gossip──▶ everybody
+//!     everybody: who owns nothing of the ranges promises for good never to use any of it below the epoch
 //!     taker:     once all have promised, takes over what is x's of the ranges, and has it with that epoch
 //!     x:         if it lives after all, gives what it has to the taker, and asks for space like a joiner
 //! ```
@@ -17,7 +17,12 @@ use crate::{
     types::{Incarnation, PeerName, Prefix},
 };
 use prost::Message;
-use std::{collections::BTreeMap, sync::Arc};
+use siphasher::sip::SipHasher13;
+use std::{
+    collections::BTreeMap,
+    hash::{Hash, Hasher},
+    sync::Arc,
+};
 use weft_proto::mesh;
 
 /// A peer is dead, and somebody is to have its ranges.
@@ -32,6 +37,8 @@ pub struct Death {
     pub forced: bool,
     /// What the taker is to have: the peer's as far as the taker knew then.
     pub ranges: Vec<Prefix>,
+    /// The [`digest`] of all deaths that the taker knew before.
+    pub known: u64,
 }
 
 /// What has been heard of deaths: of each peer as often as it has been forgotten.
@@ -51,22 +58,23 @@ pub struct Notice {
 
 impl Death {
     pub fn to_body(&self) -> Vec<u8> {
-        let Self { peer, incarnation, epoch, taker, forced, ranges } = self;
+        let Self { peer, incarnation, epoch, taker, forced, ranges, known } = self;
         let (peer, incarnation, taker) = (peer.to_string(), incarnation.0, taker.to_string());
         let ranges = ranges.iter().map(Prefix::to_string).collect();
-        mesh::Death { peer, incarnation, epoch: *epoch, taker, forced: *forced, ranges }.encode_to_vec()
+        let (epoch, forced, known) = (*epoch, *forced, *known);
+        mesh::Death { peer, incarnation, epoch, taker, forced, ranges, known }.encode_to_vec()
     }
 
     /// # Errors
     /// The bytes are not as such a statement is written.
     pub fn from_body(body: &[u8]) -> Result<Self, Rejected> {
-        let mesh::Death { peer, incarnation, epoch, taker, forced, ranges } =
+        let mesh::Death { peer, incarnation, epoch, taker, forced, ranges, known } =
             mesh::Death::decode(body).map_err(|_| Rejected::Undecodable)?;
         let name = |text: &str| text.parse().map_err(|_| Rejected::Undecodable);
         let (peer, incarnation, taker) = (name(&peer)?, Incarnation(incarnation), name(&taker)?);
         let ranges = ranges.iter().map(|range| range.parse().map_err(|_| Rejected::Undecodable));
-        let death =
-            Self { peer, incarnation, epoch, taker, forced, ranges: ranges.collect::<Result<_, _>>()? };
+        let ranges = ranges.collect::<Result<_, _>>()?;
+        let death = Self { peer, incarnation, epoch, taker, forced, ranges, known };
         let is_sound = death.to_body() == body && death.peer != death.taker && death.epoch > 0;
         let within = [incarnation.0, epoch].iter().all(|count| *count <= MAX_COUNT);
         (is_sound && within).then_some(death).ok_or(Rejected::Invalid("the death is none that can be"))
@@ -120,12 +128,16 @@ impl Deaths {
         self.notices.values()
     }
 
-    /// The last of each peer: those before are not pursued any more, but promises last.
-    pub fn latest(&self) -> impl Iterator<Item = &Notice> {
-        let last = |notice: &&Notice| {
-            self.of(&notice.death.peer).is_some_and(|death| death.epoch == notice.death.epoch)
-        };
-        self.notices().filter(last)
+    /// Those that were said last: those before are not pursued any more, but promises last.
+    pub fn last(&self) -> impl Iterator<Item = &Notice> {
+        let last = self.notices().map(|notice| notice.death.epoch).max();
+        self.notices().filter(move |notice| Some(notice.death.epoch) == last)
+    }
+
+    /// Whether nothing else has become known since a death was said, but what was said with it.
+    pub fn is_news(&self, death: &Death) -> bool {
+        let said_with = |other: &&Death| other.epoch == death.epoch && other.taker == death.taker;
+        digest(self.all.iter().filter(|other| !said_with(other))) == death.known
     }
 
     /// This node has promised.
@@ -177,6 +189,16 @@ impl Gossiper for DeathGossip {
     }
 }
 
+/// Some deaths in one number, in whatever order.
+pub fn digest<'a>(deaths: impl IntoIterator<Item = &'a Death>) -> u64 {
+    let one = |death: &Death| {
+        let mut hash = SipHasher13::new();
+        death.to_body().hash(&mut hash);
+        hash.finish()
+    };
+    deaths.into_iter().fold(0, |digest, death| digest ^ one(death))
+}
+
 /// The channel of deaths.
 pub const CHANNEL: &str = "deaths";
 /// What a death is to who seals it.
@@ -198,7 +220,7 @@ mod tests {
     fn death(peer: &str, epoch: u64, taker: &str) -> Death {
         let (peer, taker) = (peer.parse().unwrap(), taker.parse().unwrap());
         let ranges = vec!["10.32.0.0/18".parse().unwrap()];
-        Death { peer, incarnation: Incarnation(7), epoch, taker, forced: false, ranges }
+        Death { peer, incarnation: Incarnation(7), epoch, taker, forced: false, ranges, known: 9 }
     }
 
     #[test]
@@ -213,10 +235,24 @@ mod tests {
         assert_eq!(deaths.all().as_slice(), [death("x", 2, "z"), death("x", 3, "b")]);
         let x = "x".parse().unwrap();
         assert_eq!(deaths.of(&x), Some(&death("x", 3, "b")));
-        assert_eq!(deaths.latest().count(), 1);
+        assert_eq!(deaths.last().map(|notice| &notice.death).collect::<Vec<_>>(), [&death("x", 3, "b")]);
         assert!(deaths.covers(&x, Incarnation(7)) && !deaths.covers(&x, Incarnation(8)));
         deaths.agree(&death("x", 3, "b"));
         assert_eq!(deaths.notices().map(|notice| notice.agreed).collect::<Vec<_>>(), [false, true]);
+    }
+
+    #[test]
+    fn a_death_is_news_until_another_becomes_known() {
+        let mut deaths = Deaths::default();
+        let hear =
+            |deaths: &mut Deaths, death: &Death| assert!(deaths.hear(death.to_item(Vec::new()), false));
+        hear(&mut deaths, &death("x", 1, "a"));
+        let known = digest(deaths.all().iter());
+        let both = ["y", "z"].map(|peer| Death { known, ..death(peer, 2, "a") });
+        both.iter().for_each(|death| hear(&mut deaths, death));
+        assert!(both.iter().all(|death| deaths.is_news(death)));
+        hear(&mut deaths, &death("x", 2, "b"));
+        assert!(!both.iter().any(|death| deaths.is_news(death)));
     }
 
     #[test]

@@ -138,6 +138,18 @@ pub struct KnownPeer {
     pub incarnation: Incarnation,
     /// Of what it has promised to leave to who takes over from the dead.
     pub deaths_digest: u64,
+    /// Whom it knew before it started, and has not heard of since.
+    pub absent: Vec<(PeerName, Incarnation)>,
+    /// For good: nobody waits for it.
+    pub left: bool,
+}
+
+impl KnownPeer {
+    /// One that is no more.
+    pub fn gone(name: PeerName) -> Self {
+        let (reachable, held, incarnation, deaths_digest, absent) = Default::default();
+        Self { name, reachable, held, incarnation, deaths_digest, absent, left: true }
+    }
 }
 
 /// One entry of the state file that is to be put, or removed where there is `None`.
@@ -194,6 +206,8 @@ pub struct View {
     pub waiting_for: Option<WaitingFor>,
     pub deaths: Arc<Vec<death::Death>>,
     pub deaths_digest: u64,
+    /// Who lives as far as was known before the start, and has not been heard of since, while ranges are to be taken over.
+    pub absent: Vec<(PeerName, Incarnation)>,
     /// Whose ranges this node is to take over, and who has not agreed yet.
     pub takeovers: Vec<(PeerName, Vec<PeerName>)>,
     /// All that are known to belong to the network, also from before a restart.

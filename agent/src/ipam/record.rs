@@ -237,7 +237,8 @@ mod tests {
     fn death() -> Item {
         let (peer, taker) = ("b".parse().unwrap(), "a".parse().unwrap());
         let ranges = vec!["fd00:77::/80".parse().unwrap()];
-        let death = Death { peer, incarnation: Incarnation(1), epoch: 1, taker, forced: false, ranges };
+        let death =
+            Death { peer, incarnation: Incarnation(1), epoch: 1, taker, forced: false, ranges, known: 0 };
         death.to_item(Vec::new())
     }
 

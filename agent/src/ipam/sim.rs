@@ -164,6 +164,8 @@ impl Sim {
                 held: view.held,
                 incarnation: Incarnation(1),
                 deaths_digest: view.deaths_digest,
+                absent: view.absent.clone(),
+                left: false,
             }
         };
         self.nodes.iter_mut().map(known).collect()

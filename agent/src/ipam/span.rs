@@ -30,6 +30,20 @@ impl Span {
         (span.first <= span.last).then_some(span)
     }
 
+    /// What none of the others covers, in ascending order.
+    pub fn without(self, others: &[Span]) -> Vec<Span> {
+        others.iter().fold(vec![self], |parts, other| {
+            let outside = |part: Span| {
+                let before = (part.first < other.first)
+                    .then(|| Span { first: part.first, last: part.last.min(other.first - 1) });
+                let after = (other.last < part.last)
+                    .then(|| Span { first: part.first.max(other.last + 1), last: part.last });
+                [before, after].into_iter().flatten()
+            };
+            parts.into_iter().flat_map(outside).collect()
+        })
+    }
+
     /// The fewest aligned powers of two that make up the span, in ascending order: each is one CIDR.
     pub fn aligned(self) -> impl Iterator<Item = Span> {
         let mut next = Some(self.first);
@@ -165,6 +179,14 @@ mod tests {
         assert_eq!(layout("10.32.0.0/12").offset("10.48.0.0".parse().unwrap()), None);
         assert_eq!(layout("fd00:77::/64").from_bytes(&[10, 32, 0, 1]), None);
         assert!(layout("10.32.0.0/29").reserved(7) && !layout("fd00::/125").reserved(7));
+    }
+
+    #[test]
+    fn what_others_cover_is_left_out() {
+        let span = |first, last| Span { first, last };
+        assert_eq!(span(4, 9).without(&[]), [span(4, 9)]);
+        assert_eq!(span(4, 9).without(&[span(0, 4), span(6, 7), span(10, 12)]), [span(5, 5), span(8, 9)]);
+        assert_eq!(span(4, 9).without(&[span(8, 12), span(0, 7)]), []);
     }
 
     #[test]

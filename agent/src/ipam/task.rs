@@ -495,6 +495,8 @@ mod tests {
             held: Vec::new(),
             incarnation: Incarnation(1),
             deaths_digest: 0,
+            absent: Vec::new(),
+            left: false,
         };
         handle.peers(vec![peer]).await.unwrap();
         for n in 0..50 {

@@ -167,6 +167,8 @@ fn thousands_of_nodes_fit_a_12() {
                 held: Vec::new(),
                 incarnation: Incarnation(1),
                 deaths_digest: 0,
+                absent: Vec::new(),
+                left: false,
             })
             .collect();
         let stored = Stored { in_force: n > 0, tokens, ..Stored::default() };
@@ -362,6 +364,8 @@ fn assigned_ranges_are_used_and_neither_asked_for_nor_given() {
         held: Vec::new(),
         incarnation: Incarnation(1),
         deaths_digest: 0,
+        absent: Vec::new(),
+        left: false,
     };
     allocator.on_peers(&[peer], now);
     let ask = weft_proto::mesh::SpaceRequest { count: 256, urgent: true };
@@ -375,4 +379,28 @@ fn assigned_ranges_are_used_and_neither_asked_for_nor_given() {
         view.held.contains(&address)
             && view.own == assigned(&[("n0", "10.244.9.0/24")]).iter().map(|r| r.1).collect::<Vec<_>>()
     );
+}
+
+#[test]
+fn nobody_waits_for_who_has_left_and_an_older_record_is_no_news() {
+    let names = ["n1", "n2", "n3"].map(|name| name.parse::<crate::types::PeerName>().unwrap());
+    let config = Config {
+        name: "n0".parse().unwrap(),
+        universe: "10.32.0.0/12".parse().unwrap(),
+        seeds: Default::default(),
+        sealer: None,
+        has_bootstrap: true,
+        seeding: super::Seeding::Given,
+        assigned: None,
+    };
+    let now = Now { at: Instant::now(), unix_ms: 0 };
+    let members = names.iter().map(|name| (name.clone(), Incarnation(2))).collect();
+    let stored = Stored { members, ..Stored::default() };
+    let mut allocator = Allocator::new(config, stored, Found::default(), now).unwrap();
+    let [n1, n2, n3] = names;
+    let old = KnownPeer { incarnation: Incarnation(1), left: false, ..KnownPeer::gone(n1.clone()) };
+    let absent = vec![(n3.clone(), Incarnation(5)), (n2.clone(), Incarnation(9))];
+    allocator.on_peers(&[KnownPeer { absent, ..old }, KnownPeer::gone(n2)], now);
+    let known = allocator.view().members;
+    assert_eq!(*known, [(n1, Incarnation(2)), (n3, Incarnation(5))].into());
 }

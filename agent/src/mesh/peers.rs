@@ -10,7 +10,12 @@ use crate::{
     types::{DataId, DataKey, Endpoint, Incarnation, PeerName},
 };
 use prost::Message;
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
 use weft_proto::mesh as wire;
 
 /// What an agent says about itself.
@@ -37,6 +42,8 @@ pub struct PeerRecord {
     pub bridge: Option<IpAddr>,
     /// Of the deaths that it has heard of and written down.
     pub deaths_digest: u64,
+    /// Who lives as far as it knew before it started, and has not been heard of since.
+    pub absent: Vec<(PeerName, Incarnation)>,
     /// It has left for good and owns nothing.
     pub left: bool,
 }
@@ -54,6 +61,7 @@ pub struct Neighbour {
 pub struct PeerSet {
     own: PeerName,
     records: BTreeMap<PeerName, Arc<PeerRecord>>,
+    left: BTreeSet<PeerName>,
 }
 
 /// Checks the items of channel [`CHANNEL`]; without a checker it does not ask who has sealed them.
@@ -78,6 +86,7 @@ impl PeerRecord {
             conceded: Vec::new(),
             bridge: None,
             deaths_digest: 0,
+            absent: Vec::new(),
             left: false,
         }
     }
@@ -108,6 +117,10 @@ impl PeerRecord {
         let micros =
             |rtt: Option<Duration>| rtt.map_or(0, |rtt| rtt.as_micros().clamp(1, u32::MAX as u128) as u32);
         let neighbour = |n: &Neighbour| wire::Neighbour { name: n.name.to_string(), rtt_us: micros(n.rtt) };
+        let absent = |(name, incarnation): &(PeerName, Incarnation)| wire::Absent {
+            name: name.to_string(),
+            incarnation: incarnation.0,
+        };
         let body = wire::PeerRecord {
             name: self.name.to_string(),
             incarnation: self.incarnation.0,
@@ -123,6 +136,7 @@ impl PeerRecord {
             conceded: self.conceded.iter().take(MAX_HELD).map(IpAddr::to_string).collect(),
             left: self.left,
             deaths_digest: self.deaths_digest,
+            absent: self.absent.iter().take(MAX_ABSENT).map(absent).collect(),
             bridge: self.bridge.as_ref().map(IpAddr::to_string).unwrap_or_default(),
         };
         Item {
@@ -147,6 +161,7 @@ impl PeerRecord {
         let body = wire::PeerRecord::decode(item.body.as_slice()).map_err(|_| Rejected::Undecodable)?;
         if body.endpoints.len() > MAX_ENDPOINTS
             || body.neighbours.len() > MAX_NEIGHBOURS
+            || body.absent.len() > MAX_ABSENT
             || body.held.len().max(body.conceded.len()) > MAX_HELD
             || body.software.len() > MAX_SOFTWARE
         {
@@ -156,6 +171,8 @@ impl PeerRecord {
             let rtt = (n.rtt_us != 0).then(|| Duration::from_micros(n.rtt_us.into()));
             Some(Neighbour { name: n.name.parse().ok()?, rtt })
         };
+        let absent =
+            |absent: wire::Absent| Some((absent.name.parse().ok()?, Incarnation(absent.incarnation)));
         let decode = || {
             Some(Self {
                 name: body.name.parse().ok()?,
@@ -178,6 +195,7 @@ impl PeerRecord {
                     text => Some(text.parse().ok()?),
                 },
                 deaths_digest: body.deaths_digest,
+                absent: body.absent.into_iter().map(absent).collect::<Option<_>>()?,
                 left: body.left,
             })
         };
@@ -192,7 +210,8 @@ impl PeerRecord {
 
 impl PeerSet {
     pub fn new(own: PeerRecord) -> Self {
-        Self { own: own.name.clone(), records: BTreeMap::from([(own.name.clone(), Arc::new(own))]) }
+        let name = own.name.clone();
+        Self { own: name.clone(), records: [(name, Arc::new(own))].into(), left: BTreeSet::new() }
     }
 
     pub fn own(&self) -> &Arc<PeerRecord> {
@@ -217,6 +236,11 @@ impl PeerSet {
         self.iter().filter(|record| record.name != self.own)
     }
 
+    /// Those that have left for good, as far as is remembered.
+    pub fn left(&self) -> impl Iterator<Item = &PeerName> {
+        self.left.iter()
+    }
+
     /// A peer is no more.
     pub(crate) fn remove(&mut self, name: &PeerName) {
         if *name != self.own {
@@ -226,10 +250,13 @@ impl PeerSet {
 
     /// Takes a newer record in; a peer that has left goes.
     pub(crate) fn insert(&mut self, record: PeerRecord) {
-        match record.left && record.name != self.own {
-            true => self.records.remove(&record.name),
-            false => self.records.insert(record.name.clone(), Arc::new(record)),
-        };
+        if record.left && record.name != self.own {
+            self.records.remove(&record.name);
+            self.left.insert(record.name);
+        } else {
+            self.left.remove(&record.name);
+            self.records.insert(record.name.clone(), Arc::new(record));
+        }
     }
 }
 
@@ -274,6 +301,8 @@ const MAX_COUNT: u64 = u64::MAX / 2;
 const MAX_ENDPOINTS: usize = 16;
 /// As many links as an agent may have.
 pub(super) const MAX_NEIGHBOURS: usize = 64;
+/// The rest follows once these have been heard of or forgotten.
+const MAX_ABSENT: usize = 16;
 /// A node's pods, all of them held.
 const MAX_HELD: usize = 512;
 const MAX_SOFTWARE: usize = 256;
@@ -296,6 +325,7 @@ mod tests {
             held: vec!["10.32.0.9".parse().unwrap()],
             conceded: vec!["10.32.0.10".parse().unwrap()],
             bridge: Some("10.32.0.1".parse().unwrap()),
+            absent: vec![("d".parse().unwrap(), Incarnation(8))],
             ..PeerRecord::new(name.parse().unwrap(), Incarnation(9))
         }
     }
@@ -368,6 +398,7 @@ mod tests {
         assert_eq!(peers.others().count(), 1);
         peers.insert(gone);
         assert_eq!((peers.others().count(), peers.iter().count()), (0, 1));
+        assert!(peers.left().eq([&"b".parse().unwrap()]));
     }
 
     #[test]
@@ -375,6 +406,7 @@ mod tests {
         let long: PeerName = "x".repeat(253).parse().unwrap();
         let mut record = record(long.as_str());
         record.endpoints = vec!["[ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff]:65535".parse().unwrap(); 99];
+        record.absent = vec![(long.clone(), Incarnation(u64::MAX)); 9999];
         record.neighbours = vec![Neighbour { name: long, rtt: Some(Duration::MAX) }; 9999];
         record.held = vec!["ffff:ffff:ffff:ffff:ffff:ffff:ffff:fff0".parse().unwrap(); 9999];
         record.conceded.clone_from(&record.held);

@@ -11,7 +11,7 @@ use crate::{
     identity::{self, Checker, Source, task::Current},
     ipam::{
         Seeding, View,
-        death::{Death, DeathGossip, SEALED},
+        death::{self, Death, DeathGossip, SEALED},
         task::Handle as Addresses,
     },
     mesh::{
@@ -89,14 +89,10 @@ impl Forgetter {
             may_forget(&named, &peers, &alive)?;
         }
         let epoch = view.deaths.iter().map(|death| death.epoch).max().unwrap_or(0).max(view.epoch) + 1;
+        let before = death::digest(view.deaths.iter());
         let death = |peer: &PeerName| {
             let known = view.deaths.iter().rfind(|death| death.peer == *peer);
             let owns = view.ranges.iter().any(|(_, owner)| owner == peer);
-            if let Some(Death { taker, .. }) = known.filter(|_| peers.get(peer).is_none() && !call.force) {
-                ensure!(owns, "{peer} has been forgotten already");
-                let is_lost = *taker == self.me || named.contains(taker) || !alive.contains(taker);
-                ensure!(is_lost, "{peer} has been forgotten already; {taker} takes its addresses over");
-            }
             let record = peers.get(peer);
             ensure!(
                 known.is_some() || record.is_some() || owns || view.members.contains_key(peer),
@@ -108,9 +104,16 @@ impl Forgetter {
                 .chain(known.map(|known| known.incarnation))
                 .chain(view.members.get(peer).copied());
             let incarnation = incarnations.max().unwrap_or_default();
+            if let Some(Death { taker, .. }) =
+                known.filter(|known| record.is_none() && incarnation <= known.incarnation && !call.force)
+            {
+                ensure!(owns, "{peer} has been forgotten already");
+                let is_lost = *taker == self.me || named.contains(taker) || !alive.contains(taker);
+                ensure!(is_lost, "{peer} has been forgotten already; {taker} takes its addresses over");
+            }
             let ranges = view.ranges.iter().filter(|(_, owner)| owner == peer).map(|(range, _)| *range);
             let (peer, taker, forced, ranges) = (peer.clone(), self.me.clone(), call.force, ranges.collect());
-            Ok(Death { peer, incarnation, epoch, taker, forced, ranges })
+            Ok(Death { peer, incarnation, epoch, taker, forced, ranges, known: before })
         };
         let deaths = named.iter().map(death).collect::<anyhow::Result<Vec<_>>>()?;
         if call.prepare {

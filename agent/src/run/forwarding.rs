@@ -140,7 +140,10 @@ impl Forwarding {
                     held: record.held.clone(),
                     incarnation: record.incarnation,
                     deaths_digest: record.deaths_digest,
+                    absent: record.absent.clone(),
+                    left: false,
                 })
+                .chain(peers.left().cloned().map(KnownPeer::gone))
                 .collect(),
             table: table::Inputs {
                 me: peers.own().data_id,

@@ -228,8 +228,9 @@ impl State {
         };
         let rested = self.timed.is_none_or(|last| now.duration_since(last) >= TIMED);
         let retime = differs(rested);
-        let deaths = view.deaths_digest;
-        let news = own.deaths_digest != deaths || own.ranges_digest != digest || retime;
+        let (deaths, absent) = (view.deaths_digest, view.absent.clone());
+        let news =
+            own.deaths_digest != deaths || own.absent != absent || own.ranges_digest != digest || retime;
         let bridge = view.bridge;
         if clash || own.held != held || own.conceded != conceded || own.bridge != bridge || news {
             if retime {
@@ -241,6 +242,7 @@ impl State {
                 record.bridge = bridge;
                 record.ranges_digest = digest;
                 record.deaths_digest = deaths;
+                record.absent = absent;
                 if retime {
                     record.neighbours = neighbours;
                 }

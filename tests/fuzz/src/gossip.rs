@@ -177,6 +177,7 @@ fn item(script: &mut Script<'_>) -> Item {
             taker: name(script.below(6)),
             forced: script.byte() & 1 != 0,
             ranges: script.choose(&[vec!["10.32.0.0/16".parse().expect("a range")], Vec::new()]).clone(),
+            known: script.below(3) as u64,
         }
         .to_item(Vec::new()),
         3 => {

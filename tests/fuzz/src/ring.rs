@@ -125,7 +125,16 @@ impl Scene {
                     let held = vec![layout().address(offset)];
                     let (incarnation, deaths_digest) = (Incarnation(1), 0);
                     let name = name(pod & 3);
-                    let peer = KnownPeer { name, reachable: pod & 4 != 0, held, incarnation, deaths_digest };
+                    let (absent, left) = (Vec::new(), false);
+                    let peer = KnownPeer {
+                        name,
+                        reachable: pod & 4 != 0,
+                        held,
+                        incarnation,
+                        deaths_digest,
+                        absent,
+                        left,
+                    };
                     self.allocator.on_peers(&[peer], now);
                 }
                 6 => {

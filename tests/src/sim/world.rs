@@ -115,8 +115,11 @@ impl Node {
             held: record.held.clone(),
             incarnation: record.incarnation,
             deaths_digest: record.deaths_digest,
+            absent: record.absent.clone(),
+            left: false,
         };
-        let known: Vec<_> = mesh.peers().others().map(known).collect();
+        let left = mesh.peers().left().cloned().map(KnownPeer::gone);
+        let known: Vec<_> = mesh.peers().others().map(known).chain(left).collect();
         if known != self.known {
             self.known = known;
             self.allocator.on_peers(&self.known, self.now(now));
