@@ -284,7 +284,7 @@ fn digest_of(buckets: usize, channels: usize) -> Digest {
 
 fn summary_of(bucket: u32) -> Summary {
     let channel = summary::Channel { channel: "ring".into(), buckets: vec![bucket], ..Default::default() };
-    Summary { channels: vec![channel] }
+    Summary { channels: vec![channel], partial: false }
 }
 
 fn unicast(to: &str, hop_limit: u32) -> Unicast {

@@ -140,8 +140,9 @@ fn peer(record: &PeerRecord, key: DataKey, at: SocketAddr) -> Peer {
     Peer { name: record.name.clone(), key, incarnation: record.incarnation, endpoint: Some(at) }
 }
 
-/// The record of that name and all tokens, as an agent tells them who joins.
+/// The record of that name and all tokens, as an agent tells them who joins and has nothing.
 async fn listen(link: &mut Link, name: &str) -> anyhow::Result<(PeerRecord, Vec<Token>)> {
+    link.send(Body::Digest(wire::Digest::default())).await?;
     let layout = Layout::new(UNIVERSE.parse()?);
     let (mut record, mut tokens) = (None, Vec::new());
     while let Some(body) = link.next().await? {

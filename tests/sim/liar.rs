@@ -179,10 +179,15 @@ fn nobody_takes_what_was_never_its_own() {
     // Somebody else's token under another seal.
     let signature = scene.seal(own, Vec::new()).signature;
     lies.push(Token { version: seed.version + 1, signature, ..seed }.to_item(&layout()));
-    let count = lies.len() as u64;
+    // What loses to the truth anyway is not even looked at.
+    let truth: Vec<Item> = scene.world.sim.nodes[1].mesh.items().cloned().collect();
+    let name = |item: &Item| (item.channel.clone(), item.key.clone());
+    let wins = |lie: &&Item| truth.iter().all(|item| name(item) != name(lie) || lie.beats(item));
+    let count = lies.iter().filter(wins).count();
+    assert!(count > lies.len() * 3 / 4, "{count}");
     scene.tell(lies);
     scene.unmoved();
-    (1..NODES).for_each(|n| assert_eq!(scene.forged(n), count));
+    (1..NODES).for_each(|n| assert_eq!(scene.forged(n), count as u64));
 }
 
 #[test]

@@ -280,7 +280,8 @@ fn named(seed: u64, n: usize) -> Sim<Names> {
         sim.start(&format!("node-{i}"), if i == 0 { &[] } else { &[0] }, Names::default());
     }
     sim.expect("all know all", SECOND * 10, all_know_all);
-    sim.run(SECOND * 3);
+    // Until links have found their places, and it has been told.
+    sim.run(SECOND * 5);
     sim
 }
 

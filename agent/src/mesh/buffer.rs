@@ -8,11 +8,11 @@ use super::{
     gossip::Item,
     replica::{ItemKey, Replica},
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 #[derive(Debug, Default)]
 pub struct SendBuffer {
-    turns: BTreeMap<ItemKey, u64>,
+    turns: HashMap<ItemKey, u64>,
     queue: BTreeMap<u64, ItemKey>,
     next: u64,
 }
@@ -31,6 +31,7 @@ impl SendBuffer {
     pub fn remove(&mut self, key: &ItemKey) {
         if let Some(turn) = self.turns.remove(key) {
             self.queue.remove(&turn);
+            self.give_back();
         }
     }
 
@@ -48,6 +49,7 @@ impl SendBuffer {
             }
             self.turns.remove(&entry.remove());
         }
+        self.give_back();
         items
     }
 
@@ -59,7 +61,17 @@ impl SendBuffer {
     pub fn len(&self) -> usize {
         self.queue.len()
     }
+
+    /// There are many links, and what a storm took on each is not needed after it.
+    fn give_back(&mut self) {
+        if self.queue.is_empty() && self.turns.capacity() > 2 * CALM {
+            self.turns.shrink_to(CALM);
+        }
+    }
 }
+
+/// Keys that wait at a time when little happens.
+const CALM: usize = 16;
 
 #[cfg(test)]
 mod tests {

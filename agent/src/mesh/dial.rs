@@ -1,14 +1,15 @@
 //! Whom to call, and when to call again.
 //!
 //! ```text
-//!   names in the order of their hashes, a ring      . . c a f [me] d b e g h . .
-//!   linked: everyone, up to 16 nodes;                 ◀────4──◀2◀1 1▶2▶──4────▶
-//!   then those 1, 2, 4, 8 … places away on either side
+//!   all names in the order of their hashes, a ring             . . c a f◀[me]▶d b e g h . .
+//!   … of those whose hash ends with the same bit as mine       . . c◀─────[me]───▶b e . .
+//!   … with the same two bits, three, four …                    ◀──────────[me]──────▶e . .
+//!   linked: everyone, up to 16 nodes; then the next on either side of each ring, on that of all the next two
 //! ```
-//! Who is 4 places away from me has me 4 places away, so both ends want the same links without talking about it; the ring
-//! keeps the graph in one piece and the long links keep it shallow (as in Chord: Stoica et al., 2001, §4.3). Peers that
-//! do not answer are stepped over, so the living close the ring among themselves, and are called again less and less
-//! often.
+//! To whom I am next has me next, so both ends want the same links without talking about it; the ring of all keeps the
+//! graph in one piece and the others keep it shallow: a skip graph (Aspnes & Shah, 2003, §3). Who comes or goes changes
+//! the links of its own neighbours only, however large the network is. Peers that do not answer are stepped over, so the
+//! living close the rings among themselves, and are called again less and less often.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use super::gossip;
@@ -54,7 +55,7 @@ pub struct Dialer {
     own: PeerName,
     max_links: usize,
     /// Everyone who has not left, this agent too, by the hash of the name.
-    ring: BTreeSet<(u64, PeerName)>,
+    ring: BTreeSet<Place>,
     bootstrap: BTreeMap<PeerAddress, Bootstrap>,
     attempts: BTreeMap<Target, Attempts>,
     linked: BTreeSet<PeerName>,
@@ -67,6 +68,8 @@ pub struct Dialer {
     /// When a target is to be called next; until something changes it need not be looked for.
     next: Option<Next>,
 }
+
+type Place = (u64, PeerName);
 
 #[derive(Clone, Copy)]
 enum Next {
@@ -309,7 +312,7 @@ impl Dialer {
             return;
         }
         self.next = None;
-        let everyone: Vec<_> = self.ring.iter().map(|(_, name)| name).collect();
+        let everyone: Vec<_> = self.ring.iter().collect();
         let mut wanted = neighbours(&everyone, &self.own, self.limit());
         let lost = |(target, attempts): (&'_ Target, &Attempts)| match target {
             Target::Peer(name) if attempts.unanswered >= UNREACHABLE && !self.linked.contains(name) => {
@@ -320,7 +323,8 @@ impl Dialer {
         let lost: BTreeSet<PeerName> = self.attempts.iter().filter_map(lost).collect();
         self.stepped_over = !lost.is_empty();
         if self.stepped_over {
-            let answering: Vec<_> = everyone.iter().copied().filter(|name| !lost.contains(name)).collect();
+            let answering: Vec<_> =
+                everyone.iter().copied().filter(|(_, name)| !lost.contains(name)).collect();
             wanted.extend(neighbours(&answering, &self.own, self.limit()));
         }
         self.wanted = wanted.into_iter().cloned().collect();
@@ -375,22 +379,31 @@ impl Attempts {
     }
 }
 
-/// Those 1, 2, 4 … places away on a ring of names; everyone on a small one; never more than `limit`.
-fn neighbours<'a>(ring: &[&'a PeerName], own: &PeerName, limit: usize) -> BTreeSet<&'a PeerName> {
-    let n = ring.len();
-    let Some(at) = ring.iter().position(|name| *name == own) else { return BTreeSet::new() };
+/// The next ones on the rings; everyone on a small one; never more than `limit`.
+fn neighbours<'a>(everyone: &[&'a Place], own: &PeerName, limit: usize) -> BTreeSet<&'a PeerName> {
+    let n = everyone.len();
+    let Some((mine, _)) = everyone.iter().find(|(_, name)| name == own) else { return BTreeSet::new() };
     if n <= MESHED.min(limit + 1) {
-        return ring.iter().copied().filter(|name| *name != own).collect();
+        return everyone.iter().map(|(_, name)| name).filter(|name| *name != own).collect();
     }
-    let strides = n.ilog2() as usize;
-    let usable = strides.min(limit / 2).max(1);
-    // Spread evenly where not all strides may be used, the next neighbours always among them.
-    let stride = |k: usize| 1 << (k * strides / usable);
-    let both = |stride: usize| [(at + stride) % n, (at + n - stride) % n];
-    (0..usable).flat_map(|k| both(stride(k))).map(|at| ring[at]).collect()
+    let rings = n.ilog2() as usize;
+    let usable = rings.min(limit / 2).max(1);
+    let (mut ring, mut wanted) = (everyone.to_vec(), BTreeSet::new());
+    for k in 0..usable {
+        // Spread evenly where not all rings may be used, that of all always among them.
+        let bits = k * rings / usable;
+        ring.retain(|(hash, _)| (hash ^ mine) & ((1 << bits) - 1) == 0);
+        let at = ring.iter().position(|(_, name)| name == own).expect("its bits are its own");
+        let near = if k == 0 && limit > 2 * rings + 1 { 2 } else { 1 };
+        for places in 1..=near.min(ring.len()) {
+            wanted.extend([at + places, at + ring.len() - places].map(|next| &ring[next % ring.len()].1));
+        }
+    }
+    wanted.remove(own);
+    wanted
 }
 
-fn place(name: &PeerName) -> (u64, PeerName) {
+fn place(name: &PeerName) -> Place {
     (gossip::hash(name.as_str().as_bytes()), name.clone())
 }
 

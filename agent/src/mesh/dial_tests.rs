@@ -7,8 +7,20 @@ fn names(n: usize) -> Vec<PeerName> {
     (0..n).map(|i| format!("node-{i}").parse().unwrap()).collect()
 }
 
-fn ring(names: &[PeerName]) -> Vec<PeerName> {
-    names.iter().map(place).collect::<BTreeSet<_>>().into_iter().map(|(_, name)| name).collect()
+fn ring(names: &[PeerName]) -> BTreeSet<Place> {
+    names.iter().map(place).collect()
+}
+
+#[test]
+fn who_joins_changes_the_links_of_few() {
+    let everyone = names(1000);
+    let (before, after) = (ring(&everyone[..999]), ring(&everyone));
+    let wanted = |places: &BTreeSet<Place>, name| -> BTreeSet<PeerName> {
+        neighbours(&places.iter().collect::<Vec<_>>(), name, 56).into_iter().cloned().collect()
+    };
+    let changed = everyone[..999].iter().filter(|name| wanted(&before, name) != wanted(&after, name));
+    let changed = changed.count();
+    assert!((1..=20).contains(&changed), "{changed}");
 }
 
 #[test]
@@ -16,13 +28,14 @@ fn both_ends_want_the_same_links_and_the_graph_is_shallow() {
     for (n, limit) in [(2, 56), (5, 56), (16, 56), (17, 56), (100, 56), (100, 6), (1000, 56), (1000, 3)] {
         let names = ring(&names(n));
         let refs: Vec<_> = names.iter().collect();
-        let links: BTreeMap<_, _> = refs.iter().map(|name| (*name, neighbours(&refs, name, limit))).collect();
+        let links: BTreeMap<_, _> =
+            names.iter().map(|(_, name)| (name, neighbours(&refs, name, limit))).collect();
         for (name, linked) in &links {
             assert!(linked.iter().all(|other| links[other].contains(name)), "symmetric");
-            assert!(linked.len() <= limit.max(2) && linked.len() <= 15.max(2 * n.ilog2() as usize));
+            assert!(linked.len() <= limit.max(2) && linked.len() <= 15.max(2 * n.ilog2() as usize + 2));
             assert!(!linked.contains(name));
         }
-        let mut reached = BTreeSet::from([refs[0]]);
+        let mut reached = BTreeSet::from([&refs[0].1]);
         let mut hops = 0;
         while reached.len() < n {
             reached = reached.iter().flat_map(|name| links[name].iter().copied().chain([*name])).collect();

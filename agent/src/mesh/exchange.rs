@@ -6,7 +6,7 @@ use super::{
     link::{Link, LinkId},
     machine::{FRESH, Mesh, Output},
     peers::{self, PeerRecord},
-    replica::{BUCKETS, ItemKey, Merged},
+    replica::{Answer, BUCKETS, ItemKey, Merged},
     routes::{HOP_LIMIT, Routes},
 };
 use crate::types::PeerName;
@@ -25,7 +25,7 @@ impl Mesh {
         if frame.complete
             && let Some(link) = self.links.get_mut(&id)
         {
-            link.synced = true;
+            link.told_all();
         }
     }
 
@@ -38,6 +38,10 @@ impl Mesh {
     }
 
     pub(super) fn merge_checked(&mut self, item: Item, from: Option<LinkId>, now: Instant) {
+        // Most of what comes is here already.
+        if let Some(key) = self.replica.holds(&item) {
+            return self.with_link(from, |link| link.buffer.remove(&key));
+        }
         let (channel, key) = (item.channel.clone(), item.key.clone());
         match self.replica.merge(item) {
             Ok(Merged::New(key)) => {
@@ -97,9 +101,21 @@ impl Mesh {
         }
     }
 
-    /// Sends a digest to a random neighbour.
+    /// Sends a digest over each new link that we called for.
+    pub(super) fn begin_exchanges(&mut self) {
+        let new: Vec<_> =
+            self.links.iter_mut().filter_map(|(id, link)| link.begins().then_some(*id)).collect();
+        for id in new {
+            let digest = self.replica.digest();
+            self.send_calmly(id, Body::Digest(digest));
+        }
+    }
+
+    /// Sends a digest to a random neighbour; every other time to one that has not told all, if there are such.
     pub(super) fn compare(&mut self) {
-        let calm: Vec<_> = self.links.iter().filter(|(_, link)| link.is_calm()).map(|(id, _)| *id).collect();
+        let calm = || self.links.iter().filter(|(_, link)| link.is_calm());
+        let told = self.rng.random() || calm().all(|(_, link)| link.synced);
+        let calm: Vec<_> = calm().filter(|(_, link)| told || !link.synced).map(|(id, _)| *id).collect();
         if !calm.is_empty() {
             let id = calm[self.rng.random_range(0..calm.len())];
             let digest = self.replica.digest();
@@ -118,13 +134,22 @@ impl Mesh {
             return Ok(());
         }
         let first = self.rng.random_range(0..BUCKETS);
-        let answer = match self.replica.summarize(digest, first).map_err(|garbage| garbage.0)? {
-            Some(summary) => {
-                self.fresh_until = now + FRESH;
-                Body::Summary(summary)
+        let answer = self.replica.answer(digest, first).map_err(|garbage| garbage.0)?;
+        if answer != Answer::Alike {
+            self.fresh_until = now + FRESH;
+        }
+        let answer = match answer {
+            Answer::Summary(summary) => Body::Summary(summary),
+            Answer::Send(keys) => {
+                self.with_link(Some(id), |link| {
+                    keys.iter().for_each(|key| link.buffer.add(key));
+                    link.synced = true;
+                    link.tells_all();
+                });
+                return Ok(());
             }
-            None => {
-                self.with_link(Some(id), |link| link.synced = true);
+            Answer::Alike => {
+                self.with_link(Some(id), Link::told_all);
                 Body::Items(Items { items: Vec::new(), complete: true })
             }
         };
@@ -140,7 +165,14 @@ impl Mesh {
     ) -> Result<(), &'static str> {
         let difference = self.replica.compare(summary).map_err(|garbage| garbage.0)?;
         self.fresh_until = now + FRESH;
-        self.with_link(Some(id), |link| difference.send.iter().for_each(|key| link.buffer.add(key)));
+        self.with_link(Some(id), |link| {
+            difference.send.iter().for_each(|key| link.buffer.add(key));
+            if !summary.partial {
+                link.tells_all();
+                link.synced |=
+                    difference.ask.is_none() && summary.channels.iter().all(|c| c.wanted.is_empty());
+            }
+        });
         if let Some(ask) = difference.ask {
             self.send_calmly(id, Body::Summary(ask));
         }

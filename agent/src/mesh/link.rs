@@ -29,12 +29,14 @@ pub struct Link {
     pub buffer: SendBuffer,
     /// The other side has told all that it has.
     pub synced: bool,
+    begun: bool,
     first: FirstExchange,
     in_flight: usize,
     flush_at: Instant,
     compared: Option<Instant>,
 }
 
+/// We have yet to tell the other side what it lacks: it is not known, it is in the buffer, it was told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum FirstExchange {
     Waiting,
@@ -58,6 +60,7 @@ impl Link {
             double: false,
             buffer: SendBuffer::default(),
             synced: false,
+            begun: false,
             first: FirstExchange::Waiting,
             in_flight: 0,
             flush_at: now,
@@ -65,11 +68,28 @@ impl Link {
         }
     }
 
-    /// The other end is welcome: tell it everything.
-    pub fn welcome(&mut self, name: PeerName, incarnation: Incarnation, replica: &Replica) {
+    /// The other end is welcome.
+    pub fn welcome(&mut self, name: PeerName, incarnation: Incarnation) {
         self.peer = Some((name, incarnation));
+    }
+
+    /// Whether it is on us to begin the first comparison of replicas, which shows what either side lacks: then we do.
+    pub fn begins(&mut self) -> bool {
+        self.dialled.is_some() && self.peer.is_some() && !std::mem::replace(&mut self.begun, true)
+    }
+
+    /// All that the other side lacks is in the buffer now.
+    pub fn tells_all(&mut self) {
         self.first = FirstExchange::Sending;
-        replica.keys().for_each(|key| self.buffer.add(&key));
+    }
+
+    /// The other side has told all that it has. It knows by comparison what we have, so if it has not asked for anything
+    /// it lacks nothing.
+    pub fn told_all(&mut self) {
+        self.synced = true;
+        if self.first == FirstExchange::Waiting {
+            self.first = FirstExchange::Done;
+        }
     }
 
     pub fn name(&self) -> Option<&PeerName> {
@@ -86,13 +106,13 @@ impl Link {
         if !self.wants_flush() || now < self.flush_at {
             return None;
         }
-        let items = self.buffer.take(replica, FRAME_BYTES).into_iter().map(Into::into).collect();
+        let items: Vec<_> = self.buffer.take(replica, FRAME_BYTES).into_iter().map(Into::into).collect();
         let complete = self.first == FirstExchange::Sending && self.buffer.is_empty();
         if complete {
             self.first = FirstExchange::Done;
         }
         if self.buffer.is_empty() {
-            self.flush_at = now + MERGE;
+            self.flush_at = now + (PACE * items.len() as u32).clamp(MERGE, MAX_MERGE);
         }
         Some(Items { items, complete })
     }
@@ -161,8 +181,11 @@ pub const QUEUE_FRAMES: usize = 32;
 const WINDOW: usize = 4;
 /// Bytes of items in one frame, but for a single larger item.
 const FRAME_BYTES: usize = 128 << 10;
-/// News within this time of the last are told together.
+/// News within this time of the last are told together, and within so much for each of those that were told then: where
+/// there is much, what comes to both ends by other ways meanwhile needs not be told.
 const MERGE: Duration = Duration::from_millis(10);
+const PACE: Duration = Duration::from_millis(1);
+const MAX_MERGE: Duration = Duration::from_millis(200);
 /// How long the other end may take to say hello.
 const GREETING: Duration = Duration::from_secs(2);
 /// Digests of one link are answered no more often.

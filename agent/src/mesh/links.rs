@@ -251,7 +251,7 @@ impl Mesh {
         let peer = Some((name.clone(), incarnation));
         let double = self.links.values().any(|link| link.peer == peer);
         let Some(link) = self.links.get_mut(&id) else { return };
-        link.welcome(name.clone(), incarnation, &self.replica);
+        link.welcome(name.clone(), incarnation);
         link.double = double;
         self.fresh_until = now + FRESH;
         if double {

@@ -405,6 +405,7 @@ impl Mesh {
             self.neighbours_at = None;
             self.tell_neighbours(now);
         }
+        self.begin_exchanges();
         if self.compare_at <= now {
             let fresh = now < self.fresh_until;
             let pause = if fresh { COMPARE.min(FRESH_COMPARE * self.crowds()) } else { COMPARE };

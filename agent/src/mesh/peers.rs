@@ -277,8 +277,15 @@ impl Gossiper for PeerGossip {
     }
 
     fn is_farewell(&self, item: &Item) -> bool {
-        PeerRecord::from_item(item).is_ok_and(|record| record.left)
+        Farewell::decode(item.body.as_slice()).is_ok_and(|record| record.left)
     }
+}
+
+/// Of a record only what tells a farewell: every record that comes is asked.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+struct Farewell {
+    #[prost(bool, tag = "12")]
+    left: bool,
 }
 
 fn rank(incarnation: Incarnation, version: u64) -> Vec<u8> {

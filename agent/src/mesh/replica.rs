@@ -25,7 +25,7 @@ pub struct Replica {
 type Gossipers = BTreeMap<&'static str, Box<dyn Gossiper>>;
 
 /// Names an item; cheap to clone.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ItemKey {
     // Keys of one channel are compared with each other most of the time: first what differs.
     pub key: Arc<[u8]>,
@@ -41,6 +41,17 @@ pub enum Merged {
     Same(ItemKey),
     /// What is here beats it.
     Older(ItemKey),
+}
+
+/// What a digest told.
+#[derive(Debug, PartialEq)]
+pub enum Answer {
+    /// Nothing differs.
+    Alike,
+    /// Where the other side differs, it has nothing at all: it lacks these.
+    Send(Vec<ItemKey>),
+    /// What is here, where it has something else.
+    Summary(wire::Summary),
 }
 
 /// What a summary told: which items the other side lacks, and which it should send.
@@ -129,6 +140,13 @@ impl Replica {
         Ok(Merged::New(ItemKey { channel, key }))
     }
 
+    /// The name of an item that is here as it is.
+    pub fn holds(&self, item: &Item) -> Option<ItemKey> {
+        let (channel, held) = self.channels.get_key_value(item.channel.as_str())?;
+        let (key, entry) = held.items.get_key_value(item.key.as_slice())?;
+        (entry.item == *item).then(|| ItemKey { channel: channel.clone(), key: key.clone() })
+    }
+
     pub fn get(&self, key: &ItemKey) -> Option<&Item> {
         Some(&self.channels.get(&key.channel)?.items.get(&key.key)?.item)
     }
@@ -136,12 +154,6 @@ impl Replica {
     /// Whether a subject of this agent checks the items of a channel.
     pub fn knows(&self, channel: &str) -> bool {
         self.gossipers.contains_key(channel)
-    }
-
-    pub fn keys(&self) -> impl Iterator<Item = ItemKey> + '_ {
-        self.channels.iter().flat_map(|(channel, held)| {
-            held.items.keys().map(|key| ItemKey { channel: channel.clone(), key: key.clone() })
-        })
     }
 
     pub fn items(&self) -> impl Iterator<Item = &Item> + '_ {
@@ -158,11 +170,11 @@ impl Replica {
     }
 
     /// Answers a digest with what is here in the buckets that differ, about `MAX_SUMMARY` bytes of them, beginning
-    /// with bucket `first`; `None` if nothing differs.
+    /// with bucket `first`.
     ///
     /// # Errors
     /// The digest is not one of this protocol.
-    pub fn summarize(&self, theirs: &wire::Digest, first: usize) -> Result<Option<wire::Summary>, Garbage> {
+    pub fn answer(&self, theirs: &wire::Digest, first: usize) -> Result<Answer, Garbage> {
         if theirs.channels.len() > MAX_CHANNELS {
             return Err(Garbage("a digest of too many channels"));
         }
@@ -176,8 +188,24 @@ impl Replica {
         let (none, mut room) = (Buckets::default(), MAX_SUMMARY);
         let names: BTreeSet<&str> =
             self.channels.keys().map(|name| &**name).chain(hashes.keys().copied()).collect();
-        let mut channels = Vec::new();
-        for name in names {
+        let buckets =
+            |name: &str| (self.channels.get(name).map_or(&none, |held| &held.buckets).0, hashes.get(name));
+        let differing = names.iter().filter(|name| {
+            let (here, there) = buckets(name);
+            there.map_or(here != none.0, |there| here != **there)
+        });
+        let differing: Vec<_> = differing.copied().collect();
+        let has_none =
+            |name: &&str| hashes.get(name).is_none_or(|buckets| buckets.iter().all(|hash| *hash == 0));
+        if !differing.is_empty() && differing.iter().all(has_none) {
+            let lacking = differing.iter().filter_map(|name| self.channels.get_key_value(*name));
+            let keys = lacking.flat_map(|(channel, held)| {
+                held.items.keys().map(|key| ItemKey { channel: channel.clone(), key: key.clone() })
+            });
+            return Ok(Answer::Send(keys.collect()));
+        }
+        let (mut channels, mut partial) = (Vec::new(), false);
+        for name in differing {
             let ours = self.channels.get(name);
             let here = ours.map_or(&none, |held| &held.buckets);
             let there = hashes.get(name).copied().unwrap_or(&none.0);
@@ -192,6 +220,7 @@ impl Replica {
             let mut summary = wire::summary::Channel { channel: name.into(), ..Default::default() };
             for bucket in (first..first + BUCKETS).map(|bucket| bucket % BUCKETS).filter(differ) {
                 if room == 0 {
+                    partial = true;
                     break;
                 }
                 let bytes: usize =
@@ -204,7 +233,10 @@ impl Replica {
                 channels.push(summary);
             }
         }
-        Ok((!channels.is_empty()).then_some(wire::Summary { channels }))
+        Ok(match channels.is_empty() {
+            true => Answer::Alike,
+            false => Answer::Summary(wire::Summary { channels, partial }),
+        })
     }
 
     /// Compares a summary with what is here.
@@ -263,7 +295,8 @@ impl Replica {
                 });
             }
         }
-        difference.ask = (!ask.is_empty()).then_some(wire::Summary { channels: ask });
+        difference.ask =
+            (!ask.is_empty()).then_some(wire::Summary { channels: ask, partial: theirs.partial });
         Ok(difference)
     }
 
@@ -349,7 +382,7 @@ const MAX_UNKNOWN_ITEMS: usize = 4096;
 const MAX_UNKNOWN_BYTES: usize = 8 << 20;
 /// Bytes of keys and ranks in one summary, not counting the end of its last bucket; what differs beyond is compared in
 /// the next round.
-const MAX_SUMMARY: usize = 256 << 10;
+const MAX_SUMMARY: usize = 512 << 10;
 
 #[cfg(test)]
 mod tests {
@@ -387,12 +420,17 @@ mod tests {
 
     /// Runs the exchange that `from` begins with a digest; returns whether anything differed.
     fn exchange(from: &mut Replica, to: &mut Replica, first: usize) -> bool {
-        let Some(summary) = to.summarize(&from.digest(), first).unwrap() else { return false };
+        let (send, summary) = match to.answer(&from.digest(), first).unwrap() {
+            Answer::Alike => return false,
+            Answer::Send(keys) => (keys, wire::Summary::default()),
+            Answer::Summary(summary) => (Vec::new(), summary),
+        };
         let there = from.compare(&summary).unwrap();
         let asked = to.compare(&there.ask.unwrap_or_default()).unwrap();
         assert_eq!(asked.ask, None);
         let to_send: Vec<_> = there.send.iter().filter_map(|key| from.get(key).cloned()).collect();
-        let to_return: Vec<_> = asked.send.iter().filter_map(|key| to.get(key).cloned()).collect();
+        let to_return: Vec<_> =
+            asked.send.iter().chain(&send).filter_map(|key| to.get(key).cloned()).collect();
         to_send.into_iter().for_each(|item| drop(to.merge(item)));
         to_return.into_iter().for_each(|item| drop(from.merge(item)));
         true
@@ -442,7 +480,7 @@ mod tests {
                 drop(frame);
             }
             if let Ok(digest) = wire::Digest::decode(bytes.as_slice()) {
-                let _ = replica.summarize(&digest, 0);
+                let _ = replica.answer(&digest, 0);
             }
             if let Ok(summary) = wire::Summary::decode(bytes.as_slice()) {
                 let _ = replica.compare(&summary);
@@ -515,8 +553,8 @@ mod tests {
     #[test]
     fn a_digest_of_another_shape_is_garbage() {
         let channel = wire::digest::Channel { channel: "even".into(), buckets: vec![0; 3] };
-        assert!(replica(&[]).summarize(&wire::Digest { channels: vec![channel] }, 0).is_err());
+        assert!(replica(&[]).answer(&wire::Digest { channels: vec![channel] }, 0).is_err());
         let channel = wire::summary::Channel { buckets: vec![64], ..Default::default() };
-        assert!(replica(&[]).compare(&wire::Summary { channels: vec![channel] }).is_err());
+        assert!(replica(&[]).compare(&wire::Summary { channels: vec![channel], partial: false }).is_err());
     }
 }

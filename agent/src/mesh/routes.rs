@@ -7,87 +7,125 @@ use super::peers::PeerSet;
 use crate::types::PeerName;
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, BTreeSet, BinaryHeap},
+    collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap},
     time::Duration,
 };
 
 /// The next hop to each peer that can be reached.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Routes {
-    next: BTreeMap<PeerName, PeerName>,
+    next: HashMap<PeerName, PeerName>,
 }
 
-type Edges<'a> = BTreeMap<&'a PeerName, BTreeMap<&'a PeerName, Duration>>;
+/// Names are looked up once; the search knows numbers only.
+#[derive(Default)]
+struct Graph<'a> {
+    numbers: HashMap<&'a PeerName, usize>,
+    names: Vec<&'a PeerName>,
+    edges: Vec<Vec<(usize, Duration)>>,
+}
 
 impl Routes {
     /// For control: each hop is a link, and a link counts that either end names. The own links are what they are now, not
     /// what the record says.
     pub fn new(peers: &PeerSet, links: &BTreeSet<PeerName>) -> Self {
         let own = &peers.own().name;
-        let mut edges = Edges::new();
-        for record in peers.iter() {
-            for neighbour in &record.neighbours {
-                if [&record.name, &neighbour.name].contains(&own) {
-                    continue;
-                }
-                let cost = HOP + neighbour.rtt.unwrap_or(UNMEASURED);
-                for (from, to) in [(&record.name, &neighbour.name), (&neighbour.name, &record.name)] {
-                    let edge = edges.entry(from).or_default().entry(to).or_insert(cost);
-                    *edge = cost.min(*edge);
-                }
+        let mut graph = Graph::of(peers);
+        for record in peers.others() {
+            let from = graph.number(&record.name);
+            for neighbour in record.neighbours.iter().filter(|neighbour| neighbour.name != *own) {
+                let (to, cost) = (graph.number(&neighbour.name), HOP + neighbour.rtt.unwrap_or(UNMEASURED));
+                graph.edges[from].push((to, cost));
+                graph.edges[to].push((from, cost));
             }
         }
         let measured: BTreeMap<_, _> = peers.own().neighbours.iter().map(|n| (&n.name, n.rtt)).collect();
         let first = |link| (link, HOP + measured.get(link).copied().flatten().unwrap_or(UNMEASURED));
-        Self::search(own, links.iter().map(first), &edges)
+        graph.search(own, links.iter().map(first))
     }
 
     /// For packets: each hop is one that both ends have measured. `answering` are those who answer our own probes now.
     pub fn measured(peers: &PeerSet, answering: &BTreeMap<PeerName, Duration>) -> Self {
         let own = &peers.own().name;
-        let told = |from: &PeerName, to: &PeerName| {
-            peers.get(from)?.neighbours.iter().find(|neighbour| neighbour.name == *to)?.rtt
-        };
-        let mut edges = Edges::new();
-        for record in peers.others() {
-            for neighbour in record.neighbours.iter().filter(|neighbour| neighbour.name != *own) {
-                let rtts = neighbour.rtt.zip(told(&neighbour.name, &record.name));
-                if let Some((here, there)) = rtts {
-                    edges.entry(&record.name).or_default().insert(&neighbour.name, HOP + here.max(there));
+        let mut graph = Graph::of(peers);
+        let mut told = HashMap::new();
+        for record in peers.iter() {
+            let from = graph.number(&record.name);
+            for neighbour in &record.neighbours {
+                let to = graph.number(&neighbour.name);
+                if let Some(rtt) = neighbour.rtt
+                    && told.insert((from, to), rtt).is_none()
+                {
+                    graph.edges[from].push((to, HOP + rtt));
                 }
             }
         }
-        // What both ends have told counts here, too: all must reckon alike, or packets would go round in circles.
-        let first = answering.iter().map(|(name, rtt)| {
-            let told = told(own, name).zip(told(name, own)).map_or(*rtt, |(here, there)| here.max(there));
-            (name, HOP + told)
-        });
-        Self::search(own, first, &edges)
-    }
-
-    /// Dijkstra's algorithm.
-    fn search<'a>(
-        own: &PeerName,
-        first: impl Iterator<Item = (&'a PeerName, Duration)>,
-        edges: &Edges<'a>,
-    ) -> Self {
-        let mut queue: BinaryHeap<_> = first.map(|(to, cost)| Reverse((cost, 1, to, to))).collect();
-        let mut next = BTreeMap::new();
-        while let Some(Reverse((cost, hops, at, via))) = queue.pop() {
-            if next.contains_key(at) || at == own {
-                continue;
-            }
-            next.insert(at.clone(), via.clone());
-            if hops < HOP_LIMIT {
-                let onward = edges.get(at).into_iter().flatten();
-                queue.extend(onward.map(|(to, edge)| Reverse((cost + *edge, hops + 1, *to, via))));
-            }
+        for (from, edges) in graph.edges.iter_mut().enumerate() {
+            edges.retain_mut(|(to, cost)| {
+                let back = told.get(&(*to, from));
+                *cost = back.map_or(*cost, |rtt| (HOP + *rtt).max(*cost));
+                back.is_some()
+            });
         }
-        Self { next }
+        // What both ends have told counts here, too: all must reckon alike, or packets would go round in circles.
+        let me = graph.number(own);
+        let first: Vec<_> = answering
+            .iter()
+            .map(|(name, rtt)| {
+                let to = graph.number(name);
+                let told = told.get(&(me, to)).zip(told.get(&(to, me)));
+                (name, HOP + told.map_or(*rtt, |(here, there)| *here.max(there)))
+            })
+            .collect();
+        graph.search(own, first.into_iter())
     }
 
     pub fn next_hop(&self, destination: &PeerName) -> Option<&PeerName> {
         self.next.get(destination)
+    }
+}
+
+impl<'a> Graph<'a> {
+    fn of(peers: &'a PeerSet) -> Self {
+        let mut graph = Self::default();
+        peers.iter().for_each(|record| _ = graph.number(&record.name));
+        graph
+    }
+
+    fn number(&mut self, name: &'a PeerName) -> usize {
+        *self.numbers.entry(name).or_insert_with(|| {
+            self.names.push(name);
+            self.edges.push(Vec::new());
+            self.names.len() - 1
+        })
+    }
+
+    /// Dijkstra's algorithm.
+    fn search(mut self, own: &'a PeerName, first: impl Iterator<Item = (&'a PeerName, Duration)>) -> Routes {
+        let own = self.number(own);
+        let first: Vec<_> = first.map(|(to, cost)| (cost, 1, self.number(to))).collect();
+        let mut queue: BinaryHeap<_> =
+            first.into_iter().map(|(cost, hops, to)| Reverse((cost, hops, to, to))).collect();
+        let mut best = vec![None; self.names.len()];
+        let mut done = vec![false; self.names.len()];
+        let mut next = HashMap::with_capacity(self.names.len());
+        while let Some(Reverse((cost, hops, at, via))) = queue.pop() {
+            if at == own || std::mem::replace(&mut done[at], true) {
+                continue;
+            }
+            next.insert(self.names[at].clone(), self.names[via].clone());
+            if hops == HOP_LIMIT {
+                continue;
+            }
+            for (to, edge) in &self.edges[at] {
+                let way = (cost + *edge, hops + 1, via);
+                if !done[*to] && best[*to].is_none_or(|best| way < best) {
+                    best[*to] = Some(way);
+                    queue.push(Reverse((way.0, way.1, *to, via)));
+                }
+            }
+        }
+        Routes { next }
     }
 }
 

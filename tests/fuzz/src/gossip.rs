@@ -104,7 +104,7 @@ impl Scene {
                 let wanted = vec![script.choose(&[b"n1".to_vec(), b"n2".to_vec()])];
                 let buckets = (0..script.below(64) as u32).collect();
                 let channel = wire::summary::Channel { channel: channel(script), buckets, entries, wanted };
-                framed(Body::Summary(wire::Summary { channels: vec![channel] }))
+                framed(Body::Summary(wire::Summary { channels: vec![channel], partial: false }))
             }
             5 => framed(Body::Unicast(wire::Unicast {
                 source: name(script.below(6)).to_string(),

@@ -10,7 +10,7 @@ pub struct Figures {
     pub idle_bytes_per_second: f64,
     /// What an agent's mesh and allocator hold.
     pub memory_bytes: f64,
-    /// Seconds of a processor that an agent takes in a second while nothing happens, with its share of the simulator's own.
+    /// Seconds of a processor that an agent takes in a second while nothing happens, those for reading the clock included.
     pub idle_processor: f64,
     /// Until all know of a joiner and it knows of all, all know of one that has left, and all know after a partition what had been said on either side;
     /// in seconds.

@@ -44,11 +44,13 @@ pub fn measure(nodes: usize, seed: u64, sealed: bool, progress: &Progress) -> Fi
     world.sim.expect("all know the same", SECOND * 60, alike);
 
     step("nothing happens");
-    let (bytes, busy) = (sent(&world), linux::thread_time());
+    let bytes = sent(&world);
+    world.sim.busy = Some(Duration::ZERO);
     world.sim.run(QUIET);
+    let busy = world.sim.busy.take().unwrap_or_default();
     let quiet = QUIET.as_secs_f64() * nodes as f64;
     let idle_bytes_per_second = (sent(&world) - bytes) as f64 / quiet;
-    let idle_processor = (linux::thread_time() - busy).as_secs_f64() / quiet;
+    let idle_processor = busy.as_secs_f64() / quiet;
     let memory_bytes = linux::allocated().saturating_sub(memory_before) as f64 / nodes as f64;
 
     step("one joins");

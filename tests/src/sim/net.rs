@@ -11,6 +11,7 @@
 //! there is no link that could lose anything. A link across a partition loses everything and breaks after a while, as
 //! keep-alive has it.
 
+use crate::linux::thread_time;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::{
@@ -54,7 +55,12 @@ pub trait App {
     fn items(&mut self, _channel: &str, _items: Vec<Item>, _now: Instant, _out: &mut Outbox) {}
     fn unicast(&mut self, _from: PeerName, _channel: &str, _body: Vec<u8>, _now: Instant, _out: &mut Outbox) {
     }
-    fn wake(&mut self, _mesh: &Mesh, _now: Instant, _out: &mut Outbox) {}
+    /// Whether it wants to know, when it is woken now, who would answer its probes.
+    fn looks(&self, _now: Instant) -> bool {
+        false
+    }
+    /// `answering`: by the numbers of nodes; empty for who does not look.
+    fn wake(&mut self, _mesh: &Mesh, _answering: &[bool], _now: Instant, _out: &mut Outbox) {}
     fn next_wake(&self) -> Option<Instant> {
         None
     }
@@ -108,6 +114,8 @@ pub struct Sim<A: App> {
     pub nodes: Vec<Node<A>>,
     pub rng: ChaCha8Rng,
     pub max_links: usize,
+    /// What the agents have had of the processor, without what the simulator takes itself; `None`: it is not measured.
+    pub busy: Option<Duration>,
     start: Instant,
     seed: u64,
     pipes: BTreeMap<u64, Pipe>,
@@ -156,6 +164,7 @@ impl<A: App> Sim<A> {
             nodes: Vec::new(),
             rng: ChaCha8Rng::seed_from_u64(seed),
             max_links: 64,
+            busy: None,
             start: now,
             seed,
             pipes: BTreeMap::new(),
@@ -256,9 +265,13 @@ impl<A: App> Sim<A> {
 
     /// Gives an agent an input now.
     pub fn handle(&mut self, n: usize, input: Input) {
-        self.nodes[n].mesh.handle(input, self.now);
+        let now = self.now;
+        let outputs = self.timed(n, |node| {
+            node.mesh.handle(input, now);
+            std::iter::from_fn(|| node.mesh.poll_output()).collect::<Vec<_>>()
+        });
         let mut out = Outbox::default();
-        while let Some(output) = self.nodes[n].mesh.poll_output() {
+        for output in outputs {
             let node = &mut self.nodes[n];
             match output {
                 Output::Dial { target, addresses } => {
@@ -285,18 +298,29 @@ impl<A: App> Sim<A> {
                 Output::Fatal(reason) => node.fatal = Some(reason),
             }
         }
-        deliver(&mut self.nodes[n], self.now, &mut out);
+        self.timed(n, |node| deliver(node, now, &mut out));
         for input in out.inputs {
             self.handle(n, input);
         }
+        let wake =
+            self.timed(n, |node| [node.mesh.next_wake(), node.app.next_wake()].into_iter().flatten().min());
         let node = &self.nodes[n];
-        let wake = [node.mesh.next_wake(), node.app.next_wake()].into_iter().flatten().min();
         if let Some(wake) = wake.map(|at| at.max(self.now + TICK))
-            && node.wakes_at.is_none_or(|at| wake < at || at <= self.now)
+            && node.wakes_at.is_none_or(|at| wake < at || at < self.now)
         {
             self.nodes[n].wakes_at = Some(wake);
             self.at(wake, n, Event::Wake);
         }
+    }
+
+    /// Has an agent work.
+    fn timed<T>(&mut self, n: usize, work: impl FnOnce(&mut Node<A>) -> T) -> T {
+        let began = self.busy.map(|_| thread_time());
+        let done = work(&mut self.nodes[n]);
+        if let (Some(busy), Some(began)) = (&mut self.busy, began) {
+            *busy += thread_time() - began;
+        }
+        done
     }
 
     /// Runs for some virtual time.
@@ -346,14 +370,26 @@ impl<A: App> Sim<A> {
         groups.is_empty() || groups.iter().any(|group| group.contains(&a) && group.contains(&b))
     }
 
+    /// Who would answer a node's probes, by numbers.
+    fn answering(&self, n: usize) -> Vec<bool> {
+        let alive = |node: &Node<A>| !node.left && !node.dead && node.fatal.is_none();
+        self.nodes.iter().enumerate().map(|(other, node)| alive(node) && self.reaches(n, other)).collect()
+    }
+
     fn event(&mut self, n: usize, event: Event) {
         match event {
             Event::Wake => {
+                // An earlier one may have come after this one was set.
+                if self.nodes[n].wakes_at != Some(self.now) {
+                    return;
+                }
                 self.nodes[n].wakes_at = None;
                 let mut out = Outbox::default();
-                let node = &mut self.nodes[n];
-                if node.app.next_wake().is_some_and(|at| at <= self.now) {
-                    node.app.wake(&node.mesh, self.now, &mut out);
+                if self.nodes[n].app.next_wake().is_some_and(|at| at <= self.now) {
+                    let answering =
+                        if self.nodes[n].app.looks(self.now) { self.answering(n) } else { Vec::new() };
+                    let now = self.now;
+                    self.timed(n, |node| node.app.wake(&node.mesh, &answering, now, &mut out));
                 }
                 for input in out.inputs {
                     self.handle(n, input);

@@ -31,7 +31,6 @@ use weft::{
         gossip::{Gossiper, Item},
         machine::{Input, Mesh},
         peers::PeerRecord,
-        routes::Routes,
     },
     types::{AttachmentKey, PeerName, PodRef, Universe},
 };
@@ -108,13 +107,11 @@ impl Node {
         self.flush(out);
     }
 
-    /// Whom it knows and whom messages are likely to reach.
-    fn steer(&mut self, mesh: &Mesh, now: Instant, out: &mut Outbox) {
-        let linked = mesh.links().into_iter().filter_map(|link| Some(link.peer?.0)).collect();
-        let routes = Routes::new(mesh.peers(), &linked);
+    /// Whom it knows, and whom of them its probes reach.
+    fn steer(&mut self, mesh: &Mesh, answering: &[bool], now: Instant, out: &mut Outbox) {
         let known = |record: &Arc<PeerRecord>| KnownPeer {
             name: record.name.clone(),
-            reachable: routes.next_hop(&record.name).is_some(),
+            reachable: number(&record.name).is_some_and(|n| answering.get(n) == Some(&true)),
             held: record.held.clone(),
             incarnation: record.incarnation,
             deaths_digest: record.deaths_digest,
@@ -190,14 +187,19 @@ impl App for Node {
     }
 
     fn peers_changed(&mut self, now: Instant) {
-        let wait = if self.known.is_empty() { FIRST_STEERING } else { STEERING };
+        let waits = self.disk.allocations.is_empty();
+        let wait = if waits { STEERING } else { CALM_STEERING };
         self.steer_at.get_or_insert(now + wait);
     }
 
-    fn wake(&mut self, mesh: &Mesh, now: Instant, out: &mut Outbox) {
-        if self.steer_at.is_some_and(|at| at <= now) {
+    fn looks(&self, now: Instant) -> bool {
+        self.steer_at.is_some_and(|at| at <= now)
+    }
+
+    fn wake(&mut self, mesh: &Mesh, answering: &[bool], now: Instant, out: &mut Outbox) {
+        if self.looks(now) {
             self.steer_at = None;
-            self.steer(mesh, now, out);
+            self.steer(mesh, answering, now, out);
         }
         self.allocator.tick(self.now(now));
         self.flush(out);
@@ -372,7 +374,11 @@ pub fn name(n: usize) -> String {
     format!("node-{n}")
 }
 
+fn number(name: &PeerName) -> Option<usize> {
+    name.as_str().strip_prefix("node-")?.parse().ok()
+}
+
 pub const SECOND: Duration = Duration::from_secs(1);
-/// How long a busy agent takes to look at its peers, and to look again. A real one is far quicker.
-const FIRST_STEERING: Duration = Duration::from_millis(20);
-const STEERING: Duration = Duration::from_secs(1);
+/// How long an agent takes to look at its peers when it waits for addresses, and when it has some. A real one looks at once.
+const STEERING: Duration = Duration::from_millis(20);
+const CALM_STEERING: Duration = Duration::from_secs(1);
