@@ -456,14 +456,19 @@ impl Running {
     }
 }
 
-/// Gives back by and by what only the start has needed, or something else that is rare.
+/// Gives back by and by what only the start has needed, or something else that is rare, unless there is much to do.
 async fn slim() {
     let program = Program::split();
     if let Err(error) = &program {
         debug!(%error, "code that is not run stays in memory");
     }
+    let mut used = memory::processor_time();
     loop {
         sleep(SLIM).await;
+        let before = std::mem::replace(&mut used, memory::processor_time());
+        if used.saturating_sub(before) > SLIM / BUSY {
+            continue;
+        }
         memory::release_heap();
         if let Ok(Err(error)) = program.as_ref().map(Program::release) {
             debug!(%error, "code that is not run stays in memory");
@@ -532,7 +537,9 @@ const BOOT_MARKER: &str = "boot";
 /// Messages between subjects; senders wait when it is full, and merge what waits.
 const QUEUE: usize = 64;
 /// How long what is not used may stay in memory. To map again what is takes a millisecond or two.
-const SLIM: Duration = Duration::from_secs(20);
+const SLIM: Duration = Duration::from_secs(10);
+/// Who takes more than this part of a core carries packets that would have to wait for that.
+const BUSY: u32 = 50;
 /// How long a part of the start may take while another agent waits for it.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long calls under way may take to be answered at the end.

@@ -81,7 +81,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Until what they have needed once has been given back.
 const SETTLED: Duration = Duration::from_secs(60);
 /// Together longer than what they give back once may take to come again, until they give back the next time.
-const LOOKS: u32 = 11;
+const LOOKS: u32 = 8;
 const BETWEEN: Duration = Duration::from_secs(2);
 const SOON: Duration = Duration::from_secs(5);
 const SHORT: Duration = Duration::from_millis(500);

@@ -4,7 +4,8 @@
 //! little of everything, and an idle agent a little of much: so nearly all of the program would count as resident for good.
 //! But the kernel maps nothing around a page that lies in an area under another advice.
 
-use std::{fs, io, ptr};
+use nix::time::{ClockId, clock_gettime};
+use std::{fs, io, ptr, time::Duration};
 
 /// The program's code and constants.
 pub struct Program {
@@ -55,6 +56,11 @@ pub fn release_heap() {
     unsafe {
         libc::malloc_trim(0);
     }
+}
+
+/// What this process has had of the processors.
+pub fn processor_time() -> Duration {
+    clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }
 
 /// The range of a line of `/proc/PID/maps`, if what is there is the same as in the file `program`: its code, and the constants
