@@ -60,7 +60,7 @@ pub struct Allocator {
     /// Those whose record is here, and what they have promised.
     heard: BTreeMap<PeerName, (Incarnation, u64)>,
     deaths: Deaths,
-    /// Deaths have become known, or what this node can do about them has changed.
+    /// Deaths or peers have become known, or what this node can do about them has changed.
     deaths_due: bool,
     estates: Vec<Estate>,
     deaths_digest: u64,
@@ -225,6 +225,7 @@ impl Allocator {
         for gone in gone.chain(left) {
             if Arc::make_mut(&mut self.members).remove(&gone).is_some() {
                 self.effects.changes.push(Change::Member(gone, None));
+                self.deaths_due = true;
             }
         }
         let here = others().map(|peer| (&peer.name, &peer.incarnation));
@@ -237,6 +238,7 @@ impl Allocator {
             if self.members.get(name) < Some(incarnation) {
                 Arc::make_mut(&mut self.members).insert(name.clone(), *incarnation);
                 self.effects.changes.push(Change::Member(name.clone(), Some(*incarnation)));
+                self.deaths_due = true;
             }
         }
         self.peers = others().filter(|peer| peer.reachable).map(|peer| peer.name.clone()).collect();

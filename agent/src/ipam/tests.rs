@@ -404,3 +404,35 @@ fn nobody_waits_for_who_has_left_and_an_older_record_is_no_news() {
     let known = allocator.view().members;
     assert_eq!(*known, [(n1, Incarnation(2)), (n3, Incarnation(5))].into());
 }
+
+#[test]
+fn a_promise_tells_of_everybody_who_is_known_to_live() {
+    let [n1, n2, n3] = ["n1", "n2", "n3"].map(|name| name.parse::<crate::types::PeerName>().unwrap());
+    let config = Config {
+        name: "n0".parse().unwrap(),
+        universe: "10.32.0.0/12".parse().unwrap(),
+        seeds: seeds("n0,n1"),
+        sealer: None,
+        has_bootstrap: true,
+        seeding: super::Seeding::Given,
+        assigned: None,
+    };
+    let now = Now { at: Instant::now(), unix_ms: 0 };
+    let mut allocator = Allocator::new(config, Stored::default(), Found::default(), now).unwrap();
+    allocator.on_contact(now);
+    let view = allocator.view();
+    let ranges = view.ranges.iter().filter(|(_, owner)| *owner == n1).map(|(range, _)| *range).collect();
+    let (incarnation, taker) = (Incarnation(1), n2.clone());
+    let death =
+        super::death::Death { peer: n1, incarnation, epoch: 1, taker, forced: false, ranges, known: 0 };
+    allocator.on_items(&[death.to_item(Vec::new())], now);
+    let alone = allocator.view().deaths_digest;
+    let lives = |name| KnownPeer { incarnation, left: false, ..KnownPeer::gone(name) };
+    allocator.on_peers(&[lives(n2.clone())], now);
+    let two = allocator.view().deaths_digest;
+    allocator.on_peers(&[lives(n2.clone()), lives(n3.clone())], now);
+    let three = allocator.view().deaths_digest;
+    allocator.on_peers(&[lives(n2), KnownPeer::gone(n3)], now);
+    let digests = BTreeSet::from([0, alone, two, three]);
+    assert_eq!((digests.len(), allocator.view().deaths_digest), (4, two));
+}
