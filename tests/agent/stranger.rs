@@ -11,7 +11,10 @@ use prost::{
     Message,
     bytes::{Buf, BufMut},
 };
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout, timeout_at},
+};
 use tokio_rustls::{TlsConnector, rustls::pki_types::ServerName};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
@@ -21,7 +24,7 @@ use tonic::{
 };
 use weft::identity::Tls;
 use weft_lab::{Lab, keys, namespace::Netns};
-use weft_proto::mesh::{Frame, Hello, PeerRecord, frame::Body};
+use weft_proto::mesh::{Digest, Frame, Hello, PeerRecord, frame::Body};
 
 /// A stream of `Mesh.Link`, of which every message may be anything.
 pub struct Link {
@@ -101,13 +104,15 @@ pub fn talk<T: Send>(
     })
 }
 
-/// The data id of a peer, as an agent tells everybody who asks.
+/// The data id of a peer, as an agent tells everybody who has nothing and asks.
 pub fn data_id(lab: &Lab, agent: IpAddr, peer: &str) -> anyhow::Result<u32> {
     let keys = keys(lab, "listener")?;
     talk(&lab.underlay().netns, async || {
         let mut link = Link::open(agent, &keys).await?;
         link.send(hello("listener")).await?;
-        while let Some(body) = link.next().await? {
+        link.send(Body::Digest(Digest::default())).await?;
+        let deadline = Instant::now() + PATIENCE;
+        while let Some(body) = timeout_at(deadline, link.next()).await.context("in time")?? {
             let Body::Items(items) = body else { continue };
             let record =
                 items.items.iter().find(|item| item.channel == "peers" && item.key == peer.as_bytes());
