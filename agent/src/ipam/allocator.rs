@@ -19,7 +19,7 @@ use super::{
     ask::Asker,
     death::{self, Deaths},
     election::{self, Election, Patience, Vote},
-    ring::{Ring, TooManySeeds},
+    ring::{Owned, Ring, TooManySeeds},
     seed::SeedPlan,
     space::{Allocation, Owner, Space},
     span::{Layout, Span},
@@ -74,8 +74,11 @@ pub struct Allocator {
     asker: Asker,
     /// Until when a pod that got no address is believed to be waiting for one.
     demand: Option<Instant>,
-    /// The routing table, made anew when the ring has changed.
-    routes: Arc<Vec<(Prefix, PeerName)>>,
+    /// What the ring gives to this node; taken from it anew when that has changed.
+    owned: Owned,
+    own_changed: bool,
+    /// The routing table; `None`: it has not been asked for since the ring has changed.
+    routes: Option<Arc<Vec<(Prefix, PeerName)>>>,
     ring_changed: bool,
     effects: Effects,
 }
@@ -113,7 +116,9 @@ impl Allocator {
             unactivated: BTreeMap::new(),
             asker: Asker::default(),
             demand: None,
-            routes: Arc::default(),
+            owned: Owned::default(),
+            own_changed: true,
+            routes: None,
             ring_changed: true,
             effects: Effects::default(),
         };
@@ -201,8 +206,9 @@ impl Allocator {
         for item in of(token::CHANNEL) {
             match Token::from_item(item, &self.layout) {
                 Ok(token) => {
-                    if self.ring.merge(token.clone()) {
+                    if let Some(touched) = self.ring.merge(token.clone()) {
                         self.ring_changed = true;
+                        self.own_changed |= token.owner == self.me || self.owned.is_touched(touched);
                         self.effects.changes.push(Change::Token(token));
                     }
                 }
@@ -267,7 +273,7 @@ impl Allocator {
     pub fn on_assigned(&mut self, assigned: &Assigned, now: Now) {
         if self.assigned {
             self.ring = Ring::assigned(self.layout, assigned);
-            self.ring_changed = true;
+            (self.ring_changed, self.own_changed) = (true, true);
             self.settle(now);
         }
     }
@@ -322,11 +328,12 @@ impl Allocator {
     }
 
     pub fn view(&mut self) -> View {
+        let ranges = self.routes.get_or_insert_with(|| Arc::new(self.ring.routes())).clone();
         let prefixes = |spans: &[Span]| spans.iter().flat_map(|span| self.layout.prefixes(*span)).collect();
         let ours = |offset| self.space.is_own(offset);
         let allocations = || self.space.allocations();
         View {
-            ranges: self.routes.clone(),
+            ranges,
             own: prefixes(self.space.own()),
             bridge: self.space.find(&Owner::Bridge).map(|bridge| bridge.address),
             allocations: allocations().map(|(_, a)| (a.address, a.clone())).collect(),
@@ -462,6 +469,7 @@ impl Allocator {
     /// Notes tokens that this node has changed in the ring.
     fn record(&mut self, changed: Vec<Token>) {
         self.ring_changed |= !changed.is_empty();
+        self.own_changed |= !changed.is_empty();
         for token in changed {
             self.effects.publish.push(token.to_item(&self.layout));
             self.effects.changes.push(Change::Token(token));
@@ -473,7 +481,10 @@ impl Allocator {
         self.settle_deaths();
         if self.ring_changed {
             self.ring_changed = false;
-            self.routes = Arc::new(self.ring.routes());
+            self.routes = None;
+            if std::mem::take(&mut self.own_changed) {
+                self.owned = self.ring.owned(&self.me);
+            }
             let own = match self.in_force && !self.left {
                 true => self.usable(),
                 false => Vec::new(),
@@ -484,10 +495,10 @@ impl Allocator {
         }
         self.settle_bridge(now);
         if self.shares() {
-            let changed = self.ring.flag(&self.me, |range| self.space.has_surplus(range));
+            let changed = self.ring.flag(&self.owned, |range| self.space.has_surplus(range));
             self.record(changed);
             // Flags change nobody's ranges.
-            self.ring_changed = false;
+            (self.ring_changed, self.own_changed) = (false, false);
         }
         self.seek(now);
     }

@@ -231,7 +231,7 @@ mod tests {
             let given = self.ring_of(from).give(&giver, span, &heir);
             let mut ring = self.ring_of(to);
             given.iter().for_each(|token| _ = ring.merge(token.clone()));
-            let taken = ring.flag(&heir, |_| true);
+            let taken = ring.flag(&ring.owned(&heir), |_| true);
             for token in given.iter().chain(&taken) {
                 self.registrar.check(token).unwrap_or_else(|rejected| panic!("{rejected}: {token:?}"));
             }

@@ -32,6 +32,7 @@ use std::{
     cell::OnceCell,
     cmp::Ordering,
     collections::{BTreeMap, BTreeSet, BinaryHeap, btree_map::Entry},
+    sync::Arc,
 };
 use tracing::warn;
 
@@ -40,9 +41,20 @@ pub struct Ring {
     layout: Layout,
     /// Without it, tokens have no deeds.
     sealer: Option<Sealer>,
-    tokens: BTreeMap<u128, Token>,
-    /// Whose token wins where, by the token's start; made when it is asked for.
-    resolved: OnceCell<Vec<(Span, u128)>>,
+    tokens: Tokens,
+    /// Whose token wins where; made when it is asked for.
+    resolved: OnceCell<Vec<(Span, Arc<Token>)>>,
+}
+
+type Tokens = BTreeMap<u128, Arc<Token>>;
+
+/// What somebody owns in a ring.
+#[derive(Clone, Debug, Default)]
+pub struct Owned {
+    /// Each with the start of the token that wins there.
+    ranges: Vec<(Span, u128)>,
+    /// Of all its tokens, also where others win over them.
+    reach: Vec<Span>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -51,6 +63,17 @@ pub struct TooManySeeds {
     universe: crate::types::Universe,
     seeds: usize,
     blocks: u128,
+}
+
+impl Owned {
+    pub fn spans(&self) -> Vec<Span> {
+        coalesce(self.ranges.iter().map(|(span, _)| *span))
+    }
+
+    /// Whether it may be another after others' tokens have changed there.
+    pub fn is_touched(&self, there: Span) -> bool {
+        self.reach.iter().any(|span| span.intersect(there).is_some())
+    }
 }
 
 impl Ring {
@@ -95,29 +118,23 @@ impl Ring {
         ring
     }
 
-    /// Takes a token in where it wins over the one known with its start; true if anything changed.
-    pub fn merge(&mut self, token: Token) -> bool {
-        let changed = match self.tokens.entry(token.start) {
-            Entry::Vacant(entry) => {
-                entry.insert(token);
-                true
-            }
+    /// Takes a token in where it wins over the one known with its start; then tells where that may change who owns what.
+    pub fn merge(&mut self, token: Token) -> Option<Span> {
+        let mut touched = token.span();
+        match self.tokens.entry(token.start) {
+            Entry::Vacant(entry) => _ = entry.insert(token.into()),
+            Entry::Occupied(entry) if token.cmp_rank(entry.get()) != Ordering::Greater => return None,
             Entry::Occupied(mut entry) => {
-                let wins = token.cmp_rank(entry.get()) == Ordering::Greater;
-                if wins {
-                    entry.insert(token);
-                }
-                wins
+                touched.last = touched.last.max(entry.get().end);
+                entry.insert(token.into());
             }
-        };
-        if changed {
-            self.resolved.take();
         }
-        changed
+        self.resolved.take();
+        Some(touched)
     }
 
     pub fn tokens(&self) -> impl Iterator<Item = &Token> {
-        self.tokens.values()
+        self.tokens.values().map(|token| &**token)
     }
 
     pub fn sealer(&self) -> Option<&Sealer> {
@@ -130,32 +147,39 @@ impl Ring {
 
     /// The ranges in ascending order, with the token that wins in each; one token may win in several.
     pub fn ranges(&self) -> impl Iterator<Item = (Span, &Token)> {
-        self.resolved().iter().map(|(span, start)| (*span, &self.tokens[start]))
+        self.resolved().iter().map(|(span, token)| (*span, &**token))
     }
 
     /// Who owns an address, by its offset; nobody where this ring has not heard of anybody.
     pub fn owner(&self, offset: u128) -> Option<&PeerName> {
         let resolved = self.resolved();
         let at = resolved.partition_point(|(span, _)| span.last < offset);
-        let (_, start) = resolved.get(at).filter(|(span, _)| span.contains(offset))?;
-        Some(&self.tokens[start].owner)
+        let (_, token) = resolved.get(at).filter(|(span, _)| span.contains(offset))?;
+        Some(&token.owner)
     }
 
     /// The ranges, or parts of them, that lie in a span; less than the span where this ring has not heard of anybody.
     pub fn within(&self, span: Span) -> impl Iterator<Item = (Span, &Token)> {
         let resolved = self.resolved();
         let at = resolved.partition_point(|(range, _)| range.last < span.first);
-        let parts =
-            resolved[at..].iter().map_while(move |(range, start)| Some((range.intersect(span)?, start)));
-        parts.map(|(range, start)| (range, &self.tokens[start]))
+        resolved[at..].iter().map_while(move |(range, token)| Some((range.intersect(span)?, &**token)))
     }
 
-    fn resolved(&self) -> &[(Span, u128)] {
+    fn resolved(&self) -> &[(Span, Arc<Token>)] {
         self.resolved.get_or_init(|| resolve(&self.tokens))
     }
 
     pub fn owned_by(&self, name: &PeerName) -> Vec<Span> {
-        coalesce(self.ranges().filter(|(_, token)| token.owner == *name).map(|(span, _)| span))
+        self.owned(name).spans()
+    }
+
+    pub fn owned(&self, name: &PeerName) -> Owned {
+        let its = |token: &Token| token.owner == *name;
+        let ranges = self.ranges().filter(|(_, token)| its(token)).map(|(span, token)| (span, token.start));
+        Owned {
+            ranges: ranges.collect(),
+            reach: self.tokens().filter(|token| its(token)).map(Token::span).collect(),
+        }
     }
 
     /// The routing table: every known range as prefixes, neighbouring ranges of one owner joined.
@@ -246,19 +270,19 @@ impl Ring {
         self.tokens.values().flat_map(|token| deed::epochs(token, &self.layout)).collect()
     }
 
-    /// Sets the flag of each token of `owner`, this node, by `free(range)`, and takes over what was handed to it: a range is
+    /// Sets the flag of each token of what this node owns by `free(range)`, and takes over what was handed to it: a range is
     /// its own beyond doubt once it has sealed the token itself. Returns the changed tokens.
-    pub fn flag(&mut self, owner: &PeerName, mut free: impl FnMut(Span) -> bool) -> Vec<Token> {
+    pub fn flag(&mut self, owned: &Owned, mut free: impl FnMut(Span) -> bool) -> Vec<Token> {
         let mut flags: BTreeMap<u128, bool> = BTreeMap::new();
-        for (range, token) in self.ranges().filter(|(_, token)| token.owner == *owner) {
-            *flags.entry(token.start).or_default() |= free(range);
+        for (range, start) in &owned.ranges {
+            *flags.entry(*start).or_default() |= free(*range);
         }
         let mut changed = Vec::new();
         for (start, free) in flags {
             let token = &self.tokens[&start];
             let handed = token.hands > 0 && token.version == 0;
             if free != token.free || handed {
-                let next = Token { free, version: token.version + 1, ..token.clone() };
+                let next = Token { free, version: token.version + 1, ..(**token).clone() };
                 changed.extend(self.seal(next, token));
             }
         }
@@ -268,7 +292,7 @@ impl Ring {
 
     /// The tokens of `owner`, this node, with newer seals.
     pub fn seal_anew(&mut self, owner: &PeerName) -> Vec<Token> {
-        let own = self.tokens.values().filter(|token| token.owner == *owner && token.version > 0);
+        let own = self.tokens().filter(|token| token.owner == *owner && token.version > 0);
         let newer = |token: &Token| {
             let next = Token { version: token.version + 1, ..token.clone() };
             self.seal(next, token)
@@ -288,15 +312,15 @@ impl Ring {
 
     fn replace(&mut self, changed: &[Token]) {
         if !changed.is_empty() {
-            self.tokens.extend(changed.iter().map(|token| (token.start, token.clone())));
+            self.tokens.extend(changed.iter().map(|token| (token.start, token.clone().into())));
             self.resolved.take();
         }
     }
 }
 
 /// Goes along the starts with all tokens that reach over where it is, the winner on top.
-fn resolve(tokens: &BTreeMap<u128, Token>) -> Vec<(Span, u128)> {
-    let mut resolved: Vec<(Span, u128)> = Vec::new();
+fn resolve(tokens: &Tokens) -> Vec<(Span, Arc<Token>)> {
+    let mut resolved: Vec<(Span, Arc<Token>)> = Vec::new();
     let mut over: BinaryHeap<Over<'_>> = BinaryHeap::new();
     let mut coming = tokens.values().peekable();
     let Some(mut at) = coming.peek().map(|token| token.start) else { return resolved };
@@ -315,15 +339,15 @@ fn resolve(tokens: &BTreeMap<u128, Token>) -> Vec<(Span, u128)> {
         };
         let last = next.map_or(top.end, |next| top.end.min(next - 1));
         match resolved.last_mut() {
-            Some((span, start)) if *start == top.start && span.last + 1 == at => span.last = last,
-            _ => resolved.push((Span { first: at, last }, top.start)),
+            Some((span, token)) if token.start == top.start && span.last + 1 == at => span.last = last,
+            _ => resolved.push((Span { first: at, last }, (*top).clone())),
         }
         at = last + 1;
     }
 }
 
 /// In the order in which tokens win over each other where they overlap.
-struct Over<'a>(&'a Token);
+struct Over<'a>(&'a Arc<Token>);
 
 impl Ord for Over<'_> {
     fn cmp(&self, other: &Self) -> Ordering {
@@ -362,7 +386,7 @@ mod tests {
         let names: Vec<PeerName> = (0..seeds).map(name).collect();
         let mut ring = Ring::new(layout, None);
         for token in Ring::genesis(layout, &names).unwrap() {
-            assert!(ring.merge(token));
+            assert!(ring.merge(token).is_some());
         }
         ring
     }

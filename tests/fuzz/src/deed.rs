@@ -161,7 +161,8 @@ static SCENE: LazyLock<Scene> = LazyLock::new(|| {
         };
         let [from, to]: [PeerName; 2] = [from, to].map(|name| name.parse().expect("a name"));
         truth.extend(ring_of(from.as_str(), &truth).give(&from, span, &to));
-        truth.extend(ring_of(to.as_str(), &truth).flag(&to, |_| true));
+        let mut ring = ring_of(to.as_str(), &truth);
+        truth.extend(ring.flag(&ring.owned(&to), |_| true));
     }
     for token in &truth {
         assert_eq!(judge.check(&token.to_item(&layout())), Ok(()), "{token:?}");

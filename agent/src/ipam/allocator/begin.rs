@@ -91,7 +91,7 @@ impl Allocator {
                 self.effects.seeds = Some(seeds.clone());
                 self.effects.changes.push(Change::Seeds(seeds));
                 let fresh: Vec<_> =
-                    tokens.into_iter().filter(|token| self.ring.merge(token.clone())).collect();
+                    tokens.into_iter().filter(|token| self.ring.merge(token.clone()).is_some()).collect();
                 self.record(fresh);
                 self.open();
             }

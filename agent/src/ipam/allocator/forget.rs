@@ -127,7 +127,7 @@ impl Allocator {
     /// Its own ranges but for those that it is bound to leave alone.
     pub(super) fn usable(&self) -> Vec<Span> {
         let bound = self.bound();
-        self.ring.owned_by(&self.me).into_iter().flat_map(|span| span.without(&bound)).collect()
+        self.owned.spans().into_iter().flat_map(|span| span.without(&bound)).collect()
     }
 
     /// Takeovers that this node has yet to do, and who has not promised so far.
