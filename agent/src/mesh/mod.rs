@@ -19,6 +19,7 @@ mod links;
 pub mod machine;
 mod own;
 pub mod peers;
+pub mod pool;
 mod refusals;
 pub mod replica;
 pub mod routes;

@@ -227,6 +227,10 @@ impl PeerSet {
         self.records.values()
     }
 
+    pub(super) fn entries(&mut self) -> impl Iterator<Item = &mut Arc<PeerRecord>> {
+        self.records.values_mut()
+    }
+
     /// How many, the own one included.
     pub fn count(&self) -> usize {
         self.records.len()

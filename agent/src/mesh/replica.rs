@@ -12,6 +12,7 @@ use super::gossip::{self, Gossiper, Item, Rejected};
 use crate::types::PeerName;
 use std::{
     collections::{BTreeMap, BTreeSet},
+    hash::{Hash, Hasher},
     sync::Arc,
 };
 use weft_proto::mesh as wire;
@@ -28,8 +29,15 @@ type Gossipers = BTreeMap<&'static str, Box<dyn Gossiper>>;
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ItemKey {
     // Keys of one channel are compared with each other most of the time: first what differs.
-    pub key: Arc<[u8]>,
+    pub key: Key,
     pub channel: Arc<str>,
+}
+
+/// An item's name in its channel. Names are long and alike: they are ordered by their hashes, and then by what they are.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Key {
+    hash: u64,
+    bytes: Arc<[u8]>,
 }
 
 /// What became of an item that is not rejected.
@@ -68,7 +76,7 @@ pub struct Garbage(pub &'static str);
 
 #[derive(Default)]
 struct Channel {
-    items: BTreeMap<Arc<[u8]>, Entry>,
+    items: BTreeMap<Key, Entry>,
     buckets: Buckets,
     bytes: usize,
     /// Rank and key of the items that are farewells.
@@ -76,9 +84,8 @@ struct Channel {
 }
 
 struct Entry {
-    item: Item,
+    item: Arc<Item>,
     hash: u64,
-    bucket: usize,
 }
 
 struct Buckets([u64; BUCKETS]);
@@ -112,10 +119,10 @@ impl Replica {
     pub fn merge(&mut self, item: Item) -> Result<Merged, Rejected> {
         item.check_bounds()?;
         if let Some((channel, held)) = self.channels.get_key_value(item.channel.as_str())
-            && let Some((key, entry)) = held.items.get_key_value(item.key.as_slice())
+            && let Some((key, entry)) = held.items.get_key_value(&Key::from(item.key.as_slice()))
         {
             let name = ItemKey { channel: channel.clone(), key: key.clone() };
-            if entry.item == item {
+            if *entry.item == item {
                 return Ok(Merged::Same(name));
             }
             if entry.item.beats(&item) {
@@ -131,7 +138,7 @@ impl Replica {
         let farewell = judge(&mut self.gossipers, &item)?;
         self.room_for(&item, 0, true)?;
         let channel: Arc<str> = item.channel.as_str().into();
-        let key: Arc<[u8]> = item.key.as_slice().into();
+        let key = Key::from(item.key.as_slice());
         let held = self.channels.entry(channel.clone()).or_default();
         if farewell && held.has_forgotten(&item) {
             return Err(Rejected::Full);
@@ -143,8 +150,8 @@ impl Replica {
     /// The name of an item that is here as it is.
     pub fn holds(&self, item: &Item) -> Option<ItemKey> {
         let (channel, held) = self.channels.get_key_value(item.channel.as_str())?;
-        let (key, entry) = held.items.get_key_value(item.key.as_slice())?;
-        (entry.item == *item).then(|| ItemKey { channel: channel.clone(), key: key.clone() })
+        let (key, entry) = held.items.get_key_value(&Key::from(item.key.as_slice()))?;
+        (*entry.item == *item).then(|| ItemKey { channel: channel.clone(), key: key.clone() })
     }
 
     pub fn get(&self, key: &ItemKey) -> Option<&Item> {
@@ -157,7 +164,11 @@ impl Replica {
     }
 
     pub fn items(&self) -> impl Iterator<Item = &Item> + '_ {
-        self.channels.values().flat_map(|held| held.items.values().map(|entry| &entry.item))
+        self.channels.values().flat_map(|held| held.items.values().map(|entry| &*entry.item))
+    }
+
+    pub(super) fn entries(&mut self) -> impl Iterator<Item = &mut Arc<Item>> {
+        self.channels.values_mut().flat_map(|held| held.items.values_mut().map(|entry| &mut entry.item))
     }
 
     /// One hash for each bucket of keys of each channel.
@@ -212,10 +223,10 @@ impl Replica {
             let differ = |bucket: &usize| here.0[*bucket] != there[*bucket];
             let mut entries = vec![Vec::new(); BUCKETS];
             for (key, entry) in
-                ours.iter().flat_map(|held| &held.items).filter(|(_, entry)| differ(&entry.bucket))
+                ours.iter().flat_map(|held| &held.items).filter(|(key, _)| differ(&key.bucket()))
             {
-                let (key, rank, hash) = (key.to_vec(), entry.item.rank.clone(), entry.hash);
-                entries[entry.bucket].push(wire::summary::Entry { key, rank, hash });
+                let (rank, hash) = (entry.item.rank.clone(), entry.hash);
+                entries[key.bucket()].push(wire::summary::Entry { key: key.bytes.to_vec(), rank, hash });
             }
             let mut summary = wire::summary::Channel { channel: name.into(), ..Default::default() };
             for bucket in (first..first + BUCKETS).map(|bucket| bucket % BUCKETS).filter(differ) {
@@ -256,11 +267,9 @@ impl Replica {
                 return Err(Garbage("a summary of another shape"));
             }
             let ours = self.channels.get_key_value(channel.channel.as_str());
-            let lookup = |key: &[u8]| ours.and_then(|(_, held)| held.items.get_key_value(key));
-            let name = |key: &Arc<[u8]>| ItemKey {
-                channel: ours.expect("it has items").0.clone(),
-                key: key.clone(),
-            };
+            let lookup = |key: &[u8]| ours.and_then(|(_, held)| held.items.get_key_value(&Key::from(key)));
+            let name =
+                |key: &Key| ItemKey { channel: ours.expect("it has items").0.clone(), key: key.clone() };
             let mut wanted = Vec::new();
             let mut told = BTreeSet::new();
             for entry in &channel.entries {
@@ -279,8 +288,8 @@ impl Replica {
                 }
             }
             let buckets: BTreeSet<_> = channel.buckets.iter().map(|bucket| *bucket as usize).collect();
-            for (key, entry) in ours.iter().flat_map(|(_, held)| &held.items) {
-                if buckets.contains(&entry.bucket) && !told.contains(&**key) {
+            for key in ours.iter().flat_map(|(_, held)| held.items.keys()) {
+                if buckets.contains(&key.bucket()) && !told.contains(&*key.bytes) {
                     difference.send.push(name(key));
                 }
             }
@@ -329,34 +338,57 @@ fn judge(gossipers: &mut Gossipers, item: &Item) -> Result<bool, Rejected> {
 
 impl Channel {
     /// Takes an item in; of the farewells, but this one, the lowest goes where they are too many.
-    fn put(&mut self, key: Arc<[u8]>, item: Item, farewell: bool) {
+    fn put(&mut self, key: Key, item: Item, farewell: bool) {
         self.remove(&key);
         if farewell {
             if self.farewells.len() >= MAX_FAREWELLS
                 && let Some((_, lowest)) = self.farewells.first().cloned()
             {
-                self.remove(&lowest);
+                self.remove(&lowest.into());
             }
-            self.farewells.insert((item.rank.clone(), key.clone()));
+            self.farewells.insert((item.rank.clone(), key.bytes.clone()));
         }
-        let bucket = (gossip::hash(&key) % BUCKETS as u64) as usize;
         let hash = item.fingerprint();
         self.bytes += item.size();
-        self.buckets.0[bucket] ^= hash;
-        self.items.insert(key, Entry { item, hash, bucket });
+        self.buckets.0[key.bucket()] ^= hash;
+        self.items.insert(key, Entry { item: item.into(), hash });
     }
 
-    fn remove(&mut self, key: &Arc<[u8]>) {
-        let Some(Entry { item, hash, bucket }) = self.items.remove(key) else { return };
+    fn remove(&mut self, key: &Key) {
+        let Some(Entry { item, hash }) = self.items.remove(key) else { return };
         self.bytes -= item.size();
-        self.buckets.0[bucket] ^= hash;
-        self.farewells.remove(&(item.rank, key.clone()));
+        self.buckets.0[key.bucket()] ^= hash;
+        self.farewells.remove(&(item.rank.clone(), key.bytes.clone()));
     }
 
     /// A farewell below all that are here, where they are as many as may be.
     fn has_forgotten(&self, farewell: &Item) -> bool {
         let lowest = self.farewells.first().filter(|_| self.farewells.len() >= MAX_FAREWELLS);
         lowest.is_some_and(|(rank, key)| (&farewell.rank, &farewell.key[..]) < (rank, &**key))
+    }
+}
+
+impl Key {
+    fn bucket(&self) -> usize {
+        (self.hash % BUCKETS as u64) as usize
+    }
+}
+
+impl From<Arc<[u8]>> for Key {
+    fn from(bytes: Arc<[u8]>) -> Self {
+        Self { hash: gossip::hash(&bytes), bytes }
+    }
+}
+
+impl From<&[u8]> for Key {
+    fn from(bytes: &[u8]) -> Self {
+        Arc::<[u8]>::from(bytes).into()
+    }
+}
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        hasher.write_u64(self.hash);
     }
 }
 
