@@ -76,7 +76,7 @@ impl Death {
         let ranges = ranges.collect::<Result<_, _>>()?;
         let death = Self { peer, incarnation, epoch, taker, forced, ranges, known };
         let is_sound = death.to_body() == body && death.peer != death.taker && death.epoch > 0;
-        let within = [incarnation.0, epoch].iter().all(|count| *count <= MAX_COUNT);
+        let within = incarnation <= Incarnation::MAX && epoch <= MAX_EPOCH;
         (is_sound && within).then_some(death).ok_or(Rejected::Invalid("the death is none that can be"))
     }
 
@@ -203,8 +203,8 @@ pub fn digest<'a>(deaths: impl IntoIterator<Item = &'a Death>) -> u64 {
 pub const CHANNEL: &str = "deaths";
 /// What a death is to who seals it.
 pub const SEALED: &str = "death";
-/// Epochs and incarnations beyond are forged: they would leave nobody anything to outbid them with.
-const MAX_COUNT: u64 = u64::MAX / 4;
+/// Epochs beyond are forged: they would leave nobody anything to outbid them with.
+const MAX_EPOCH: u64 = u64::MAX / 4;
 
 #[cfg(test)]
 #[allow(clippy::disallowed_methods)]
@@ -261,6 +261,9 @@ mod tests {
         assert!(!refused(death("x", 1, "a")));
         assert!(refused(death("x", 1, "x")) && refused(death("x", 0, "a")));
         assert!(refused(death("x", u64::MAX, "a")));
+        let of = |incarnation: u64| Death { incarnation: Incarnation(incarnation), ..death("x", 1, "a") };
+        assert!(!refused(of(Incarnation::MAX.0)), "whoever a record can tell of can be forgotten");
+        assert!(refused(of(Incarnation::MAX.0 + 1)));
         let item = death("x", 1, "a").to_item(Vec::new());
         let check = |item: Item| DeathGossip(None).check(&item).unwrap_err();
         assert_eq!(check(Item { key: b"y".into(), ..item.clone() }), Rejected::Disagrees);

@@ -99,7 +99,7 @@ impl PeerRecord {
     /// Raises the rank above another record's of the same name: its incarnation, so that nobody takes the two for one.
     pub(super) fn outbid(&mut self, foreign: &PeerRecord) {
         if foreign.rank() >= self.rank() {
-            self.incarnation = Incarnation(foreign.incarnation.0.saturating_add(1).min(MAX_COUNT));
+            self.incarnation = Incarnation(foreign.incarnation.0.saturating_add(1)).min(Incarnation::MAX);
             self.version = if self.incarnation == foreign.incarnation { foreign.version + 1 } else { 1 };
         }
     }
@@ -107,8 +107,8 @@ impl PeerRecord {
     /// Says that its owner has left after so long. Farewells are ranked by the time of leaving, not of starting: of too
     /// many the oldest are forgotten, and none that somebody may not have heard yet.
     pub(super) fn farewell(&self, after: Duration) -> Self {
-        let micros = u64::try_from(after.as_micros()).unwrap_or(MAX_COUNT);
-        let incarnation = Incarnation(self.incarnation.0.saturating_add(micros).min(MAX_COUNT));
+        let micros = u64::try_from(after.as_micros()).unwrap_or(u64::MAX);
+        let incarnation = Incarnation(self.incarnation.0.saturating_add(micros)).min(Incarnation::MAX);
         Self { left: true, incarnation, version: self.version + 1, ..self.clone() }
     }
 
@@ -202,8 +202,13 @@ impl PeerRecord {
         let record = decode().ok_or(Rejected::Undecodable)?;
         let agrees = item.key == record.name.as_str().as_bytes()
             && item.rank == rank(record.incarnation, record.version)
-            && record.incarnation.0 <= MAX_COUNT
-            && record.version <= MAX_COUNT;
+            && record.version <= MAX_VERSION
+            && record
+                .absent
+                .iter()
+                .map(|(_, of)| *of)
+                .chain([record.incarnation])
+                .all(|of| of <= Incarnation::MAX);
         agrees.then_some(record).ok_or(Rejected::Disagrees)
     }
 }
@@ -300,8 +305,8 @@ fn rank(incarnation: Incarnation, version: u64) -> Vec<u8> {
 pub const CHANNEL: &str = "peers";
 /// What a record is to who seals it.
 const SEALED: &str = "record";
-/// Incarnations and versions stay below, so that an owner can always outbid.
-const MAX_COUNT: u64 = u64::MAX / 2;
+/// Versions stay below, so that an owner can always outbid.
+const MAX_VERSION: u64 = u64::MAX / 2;
 const MAX_ENDPOINTS: usize = 16;
 /// As many links as an agent may have.
 pub(super) const MAX_NEIGHBOURS: usize = 64;
@@ -336,7 +341,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_record_reads_back(incarnation in 0..=MAX_COUNT, version in 0..=MAX_COUNT, mtu: u16, rtt in 1u32.., left: bool) {
+        fn a_record_reads_back(incarnation in 0..=Incarnation::MAX.0, version in 0..=MAX_VERSION, mtu: u16, rtt in 1u32.., left: bool) {
             let mut record = PeerRecord { incarnation: Incarnation(incarnation), version, mtu, left, ..record("a") };
             record.neighbours[0].rtt = Some(Duration::from_micros(rtt.into()));
             prop_assert_eq!(PeerRecord::from_item(&record.to_item()), Ok(record));
@@ -371,13 +376,19 @@ mod tests {
             PeerGossip(None).check(&Item { rank: vec![0; 16], ..item.clone() }),
             Err(Rejected::Disagrees)
         );
-        let endless = PeerRecord { version: u64::MAX, ..record("a") };
-        assert_eq!(PeerGossip(None).check(&endless.to_item()), Err(Rejected::Disagrees));
+        let beyond = Incarnation(Incarnation::MAX.0 + 1);
+        for endless in [
+            PeerRecord { version: u64::MAX, ..record("a") },
+            PeerRecord { incarnation: beyond, ..record("a") },
+            PeerRecord { absent: vec![("d".parse().unwrap(), beyond)], ..record("a") },
+        ] {
+            assert_eq!(PeerGossip(None).check(&endless.to_item()), Err(Rejected::Disagrees));
+        }
     }
 
     #[test]
     fn an_owner_outbids_a_foreign_record_of_its_name() {
-        for foreign in [(8, 5), (9, 1), (9, 7), (30, 7), (MAX_COUNT, 7)] {
+        for foreign in [(8, 5), (9, 1), (9, 7), (30, 7), (Incarnation::MAX.0, 7)] {
             let foreign =
                 PeerRecord { incarnation: Incarnation(foreign.0), version: foreign.1, ..record("a") };
             let mut own = record("a");
@@ -410,7 +421,7 @@ mod tests {
         let long: PeerName = "x".repeat(253).parse().unwrap();
         let mut record = record(long.as_str());
         record.endpoints = vec!["[ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff]:65535".parse().unwrap(); 99];
-        record.absent = vec![(long.clone(), Incarnation(u64::MAX)); 9999];
+        record.absent = vec![(long.clone(), Incarnation::MAX); 9999];
         record.neighbours = vec![Neighbour { name: long, rtt: Some(Duration::MAX) }; 9999];
         record.held = vec!["ffff:ffff:ffff:ffff:ffff:ffff:ffff:fff0".parse().unwrap(); 9999];
         record.conceded.clone_from(&record.held);

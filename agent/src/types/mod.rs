@@ -24,6 +24,11 @@ pub use universe::{InvalidUniverse, LEAST_MTU, Universe};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Incarnation(pub u64);
 
+impl Incarnation {
+    /// What is beyond is forged: it would leave nothing to outbid it with.
+    pub const MAX: Self = Self(u64::MAX / 2);
+}
+
 impl fmt::Display for Incarnation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
