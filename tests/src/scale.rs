@@ -8,7 +8,7 @@ mod figures;
 mod network;
 
 pub use figures::{Figures, Growth, MEASURES, Report};
-pub use network::measure;
+pub use network::{Start, measure};
 
 use crate::progress::Progress;
 use anyhow::{Context, ensure};
@@ -29,6 +29,10 @@ pub struct Options {
     /// Give each node a certificate, and have it seal what it says: that takes long in large networks
     #[arg(long)]
     sealed: bool,
+    /// Start all nodes at once, as after a power cut: each knows the others. Without it a network grows in crowds of joiners, which
+    /// takes far longer
+    #[arg(long, conflicts_with = "sealed")]
+    again: bool,
     /// Write the figures as JSON to this file too
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -40,13 +44,19 @@ pub struct Options {
     alone: bool,
 }
 
+impl Options {
+    fn start(&self) -> Start {
+        if self.again { Start::Again } else { Start::Grows { sealed: self.sealed } }
+    }
+}
+
 /// # Errors
 /// A network did not become one in time, or a file cannot be written.
 pub fn run(options: &Options) -> anyhow::Result<()> {
     ensure!(options.sizes.iter().all(|size| *size >= LEAST), "--sizes: a network has {LEAST} nodes at least");
     if options.alone {
         for size in &options.sizes {
-            let figures = measure(*size, options.seed, options.sealed, &Progress::Lines);
+            let figures = measure(*size, options.seed, options.start(), &Progress::Lines);
             println!("{}", serde_json::to_string(&figures)?);
         }
         return Ok(());
@@ -70,7 +80,10 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
 fn alone(size: usize, options: &Options) -> anyhow::Result<Figures> {
     let mut command = Command::new(env::current_exe().context("find this program")?);
     command.args(["scale", "--alone", "--sizes", &size.to_string(), "--seed", &options.seed.to_string()]);
-    command.args(options.sealed.then_some("--sealed")).stderr(Stdio::inherit());
+    command
+        .args(options.sealed.then_some("--sealed"))
+        .args(options.again.then_some("--again"))
+        .stderr(Stdio::inherit());
     let output = command.output().context("start a process for a network")?;
     ensure!(output.status.success(), "the network of {size} nodes: {}; see above", output.status);
     serde_json::from_slice(&output.stdout).context("read the figures of a network")

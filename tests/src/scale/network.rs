@@ -20,27 +20,34 @@ use weft::{
     mesh::machine::Input,
 };
 
+/// How a network begins.
+#[derive(Clone, Copy, Debug)]
+pub enum Start {
+    /// From three nodes on, in crowds of joiners.
+    Grows { sealed: bool },
+    /// All at once, as after a power cut: each node knows the others, and what is whose.
+    Again,
+}
+
 /// # Panics
 /// When the network does not do in time what it should; the message names the seed.
 #[must_use]
-pub fn measure(nodes: usize, seed: u64, sealed: bool, progress: &Progress) -> Figures {
+pub fn measure(nodes: usize, seed: u64, start: Start, progress: &Progress) -> Figures {
+    let settles = SETTLES.max(SETTLES_PER_NODE * nodes as u32);
     let (began, memory_before) = (Instant::now(), linux::allocated());
     let step = |what: &str| progress.step(format!("{nodes} nodes, {:.0?}: {what}", began.elapsed()));
-    let mut world = World::new(seed, SEEDS, sealed.then(Keys::new));
+    let mut world = match start {
+        Start::Grows { sealed } => World::new(seed, SEEDS, sealed.then(Keys::new)),
+        Start::Again => World::acquainted(seed, nodes),
+    };
     world.sim.weather.delay = DELAY;
     world.sim.weather.loss = LOSS;
-    while world.sim.nodes.len() < nodes {
-        let there = world.sim.nodes.len();
-        step(&format!("{there} are there, more join"));
-        for _ in 0..(3 * there).min(nodes - there) {
-            let through = world.rng.random_range(0..there);
-            world.join(&[through], &SeedPlan::default());
-        }
-        world.sim.run(SECOND * 2);
-        world.sim.expect("the joiners are known to all", SECOND * 30, counted);
-    }
+    world.sim.pool.get_or_insert_default();
+    grow(&mut world, nodes, &step);
+    step("all find their links");
+    world.sim.expect("all know as many as there are", SECOND * 30, counted);
     world.all_have_space(SECOND * 30);
-    world.sim.run(SETTLES);
+    world.sim.run(settles);
     world.sim.expect("all know the same", SECOND * 60, alike);
 
     step("nothing happens");
@@ -51,7 +58,7 @@ pub fn measure(nodes: usize, seed: u64, sealed: bool, progress: &Progress) -> Fi
     let quiet = QUIET.as_secs_f64() * nodes as f64;
     let idle_bytes_per_second = (sent(&world) - bytes) as f64 / quiet;
     let idle_processor = busy.as_secs_f64() / quiet;
-    let memory_bytes = linux::allocated().saturating_sub(memory_before) as f64 / nodes as f64;
+    let memory_bytes = memory(&mut world, memory_before);
 
     step("one joins");
     let (joiner, through) = (nodes, world.rng.random_range(0..nodes));
@@ -92,7 +99,7 @@ pub fn measure(nodes: usize, seed: u64, sealed: bool, progress: &Progress) -> Fi
         running(sim).all(|n| rings(n) == first && newest(n))
     });
     step("it settles");
-    world.sim.run(SETTLES);
+    world.sim.run(settles);
     world.sim.expect("all know the same again", SECOND * 60, |sim| counted(sim) && alike(sim));
     world.check();
     step("done");
@@ -106,6 +113,31 @@ pub fn measure(nodes: usize, seed: u64, sealed: bool, progress: &Progress) -> Fi
         heal_s: heal.as_secs_f64(),
         took_s: began.elapsed().as_secs_f64(),
     }
+}
+
+/// More join, until so many nodes are there.
+fn grow(world: &mut World, nodes: usize, step: &impl Fn(&str)) {
+    while world.sim.nodes.len() < nodes {
+        let there = world.sim.nodes.len();
+        step(&format!("{there} are there, more join"));
+        for _ in 0..(3 * there).min(nodes - there) {
+            let through = world.rng.random_range(0..there);
+            world.join(&[through], &SeedPlan::default());
+        }
+        world.sim.run(SECOND * 2);
+        world.sim.expect("the joiners are known to all", SECOND * 30, counted);
+    }
+}
+
+/// What an agent holds, as if it had a process of its own: its part of what all hold, and what it has in common with them.
+fn memory(world: &mut World, before: usize) -> f64 {
+    let together = linux::allocated();
+    let nodes = world.sim.nodes.len();
+    let some = || (0..nodes).step_by(nodes.div_ceil(SAMPLE));
+    some().for_each(|n| world.sim.nodes[n].mesh.unshare());
+    let common = (linux::allocated() as f64 - together as f64) / some().count() as f64;
+    some().for_each(|n| world.sim.share(n));
+    ((together - before) as f64 - common) / nodes as f64 + common
 }
 
 /// Everybody knows as many as there are.
@@ -127,9 +159,13 @@ fn sent(world: &World) -> u64 {
 
 const SEEDS: usize = 3;
 const DELAY: std::ops::Range<Duration> = Duration::from_millis(19)..Duration::from_millis(21);
+/// Of whom it is measured what they have in common.
+const SAMPLE: usize = 10;
 /// Of frames.
 const LOSS: f64 = 0.01;
 /// Until links have found their places, and it has been told.
 const SETTLES: Duration = Duration::from_secs(45);
+/// In large networks links are told more rarely.
+const SETTLES_PER_NODE: Duration = Duration::from_millis(45);
 const QUIET: Duration = Duration::from_secs(30);
 const CUT: Duration = Duration::from_secs(10);

@@ -28,6 +28,7 @@ use weft::{
         link::LinkId,
         machine::{Config, Input, Mesh, Output},
         peers::PeerRecord,
+        pool::Pool,
         wire::{Frame, frame::Body},
     },
     types::{Endpoint, Incarnation, PeerAddress, PeerName},
@@ -94,6 +95,8 @@ pub struct Node<A> {
     /// Frames are read no faster than one in that time.
     pub slowness: Duration,
     wakes_at: Option<Instant>,
+    /// How many items it had taken in when it last had them in common with others.
+    shared: u64,
     /// A machine may be told to start anew: events for an earlier one are void.
     life: u64,
 }
@@ -116,6 +119,8 @@ pub struct Sim<A: App> {
     pub max_links: usize,
     /// What the agents have had of the processor, without what the simulator takes itself; `None`: it is not measured.
     pub busy: Option<Duration>,
+    /// What the agents know alike; `None`: each has its own copy.
+    pub pool: Option<Pool>,
     start: Instant,
     seed: u64,
     pipes: BTreeMap<u64, Pipe>,
@@ -165,6 +170,7 @@ impl<A: App> Sim<A> {
             rng: ChaCha8Rng::seed_from_u64(seed),
             max_links: 64,
             busy: None,
+            pool: None,
             start: now,
             seed,
             pipes: BTreeMap::new(),
@@ -177,10 +183,15 @@ impl<A: App> Sim<A> {
 
     /// Starts an agent that knows the addresses of some others; returns its number.
     pub fn start(&mut self, name: &str, bootstrap: &[usize], app: A) -> usize {
+        self.start_knowing(name, bootstrap, Vec::new(), app)
+    }
+
+    /// Starts an agent with the items that it knew before.
+    pub fn start_knowing(&mut self, name: &str, bootstrap: &[usize], items: Vec<Item>, app: A) -> usize {
         let n = self.nodes.len();
-        let address = SocketAddr::new(Ipv4Addr::from(FIRST_ADDRESS + n as u32).into(), 6783);
+        let address = address(n);
         let name: PeerName = name.parse().expect("a name");
-        let mesh = self.mesh(&name, address, bootstrap, Vec::new(), parts(&app));
+        let mesh = self.mesh(&name, address, bootstrap, items, parts(&app));
         self.nodes.push(Node {
             name,
             address,
@@ -192,6 +203,7 @@ impl<A: App> Sim<A> {
             dead: false,
             slowness: Duration::ZERO,
             wakes_at: None,
+            shared: 0,
             life: 0,
         });
         self.handle(n, Input::Wake);
@@ -245,9 +257,7 @@ impl<A: App> Sim<A> {
         items: Vec<Item>,
         (gossipers, identity, seeds): Parts,
     ) -> Mesh {
-        let incarnation = Incarnation((self.now - self.start).as_micros() as u64 + 1);
-        let mut record = PeerRecord::new(name.clone(), incarnation);
-        record.endpoints = vec![Endpoint(address)];
+        let record = self.first_record(name, address);
         let address = |n: &usize| PeerAddress { host: self.nodes[*n].address.ip().to_string(), port: 6783 };
         let config = Config {
             record,
@@ -261,6 +271,13 @@ impl<A: App> Sim<A> {
             seed: self.rng.random(),
         };
         Mesh::new(config, self.now)
+    }
+
+    /// What an agent that starts now says of itself first.
+    pub fn first_record(&self, name: &PeerName, address: SocketAddr) -> PeerRecord {
+        let incarnation = Incarnation((self.now - self.start).as_micros() as u64 + 1);
+        let endpoints = vec![Endpoint(address)];
+        PeerRecord { endpoints, ..PeerRecord::new(name.clone(), incarnation) }
     }
 
     /// Gives an agent an input now.
@@ -305,11 +322,24 @@ impl<A: App> Sim<A> {
         let wake =
             self.timed(n, |node| [node.mesh.next_wake(), node.app.next_wake()].into_iter().flatten().min());
         let node = &self.nodes[n];
+        if !(node.shared..node.shared + SHARED_AT_ONCE).contains(&node.mesh.counters().items_merged) {
+            self.share(n);
+        }
+        let node = &self.nodes[n];
         if let Some(wake) = wake.map(|at| at.max(self.now + TICK))
             && node.wakes_at.is_none_or(|at| wake < at || at < self.now)
         {
             self.nodes[n].wakes_at = Some(wake);
             self.at(wake, n, Event::Wake);
+        }
+    }
+
+    /// Has what an agent knows in common with the others.
+    pub fn share(&mut self, n: usize) {
+        let node = &mut self.nodes[n];
+        if let Some(pool) = &mut self.pool {
+            node.mesh.share(pool);
+            node.shared = node.mesh.counters().items_merged;
         }
     }
 
@@ -506,8 +536,15 @@ fn deliver<A: App>(node: &mut Node<A>, now: Instant, out: &mut Outbox) {
     }
 }
 
+/// Of a node, by its number.
+pub fn address(n: usize) -> SocketAddr {
+    SocketAddr::new(Ipv4Addr::from(FIRST_ADDRESS + n as u32).into(), 6783)
+}
+
 /// Of the first node: 10.0.0.0.
 const FIRST_ADDRESS: u32 = 0x0a00_0000;
+/// New items that an agent has by itself for a while: looking for them takes as long as it knows items.
+const SHARED_AT_ONCE: u64 = 500;
 /// The clock's smallest step.
 const TICK: Duration = Duration::from_micros(1);
 /// When a lost hello is sent again: Linux's least retransmission timeout.

@@ -10,7 +10,7 @@
 use super::{
     all_equal,
     keys::Keys,
-    net::{App, Outbox, Sim},
+    net::{self, App, Outbox, Sim},
     running,
 };
 use rand::{RngExt, SeedableRng, seq::IndexedRandom};
@@ -24,13 +24,17 @@ use std::{
 use weft::{
     identity::{Checker, Sealer, task::Current},
     ipam::{
-        Allocator, Config, Found, IpamError, KnownPeer, Now, Owner, Request, Stored, deed, seed::SeedPlan,
-        span::Layout, token,
+        Allocator, Config, Found, IpamError, KnownPeer, Now, Owner, Request, Stored, deed,
+        ring::Ring,
+        seed::SeedPlan,
+        span::Layout,
+        token::{self, Token},
     },
     mesh::{
         gossip::{Gossiper, Item},
         machine::{Input, Mesh},
         peers::PeerRecord,
+        pool::Pool,
     },
     types::{AttachmentKey, PeerName, PodRef, Universe},
 };
@@ -52,10 +56,17 @@ pub struct Node {
 }
 
 impl Node {
-    fn new(name: &str, seeds: &SeedPlan, identity: Option<Current>, start: Instant, now: Instant) -> Self {
+    fn new(
+        name: &str,
+        seeds: &SeedPlan,
+        identity: Option<Current>,
+        disk: Stored,
+        start: Instant,
+        now: Instant,
+    ) -> Self {
         let name: PeerName = name.parse().expect("a name");
-        let allocator = boot(&name, seeds, identity.clone(), Stored::default(), stamp(start, now));
-        let (disk, known, steer_at, pods, pods_so_far) = Default::default();
+        let allocator = boot(&name, seeds, identity.clone(), disk.clone(), stamp(start, now));
+        let (known, steer_at, pods, pods_so_far) = Default::default();
         Self {
             name,
             seeds: seeds.clone(),
@@ -223,6 +234,16 @@ fn boot(name: &PeerName, seeds: &SeedPlan, identity: Option<Current>, stored: St
     Allocator::new(config, stored, Found::default(), now).expect("there are fewer seeds than blocks")
 }
 
+/// As the seeds' shares are, once each has taken an address of its own for its bridge.
+fn equal_shares(layout: Layout, names: &[PeerName]) -> Vec<Token> {
+    let mut used = BTreeSet::new();
+    let mut tokens = Ring::genesis(layout, names).expect("there are fewer nodes than blocks");
+    for token in &mut tokens {
+        token.free = !used.insert(token.owner.clone()) || token.span().size() > layout.unit();
+    }
+    tokens
+}
+
 fn stamp(start: Instant, now: Instant) -> Now {
     Now { at: now, unix_ms: (now - start).as_millis() as u64 }
 }
@@ -248,20 +269,52 @@ pub struct World {
 impl World {
     /// `seeds` nodes that share the universe from the start.
     pub fn new(seed: u64, seeds: usize, keys: Option<Keys>) -> Self {
-        let sim = Sim::new(seed);
-        let (rng, start) = (ChaCha8Rng::seed_from_u64(seed), sim.now);
-        let (used, refused, attached) = Default::default();
-        let mut world = Self { sim, keys, seed, rng, start, used, refused, attached };
+        let mut world = Self::empty(seed, keys);
         let plan: SeedPlan = (0..seeds).map(|n| name(n).parse().expect("a name")).collect();
         (0..seeds).for_each(|n| world.join(if n == 0 { &[] } else { &[0] }, &plan));
         world
     }
 
+    /// A network that has been there before and starts again, without keys: each node knows all the others, and what is whose.
+    pub fn acquainted(seed: u64, nodes: usize) -> Self {
+        let mut world = Self::empty(seed, None);
+        world.sim.pool = Some(Pool::default());
+        let names: Vec<PeerName> = (0..nodes).map(|n| name(n).parse().expect("a name")).collect();
+        let records: Vec<_> =
+            names.iter().enumerate().map(|(n, name)| world.sim.first_record(name, net::address(n))).collect();
+        let layout = Layout::new(universe());
+        let tokens = equal_shares(layout, &names);
+        let items: Vec<_> = tokens
+            .iter()
+            .map(|token| token.to_item(&layout))
+            .chain(records.iter().map(PeerRecord::to_item))
+            .collect();
+        for n in 0..nodes {
+            let others = records.iter().filter(|record| record.name != names[n]);
+            let members = others.map(|record| (record.name.clone(), record.incarnation)).collect();
+            let disk = Stored { in_force: true, tokens: tokens.clone(), members, ..Stored::default() };
+            let before: Vec<_> = n.checked_sub(1).into_iter().collect();
+            world.start(&before, &SeedPlan::default(), disk, items.clone());
+        }
+        world
+    }
+
+    fn empty(seed: u64, keys: Option<Keys>) -> Self {
+        let sim = Sim::new(seed);
+        let (rng, start) = (ChaCha8Rng::seed_from_u64(seed), sim.now);
+        let (used, refused, attached) = Default::default();
+        Self { sim, keys, seed, rng, start, used, refused, attached }
+    }
+
     pub fn join(&mut self, bootstrap: &[usize], seeds: &SeedPlan) {
+        self.start(bootstrap, seeds, Stored::default(), Vec::new());
+    }
+
+    fn start(&mut self, bootstrap: &[usize], seeds: &SeedPlan, disk: Stored, items: Vec<Item>) {
         let name = name(self.sim.nodes.len());
         let identity = self.keys.as_ref().map(|keys| keys.of(&name));
-        let node = Node::new(&name, seeds, identity, self.start, self.sim.now);
-        let n = self.sim.start(&name, bootstrap, node);
+        let node = Node::new(&name, seeds, identity, disk, self.start, self.sim.now);
+        let n = self.sim.start_knowing(&name, bootstrap, items, node);
         self.sim.call(n, |app, _, out| app.flush(out));
     }
 
