@@ -49,7 +49,7 @@ pub struct Ring {
 type Tokens = BTreeMap<u128, Arc<Token>>;
 
 /// What somebody owns in a ring.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Owned {
     /// Each with the start of the token that wins there.
     ranges: Vec<(Span, u128)>,
@@ -463,6 +463,22 @@ mod tests {
         #[test]
         fn space_is_conserved(gives in gives()) {
             prop_assert!(is_partition(&history(&gives).1));
+        }
+
+        #[test]
+        fn what_somebody_owns_changes_only_where_it_is_touched(gives in gives(), order in any::<prop::sample::Index>(), me in 0usize..5) {
+            let (mut all, _) = history(&gives);
+            let (at, me) = (order.index(all.len()), name(me));
+            all.rotate_left(at);
+            let mut ring = Ring::new(layout(), None);
+            let mut owned = ring.owned(&me);
+            for token in all.into_iter().rev() {
+                let own = token.owner == me;
+                if ring.merge(token).is_some_and(|touched| own || owned.is_touched(touched)) {
+                    owned = ring.owned(&me);
+                }
+                prop_assert_eq!(&owned, &ring.owned(&me));
+            }
         }
 
         #[test]
