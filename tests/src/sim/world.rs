@@ -289,11 +289,11 @@ impl World {
             .map(|token| token.to_item(&layout))
             .chain(records.iter().map(PeerRecord::to_item))
             .collect();
-        for n in 0..nodes {
-            let others = records.iter().filter(|record| record.name != names[n]);
+        for own in &records {
+            let others = records.iter().filter(|record| record.name != own.name);
             let members = others.map(|record| (record.name.clone(), record.incarnation)).collect();
             let disk = Stored { in_force: true, tokens: tokens.clone(), members, ..Stored::default() };
-            let before: Vec<_> = n.checked_sub(1).into_iter().collect();
+            let before: Vec<_> = world.sim.nodes.len().checked_sub(1).into_iter().collect();
             world.start(&before, &SeedPlan::default(), disk, items.clone());
         }
         world
