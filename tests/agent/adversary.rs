@@ -228,6 +228,7 @@ fn an_insider_speaks_for_no_other_node_and_sends_as_no_other_pod() {
 
 #[test]
 fn a_flood_of_handshakes_leaves_a_transfer_half_of_its_speed() {
+    let _machine = crate::one_at_a_time();
     let scene = Scene::new();
     let mut insider = Insider::new(&scene.lab, &scene.n1).unwrap();
     let known = insider.initiation().unwrap();

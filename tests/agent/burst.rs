@@ -13,6 +13,7 @@ use crate::seen;
 
 #[test]
 fn two_hundred_pods_are_attached_at_once() {
+    let _machine = crate::one_at_a_time();
     let lab = Lab::builder().nodes(2).verbosity("warn").start().unwrap();
     let nodes = lab.nodes();
     let look = || -> Vec<_> { nodes.iter().map(|node| seen::kernel(node).unwrap()).collect() };

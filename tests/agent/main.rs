@@ -14,3 +14,11 @@ mod sessions;
 mod state_file;
 mod storm;
 mod stranger;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Tests that take all of the machine for a while do so one after the other: beside another none sees what it looks for.
+fn one_at_a_time() -> MutexGuard<'static, ()> {
+    static MACHINE: Mutex<()> = Mutex::new(());
+    MACHINE.lock().unwrap_or_else(PoisonError::into_inner)
+}

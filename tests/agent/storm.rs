@@ -36,6 +36,7 @@ struct Tally {
 
 #[test]
 fn a_storm_of_adds_and_dels_under_kills_leaves_nothing() {
+    let _machine = crate::one_at_a_time();
     let lab = Lab::builder().nodes(2).pods(1).verbosity("warn").start().unwrap();
     let nodes = lab.nodes();
     let (living, tally) = (Living::default(), Tally::default());
