@@ -45,10 +45,10 @@ pub fn measure(nodes: usize, seed: u64, start: Start, progress: &Progress) -> Fi
     world.sim.pool.get_or_insert_default();
     grow(&mut world, nodes, &step);
     step("all find their links");
-    world.sim.expect("all know as many as there are", PATIENCE, counted);
-    world.all_have_space(PATIENCE);
+    world.sim.expect("all know as many as there are", SECOND * 30, counted);
+    world.all_have_space(SECOND * 30);
     world.sim.run(settles);
-    world.sim.expect("all know the same", 4 * PATIENCE, alike);
+    world.sim.expect("all know the same", SECOND * 60, alike);
 
     step("nothing happens");
     let bytes = sent(&world);
@@ -63,7 +63,7 @@ pub fn measure(nodes: usize, seed: u64, start: Start, progress: &Progress) -> Fi
     step("one joins");
     let (joiner, through) = (nodes, world.rng.random_range(0..nodes));
     world.join(&[through], &SeedPlan::default());
-    let join = world.sim.expect("all know the joiner, and it knows all", PATIENCE, |sim| {
+    let join = world.sim.expect("all know the joiner, and it knows all", SECOND * 30, |sim| {
         let name = &sim.nodes[joiner].name;
         (0..nodes).all(|n| sim.nodes[n].mesh.peers().get(name).is_some()) && counted(sim)
     });
@@ -73,7 +73,7 @@ pub fn measure(nodes: usize, seed: u64, start: Start, progress: &Progress) -> Fi
     world.sim.call(joiner, |app, now, out| app.leave(now, out));
     world.sim.run(SECOND);
     world.sim.handle(joiner, Input::Leave);
-    let leave = world.sim.expect("all know who has left", PATIENCE, |sim| {
+    let leave = world.sim.expect("all know who has left", SECOND * 30, |sim| {
         let name = &sim.nodes[joiner].name;
         sim.nodes[joiner].left && (0..nodes).all(|n| sim.nodes[n].mesh.peers().get(name).is_none())
     });
@@ -89,7 +89,7 @@ pub fn measure(nodes: usize, seed: u64, start: Start, progress: &Progress) -> Fi
     step("it is one again");
     world.sim.weather.groups.clear();
     let said: Vec<_> = running(&world.sim).map(|n| world.sim.nodes[n].mesh.peers().own().clone()).collect();
-    let heal = world.sim.expect("all know again what all have said", PATIENCE, |sim| {
+    let heal = world.sim.expect("all know again what all have said", SECOND * 60, |sim| {
         let rings = |n: usize| sim.nodes[n].mesh.digest().channels.into_iter().find(|it| it.channel == RING);
         let newest = |n: usize| {
             let peers = sim.nodes[n].mesh.peers();
@@ -100,7 +100,7 @@ pub fn measure(nodes: usize, seed: u64, start: Start, progress: &Progress) -> Fi
     });
     step("it settles");
     world.sim.run(settles);
-    world.sim.expect("all know the same again", 4 * PATIENCE, |sim| counted(sim) && alike(sim));
+    world.sim.expect("all know the same again", SECOND * 60, |sim| counted(sim) && alike(sim));
     world.check();
     step("done");
     Figures {
@@ -125,7 +125,7 @@ fn grow(world: &mut World, nodes: usize, step: &impl Fn(&str)) {
             world.join(&[through], &SeedPlan::default());
         }
         world.sim.run(SECOND * 2);
-        world.sim.expect("the joiners are known to all", PATIENCE, counted);
+        world.sim.expect("the joiners are known to all", SECOND * 30, counted);
     }
 }
 
@@ -163,8 +163,6 @@ const DELAY: std::ops::Range<Duration> = Duration::from_millis(19)..Duration::fr
 const SAMPLE: usize = 10;
 /// Of frames.
 const LOSS: f64 = 0.01;
-/// Until it is a failure.
-const PATIENCE: Duration = Duration::from_secs(60);
 /// Until links have found their places, and it has been told.
 const SETTLES: Duration = Duration::from_secs(45);
 /// In large networks links are told more rarely.
