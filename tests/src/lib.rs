@@ -46,6 +46,7 @@ pub mod leaks;
 pub mod links;
 pub mod namespace;
 pub mod node;
+pub mod pairs;
 pub mod pod;
 pub mod policy;
 pub mod process;

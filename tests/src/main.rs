@@ -2,7 +2,7 @@
 use std::{path::PathBuf, process::ExitCode, thread};
 
 use clap::{Parser, Subcommand};
-use weft_lab::{bench, chaos, claim, demo, image, policy, sandboxes, scale, soak, suite, up};
+use weft_lab::{adversary, bench, chaos, claim, demo, image, policy, sandboxes, scale, soak, suite, up};
 
 /// A Weft network on one machine: nodes are network namespaces, and nothing is left behind
 #[derive(Parser)]
@@ -34,6 +34,8 @@ enum Verb {
     PolicyMistakes(policy::mistakes::Options),
     /// Measure throughput between pods with a thousand network policies and with none, in turn
     PolicyBench(policy::bench::Options),
+    /// Measure throughput between pods while a node is flooded with handshakes, and while it is not, in turn
+    FloodBench(adversary::bench::Options),
     /// Install what the tests call, then run all tests of the workspace
     Test {
         /// Only name the programs that are missing, and fail
@@ -73,6 +75,7 @@ fn main() -> ExitCode {
         Verb::PolicyCases(options) => clean_up_on_signals().and_then(|()| policy::run(options)),
         Verb::PolicyMistakes(options) => policy::mistakes::run(options),
         Verb::PolicyBench(options) => clean_up_on_signals().and_then(|()| policy::bench::run(options)),
+        Verb::FloodBench(options) => clean_up_on_signals().and_then(|()| adversary::bench::run(options)),
         Verb::Test { no_install, arguments } => suite::run(!no_install, arguments),
         Verb::Up(options) => up::up(options).map(|()| ExitCode::SUCCESS),
         Verb::Exec { place, command } => up::exec(place, command).map(|()| ExitCode::SUCCESS),

@@ -1,7 +1,5 @@
 //! `cargo lab sandboxes`: how long `RunPodSandbox` of a real containerd takes with Weft and with the reference `bridge` plugin,
 //! in pairs, one after the other, the same plugins chained behind both.
-//!
-//! The measure is the median of the pairs' ratios, with the interval that holds the true median in 95 of 100 cases.
 use std::{
     fs,
     time::{Duration, Instant},
@@ -12,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::{
     Lab,
+    pairs::{self, Ratio},
     runtime::{Containerd, Version},
     wait,
 };
@@ -46,19 +45,11 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         runtime.wait_network(PATIENCE)?;
         timed(runtime, "warm-up")?;
     }
-    let mut pairs = Vec::new();
-    for number in 0..options.pairs {
-        // Who is first changes, as the first pays for what the second finds in caches.
-        let name = format!("p{number}");
-        let (a, b) = match number % 2 {
-            0 => (timed(&weft, &name)?, timed(&bridge, &name)?),
-            _ => {
-                let b = timed(&bridge, &name)?;
-                (timed(&weft, &name)?, b)
-            }
-        };
-        pairs.push((a, b));
-    }
+    let mut numbers = 0..;
+    let pairs = pairs::in_turn(options.pairs as usize, |ours| {
+        let name = format!("p{}", numbers.next().expect("numbers do not end"));
+        timed(if ours { &weft } else { &bridge }, &name)
+    })?;
     drop((weft, bridge));
     report(&pairs);
     lab.finish()
@@ -94,34 +85,10 @@ fn report(pairs: &[(Duration, Duration)]) {
         times.sort();
         times[times.len() / 2]
     };
-    let mut ratios: Vec<f64> = pairs.iter().map(|(a, b)| a.as_secs_f64() / b.as_secs_f64()).collect();
-    ratios.sort_by(f64::total_cmp);
-    let (low, high) = interval(ratios.len());
-    println!("pairs              {}", pairs.len());
     println!("weft, median       {:.1?}", median(pairs.iter().map(|pair| pair.0).collect()));
     println!("bridge, median     {:.1?}", median(pairs.iter().map(|pair| pair.1).collect()));
-    println!("ratio, median      {:.3}", ratios[ratios.len() / 2]);
-    println!("95 % interval      {:.3} to {:.3}", ratios[low], ratios[high]);
-}
-
-/// Ranks between which the median of that many values lies in 95 of 100 cases: the binomial distribution, by its normal
-/// approximation.
-pub(crate) fn interval(count: usize) -> (usize, usize) {
-    let half = 0.98 * (count as f64).sqrt();
-    let middle = count as f64 / 2.0;
-    ((middle - half).floor().max(0.0) as usize, ((middle + half).ceil() as usize).min(count - 1))
+    let seconds: Vec<_> = pairs.iter().map(|(a, b)| (a.as_secs_f64(), b.as_secs_f64())).collect();
+    println!("{}", Ratio::of(&seconds));
 }
 
 const PATIENCE: Duration = Duration::from_secs(20);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_interval_is_around_the_median_and_within_the_values() {
-        assert_eq!(interval(15), (3, 12));
-        assert_eq!(interval(30), (9, 21));
-        assert_eq!(interval(1), (0, 0));
-    }
-}

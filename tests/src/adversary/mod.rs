@@ -6,6 +6,7 @@
 //!   n2 eth0 ── n2 ┘
 //! ```
 
+pub mod bench;
 mod flood;
 mod wiretap;
 

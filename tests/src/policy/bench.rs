@@ -1,7 +1,15 @@
 //! `cargo lab policy-bench`: TCP throughput between two nodes' pods with many network policies against none, in turn.
 //!
 //! All policies isolate both pods, in both directions, and only the last one lets them talk: what is established must not pay.
-use crate::{Lab, bench::generator, claim, lab::check_root, node::Node, pod::Pod, sandboxes::interval};
+use crate::{
+    Lab,
+    bench::generator,
+    claim,
+    lab::check_root,
+    node::Node,
+    pairs::{self, Ratio},
+    pod::Pod,
+};
 use anyhow::{Context, ensure};
 use serde_json::{Value, json};
 use std::{fs, path::PathBuf, process::ExitCode, time::Duration};
@@ -29,32 +37,18 @@ pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let nodes: Vec<_> = lab.nodes().to_vec();
     let (from, to) = (lab.pod("n1/p1")?, lab.pod("n2/p1")?);
     let many = many(options.policies);
-    let mut pairs = Vec::new();
-    for number in 0..options.pairs {
-        let measure = |objects: &[Value]| -> anyhow::Result<f64> {
-            nodes.iter().try_for_each(|node| apply(node, objects))?;
-            gigabits(&from, &to, Duration::from_secs_f64(options.seconds))
-        };
-        // Who is first changes, as a machine warms up or slows down.
-        let (with, without) = if number % 2 == 0 {
-            let with = measure(&many)?;
-            (with, measure(&[])?)
-        } else {
-            let without = measure(&[])?;
-            (measure(&many)?, without)
-        };
-        println!("pair {}: {with:.2} Gbit/s with, {without:.2} without: {:.3}", number + 1, with / without);
-        pairs.push((with, without));
-    }
-    let mut ratios: Vec<f64> = pairs.iter().map(|(with, without)| with / without).collect();
-    ratios.sort_by(f64::total_cmp);
-    let ((low, high), median) = (interval(ratios.len()), ratios[ratios.len() / 2]);
+    let pairs = pairs::in_turn(options.pairs, |with| {
+        let objects = if with { &many[..] } else { &[] };
+        nodes.iter().try_for_each(|node| apply(node, objects))?;
+        let speed = gigabits(&from, &to, Duration::from_secs_f64(options.seconds))?;
+        println!("{} policies: {speed:.2} Gbit/s", objects.len());
+        Ok(speed)
+    })?;
+    let ratio = Ratio::of(&pairs);
     println!("policies           {}", options.policies);
-    println!("pairs              {}", pairs.len());
-    println!("ratio, median      {median:.3}");
-    println!("95 % interval      {:.3} to {:.3}", ratios[low], ratios[high]);
+    println!("{ratio}");
     if let Some(file) = &options.json {
-        let text = json!({"policies": options.policies, "pairs": pairs, "ratio": median, "interval": [ratios[low], ratios[high]]});
+        let text = json!({"policies": options.policies, "gigabits": pairs, "ratio": ratio});
         fs::write(file, text.to_string()).with_context(|| format!("write {}", file.display()))?;
     }
     drop((nodes, from, to));
