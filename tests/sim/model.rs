@@ -106,7 +106,7 @@ impl Model for Few {
         let mut properties = vec![
             always("once all hear each other, they agree", Self::agrees),
             Property::sometimes("addresses are taken over", |_, world: &World| {
-                world.nodes.0.iter().any(|node| node.disk.tokens.iter().any(|token| token.epoch > 0))
+                world.nodes.0.iter().any(|node| node.disk.tokens.values().any(|token| token.epoch > 0))
             }),
         ];
         if self.rules.by_force {

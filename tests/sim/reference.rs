@@ -4,7 +4,7 @@
 //! owner must be one that the node which acted may make: it gave away what was its own, or took over from who is declared
 //! dead, once that can do no harm.
 
-use crate::steps::{Node, Nodes, Rules, Step, What, deaths, key, peer};
+use crate::steps::{Node, Nodes, Rules, Step, What, deaths, has, key, peer};
 use proptest::prelude::*;
 use std::{collections::BTreeMap, net::IpAddr};
 use weft::{
@@ -66,7 +66,7 @@ impl Reference {
     /// Takes in what a node has written.
     fn learn(&mut self, n: usize, before: &Node) {
         let node = &self.nodes.0[n];
-        for token in node.disk.tokens.iter().filter(|token| !before.disk.tokens.contains(token)) {
+        for token in node.disk.tokens.values().filter(|token| !has(before, token)) {
             for offset in token.start..=token.end {
                 let owner = &mut self.owners[offset as usize];
                 if rank(token) <= rank(owner) {
@@ -80,12 +80,12 @@ impl Reference {
                     death.epoch == token.epoch && death.taker == *to && death.ranges.into_iter().any(names)
                 };
                 let takes = |(m, node): (usize, &Node)| {
-                    let knows = node.disk.tokens.contains(token);
+                    let knows = has(node, token);
                     knows && (*from == peer(m) || *to == peer(m) && deaths(node).any(dead))
                 };
                 let may = self.rules.by_force || from == to || self.nodes.0.iter().enumerate().any(takes);
                 assert!(may, "{n} made {offset} of {from} one of {to}");
-                *owner = token.clone();
+                *owner = (**token).clone();
             }
         }
     }

@@ -20,6 +20,7 @@ use weft::{
         ring::Ring,
         seed::SeedPlan,
         span::{Layout, Span},
+        token::Token,
     },
     mesh::gossip::Item,
     types::{AttachmentKey, Incarnation, PeerName, PodRef, Prefix},
@@ -182,7 +183,7 @@ impl Rules {
 
     pub fn ring(&self, node: &Node) -> Ring {
         let mut ring = Ring::new(self.layout, None);
-        node.disk.tokens.iter().for_each(|token| _ = ring.merge(token.clone()));
+        node.disk.tokens.values().for_each(|token| _ = ring.merge(token.clone()));
         ring
     }
 
@@ -273,7 +274,7 @@ impl Rules {
         let (source, known) = (&nodes.0[from], &nodes.0[to]);
         let items: Vec<Item> = match what {
             What::Tokens => {
-                let news = source.disk.tokens.iter().filter(|token| !known.disk.tokens.contains(token));
+                let news = source.disk.tokens.values().filter(|token| !has(known, token));
                 news.map(|token| token.to_item(&self.layout)).collect()
             }
             What::Deaths => {
@@ -300,7 +301,7 @@ impl Rules {
 
     /// As an agent makes them up for its operator.
     fn deaths(&self, of: &Node, by: usize, named: Vec<usize>) -> Vec<Item> {
-        let epochs = of.disk.tokens.iter().map(|token| token.epoch);
+        let epochs = of.disk.tokens.values().map(|token| token.epoch);
         let epoch = epochs.chain(deaths(of).map(|death| death.epoch)).max().unwrap_or(0) + 1;
         let known = death::digest(&deaths(of).collect::<Vec<_>>());
         let ring = self.ring(of);
@@ -349,7 +350,6 @@ impl Rules {
         work(&mut allocator);
         let disk = &mut node.disk;
         allocator.effects().changes.into_iter().for_each(|change| disk.apply(change));
-        disk.tokens.sort_by_key(|token| token.start);
         disk.kept.sort_by(|(a, _), (b, _)| a.key.cmp(&b.key));
         disk.allocations.sort_by_key(|allocation| allocation.address);
         disk.resting.clear();
@@ -371,7 +371,7 @@ impl Hash for Nodes {
     fn hash<H: Hasher>(&self, state: &mut H) {
         for node in &self.0 {
             (node.lives, node.incarnation, node.contact, &node.records, &node.own, &node.used).hash(state);
-            for token in &node.disk.tokens {
+            for token in node.disk.tokens.values() {
                 (token.start, token.end, &token.owner).hash(state);
                 (token.epoch, token.hands, token.version, token.free).hash(state);
             }
@@ -382,6 +382,11 @@ impl Hash for Nodes {
 
 fn living(nodes: &Nodes) -> impl Iterator<Item = &Node> {
     nodes.0.iter().filter(|node| node.lives && node.contact)
+}
+
+/// Whether a token is on a node's disk.
+pub fn has(node: &Node, token: &Token) -> bool {
+    node.disk.tokens.get(&token.start).is_some_and(|known| **known == *token)
 }
 
 /// Those that a node knows of.

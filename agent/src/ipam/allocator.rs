@@ -135,7 +135,7 @@ impl Allocator {
         if let (Seeding::Consensus(voters), []) = (config.seeding, config.seeds.names()) {
             this.stand(voters, voted.map(|(_, vote)| vote), now);
         }
-        for token in stored.tokens.into_iter().filter(|_| !this.assigned) {
+        for token in stored.tokens.into_values().filter(|_| !this.assigned) {
             this.effects.publish.push(token.to_item(&layout));
             this.ring.merge(token);
         }
@@ -206,6 +206,7 @@ impl Allocator {
         for item in of(token::CHANNEL) {
             match Token::from_item(item, &self.layout) {
                 Ok(token) => {
+                    let token = Arc::new(token);
                     if let Some(touched) = self.ring.merge(token.clone()) {
                         self.ring_changed = true;
                         self.own_changed |= token.owner == self.me || self.owned.is_touched(touched);
@@ -472,7 +473,7 @@ impl Allocator {
         self.own_changed |= !changed.is_empty();
         for token in changed {
             self.effects.publish.push(token.to_item(&self.layout));
-            self.effects.changes.push(Change::Token(token));
+            self.effects.changes.push(Change::Token(token.into()));
         }
     }
 

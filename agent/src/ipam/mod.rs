@@ -82,7 +82,8 @@ pub type Assigned = Vec<(PeerName, Prefix)>;
 pub struct Stored {
     /// The ring has been confirmed by a peer, or this node is the only seed: own ranges may be used.
     pub in_force: bool,
-    pub tokens: Vec<token::Token>,
+    /// By their starts.
+    pub tokens: BTreeMap<u128, Arc<token::Token>>,
     /// Items of other channels that are to last, and whether this node has done its part in it.
     pub kept: Vec<(Item, bool)>,
     /// Peers that belonged to the network.
@@ -158,7 +159,7 @@ pub enum Change {
     InForce,
     /// Who shared the universe at the start; what is configured later counts no more.
     Seeds(seed::SeedPlan),
-    Token(token::Token),
+    Token(Arc<token::Token>),
     /// Of another channel than the ring's.
     Kept {
         item: Item,

@@ -70,7 +70,8 @@ pub fn read(
             let token = item.and_then(|mesh::Item { body, signature, .. }| {
                 Some(Token { signature, ..Token::from_body(&body, layout).ok()? })
             });
-            stored.tokens.push(token.ok_or(RecordError::Unreadable("a token"))?);
+            let token = token.ok_or(RecordError::Unreadable("a token"))?;
+            stored.tokens.insert(token.start, token.into());
         }
         Table::Allocations => {
             stored.allocations.push(decode(value).ok_or(RecordError::Unreadable("an allocation"))?);
@@ -135,10 +136,7 @@ impl Stored {
         match change {
             Change::InForce => self.in_force = true,
             Change::Seeds(_) => {}
-            Change::Token(token) => {
-                self.tokens.retain(|known| known.start != token.start);
-                self.tokens.push(token);
-            }
+            Change::Token(token) => _ = self.tokens.insert(token.start, token),
             Change::Member(name, incarnation) => match incarnation {
                 Some(incarnation) => _ = self.members.insert(name, incarnation),
                 None => _ = self.members.remove(&name),
@@ -277,7 +275,7 @@ mod tests {
         let changes = [
             Change::InForce,
             Change::Seeds(seed::seeds("b,a")),
-            Change::Token(token.clone()),
+            Change::Token(token.clone().into()),
             Change::Kept { item: death.clone(), settled: false },
             Change::Kept { item: death.clone(), settled: true },
             Change::Member("b".parse().unwrap(), Some(Incarnation(1))),
@@ -294,7 +292,7 @@ mod tests {
         store.commit(&writes).unwrap();
         let expected = Stored {
             in_force: true,
-            tokens: vec![token],
+            tokens: [(token.start, token.into())].into(),
             kept: vec![(death, true)],
             members: [("b".parse().unwrap(), Incarnation(3))].into(),
             allocations: vec![bridge, pod],

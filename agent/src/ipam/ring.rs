@@ -119,14 +119,15 @@ impl Ring {
     }
 
     /// Takes a token in where it wins over the one known with its start; then tells where that may change who owns what.
-    pub fn merge(&mut self, token: Token) -> Option<Span> {
+    pub fn merge(&mut self, token: impl Into<Arc<Token>>) -> Option<Span> {
+        let token = token.into();
         let mut touched = token.span();
         match self.tokens.entry(token.start) {
-            Entry::Vacant(entry) => _ = entry.insert(token.into()),
+            Entry::Vacant(entry) => _ = entry.insert(token),
             Entry::Occupied(entry) if token.cmp_rank(entry.get()) != Ordering::Greater => return None,
             Entry::Occupied(mut entry) => {
                 touched.last = touched.last.max(entry.get().end);
-                entry.insert(token.into());
+                entry.insert(token);
             }
         }
         self.resolved.take();

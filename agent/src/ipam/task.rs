@@ -10,7 +10,7 @@
 
 use super::{
     Allocation, Allocator, Assigned, Config, Effects, Found, IpamError, KnownPeer, Now, Request, View,
-    death::Death, deed::Takeover, record, seed::SeedPlan, span::Layout, token::Token,
+    death::Death, deed::Takeover, record, seed::SeedPlan, span::Layout,
 };
 use crate::{
     linux::store::{Store, Write},
@@ -64,7 +64,7 @@ pub async fn start(
     let loading = store.clone();
     let stored = spawn_blocking(move || record::load(&loading, &layout)).await?;
     let stored = stored.context("read address space and allocations")?;
-    if config.sealer.is_some() && stored.tokens.iter().any(Token::lacks_deed) {
+    if config.sealer.is_some() && stored.tokens.values().any(|token| token.lacks_deed()) {
         bail!(
             "{} was written by an agent that ran with --insecure, and holds ranges of which nobody could show the owner; \
              `weft reset` all nodes, and begin anew with keys",

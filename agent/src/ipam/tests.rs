@@ -9,7 +9,12 @@ use super::{
     token::Token,
 };
 use crate::types::{Incarnation, Mac, PodRef, VethAlias};
-use std::{collections::BTreeSet, net::IpAddr, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+    time::Instant,
+};
 
 #[test]
 fn a_joiner_gets_space_from_the_seed() {
@@ -158,9 +163,10 @@ fn thousands_of_nodes_fit_a_12() {
         let name = config.name.clone();
         // A joiner has heard of the greatest free range only, and asks for more than it can get.
         let best = ring.ranges().filter(|(_, token)| token.free).max_by_key(|(span, _)| span.size());
-        let tokens: Vec<Token> = best.map(|(_, token)| token.clone()).into_iter().collect();
+        let tokens: BTreeMap<_, _> =
+            best.map(|(_, token)| (token.start, Arc::new(token.clone()))).into_iter().collect();
         let peers: Vec<KnownPeer> = tokens
-            .iter()
+            .values()
             .map(|token| KnownPeer {
                 name: token.owner.clone(),
                 reachable: true,

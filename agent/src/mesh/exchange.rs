@@ -6,13 +6,13 @@ use super::{
     link::{Link, LinkId},
     machine::{FRESH, Mesh, Output},
     peers::{self, PeerRecord},
-    replica::{Answer, BUCKETS, ItemKey, Merged},
+    replica::{Answer, BUCKETS, ItemId, Merged},
     routes::{HOP_LIMIT, Routes},
 };
 use crate::types::PeerName;
 use prost::Message;
 use rand::RngExt;
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 use tracing::warn;
 use weft_proto::mesh::{Digest, Items, Summary, Unicast, frame::Body};
 
@@ -39,34 +39,34 @@ impl Mesh {
 
     pub(super) fn merge_checked(&mut self, item: Item, from: Option<LinkId>, now: Instant) {
         // Most of what comes is here already.
-        if let Some(key) = self.replica.holds(&item) {
-            return self.with_link(from, |link| link.buffer.remove(&key));
+        if let Some(id) = self.replica.holds(&item) {
+            return self.with_link(from, |link| link.buffer.remove(id));
         }
-        let (channel, key) = (item.channel.clone(), item.key.clone());
-        match self.replica.merge(item) {
-            Ok(Merged::New(key)) => {
+        let item = self.pool.item(item);
+        match self.replica.merge(item.clone()) {
+            Ok(Merged::New(id)) => {
                 self.counters.items_merged += 1;
                 self.fresh_until = now + FRESH;
-                self.spread(&key, from);
-                if *key.channel == *peers::CHANNEL {
-                    let record = self.replica.get(&key).map(PeerRecord::from_item);
-                    self.peer_changed(record.expect("it is there").expect("it was checked"), now);
-                } else if from.is_some() && self.replica.knows(&key.channel) {
-                    self.news.entry(key.channel.to_string()).or_default().add(&key);
+                self.spread(id, from);
+                if item.channel == peers::CHANNEL {
+                    let record = self.pool.record(&item);
+                    self.peer_changed(record, now);
+                } else if from.is_some() && self.replica.knows(&item.channel) {
+                    self.news.entry(item.channel.clone()).or_default().add(id);
                 }
             }
-            Ok(Merged::Same(key)) => self.with_link(from, |link| link.buffer.remove(&key)),
-            Ok(Merged::Older(key)) => self.with_link(from, |link| link.buffer.add(&key)),
-            Err(rejected) => self.reject(&channel, &key, rejected, from, now),
+            Ok(Merged::Same(id)) => self.with_link(from, |link| link.buffer.remove(id)),
+            Ok(Merged::Older(id)) => self.with_link(from, |link| link.buffer.add(id)),
+            Err(rejected) => self.reject(&item.channel, &item.key, rejected, from, now),
         }
     }
 
-    /// Everyone is to be told of a key but the one who told it.
-    pub(super) fn spread(&mut self, key: &ItemKey, from: Option<LinkId>) {
+    /// Everyone is to be told of an item but the one who told it.
+    pub(super) fn spread(&mut self, item: ItemId, from: Option<LinkId>) {
         for (id, link) in self.links.iter_mut().filter(|(_, link)| link.peer.is_some()) {
             match from == Some(*id) {
-                true => link.buffer.remove(key),
-                false => link.buffer.add(key),
+                true => link.buffer.remove(item),
+                false => link.buffer.add(item),
             }
         }
     }
@@ -140,9 +140,9 @@ impl Mesh {
         }
         let answer = match answer {
             Answer::Summary(summary) => Body::Summary(summary),
-            Answer::Send(keys) => {
+            Answer::Send(items) => {
                 self.with_link(Some(id), |link| {
-                    keys.iter().for_each(|key| link.buffer.add(key));
+                    items.into_iter().for_each(|item| link.buffer.add(item));
                     link.synced = true;
                     link.tells_all();
                 });
@@ -166,7 +166,7 @@ impl Mesh {
         let difference = self.replica.compare(summary).map_err(|garbage| garbage.0)?;
         self.fresh_until = now + FRESH;
         self.with_link(Some(id), |link| {
-            difference.send.iter().for_each(|key| link.buffer.add(key));
+            difference.send.iter().for_each(|item| link.buffer.add(*item));
             if !summary.partial {
                 link.tells_all();
                 link.synced |=
@@ -253,7 +253,7 @@ impl Mesh {
         *self.counters.unicasts_dropped.entry(reason).or_default() += 1;
     }
 
-    fn peer_changed(&mut self, record: PeerRecord, now: Instant) {
+    fn peer_changed(&mut self, record: Arc<PeerRecord>, now: Instant) {
         let is_dead = self.forgotten.get(&record.name).is_some_and(|last| record.incarnation <= *last);
         match record.left || is_dead {
             true => self.dialer.gone(&record.name),

@@ -78,6 +78,12 @@ impl Link {
         self.dialled.is_some() && self.peer.is_some() && !std::mem::replace(&mut self.begun, true)
     }
 
+    /// Whether there is something to do about it that is done once: it has not said hello, it is a double, or it is on us to begin
+    /// the first comparison.
+    pub fn is_new(&self) -> bool {
+        self.peer.is_none() || self.double || self.dialled.is_some() && !self.begun
+    }
+
     /// All that the other side lacks is in the buffer now.
     pub fn tells_all(&mut self) {
         self.first = FirstExchange::Sending;

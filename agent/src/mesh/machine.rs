@@ -19,6 +19,7 @@ use super::{
     link::{Link, LinkId},
     own::Naming,
     peers::{PeerGossip, PeerRecord, PeerSet},
+    pool::{Alone, Pool},
     refusals::Refusals,
     replica::Replica,
     routes::Routes,
@@ -162,6 +163,7 @@ pub struct Mesh {
     pub(super) objection: Option<String>,
     pub(super) phase: Phase,
     pub(super) started: Instant,
+    pub(super) pool: Box<dyn Pool>,
     pub(super) replica: Replica,
     pub(super) sealer: Option<Sealer>,
     pub(super) checker: Option<Checker>,
@@ -229,6 +231,10 @@ pub struct LinkInfo {
 
 impl Mesh {
     pub fn new(config: Config, now: Instant) -> Self {
+        Self::with_pool(config, Box::new(Alone), now)
+    }
+
+    pub fn with_pool(config: Config, pool: Box<dyn Pool>, now: Instant) -> Self {
         let Config { record, universe, identity, seeds, bootstrap, max_links, items, mut gossipers, seed } =
             config;
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
@@ -247,6 +253,7 @@ impl Mesh {
             peers: PeerSet::new(record.clone()),
             own: record,
             phase: Phase::Joining { patience: now + PATIENCE },
+            pool,
             replica,
             sealer: identity.clone().map(Sealer::new),
             checker: identity.map(Checker::new),
@@ -292,11 +299,8 @@ impl Mesh {
             Input::Denied { link, reason } => self.close(link, Code::Identity, &reason, now),
             Input::DialFailed { target, reason } => self.dial_failed(&target, &reason, now),
             Input::Frame { link, frame } => self.frame(link, frame, now),
-            Input::Sent { link, frames } => {
-                if let Some(link) = self.links.get_mut(&link) {
-                    link.left(frames);
-                }
-            }
+            // It comes with every frame, and nothing else can be due by it.
+            Input::Sent { link, frames } => return self.sent(link, frames, now),
             Input::Closed { link, reason } => self.closed(link, &reason, now),
             Input::Publish(items) => {
                 for item in items {
@@ -393,8 +397,11 @@ impl Mesh {
 
     /// Does what time and the last input made due.
     fn drive(&mut self, now: Instant) {
-        self.close_silent(now);
-        self.close_doubles(now);
+        let some_are_new = self.links.values().any(Link::is_new);
+        if some_are_new {
+            self.close_silent(now);
+            self.close_doubles(now);
+        }
         self.try_join(now);
         self.drive_name(now);
         if !self.contact && self.phase == Phase::Joined && self.links.values().any(|link| link.synced) {
@@ -405,7 +412,9 @@ impl Mesh {
             self.neighbours_at = None;
             self.tell_neighbours(now);
         }
-        self.begin_exchanges();
+        if some_are_new {
+            self.begin_exchanges();
+        }
         if self.compare_at <= now {
             let fresh = now < self.fresh_until;
             let pause = if fresh { COMPARE.min(FRESH_COMPARE * self.crowds()) } else { COMPARE };
@@ -436,15 +445,19 @@ impl Mesh {
         (self.peers.count() / CROWD).max(1) as u32
     }
 
+    /// Frames of a link have left, and made room.
+    fn sent(&mut self, id: LinkId, frames: usize, now: Instant) {
+        if let Some(link) = self.links.get_mut(&id) {
+            link.left(frames);
+            tell(id, link, &self.replica, now, &mut self.counters, &mut self.outputs);
+        }
+        self.try_leave(now);
+    }
+
     /// Tells every link what it lacks, as far as there is room.
     fn flush(&mut self, now: Instant) {
         for (id, link) in &mut self.links {
-            while let Some(items) = link.flush(&self.replica, now) {
-                link.sent();
-                let frame = Frame { body: Some(Body::Items(items)) };
-                self.counters.frame_out(&frame);
-                self.outputs.push_back(Output::Send { link: *id, frame });
-            }
+            tell(*id, link, &self.replica, now, &mut self.counters, &mut self.outputs);
         }
     }
 
@@ -465,6 +478,22 @@ impl Counters {
     pub(super) fn frame_in(&mut self, frame: &Frame) {
         self.frames_in += 1;
         self.bytes_in += prost::Message::encoded_len(frame) as u64;
+    }
+}
+
+fn tell(
+    id: LinkId,
+    link: &mut Link,
+    replica: &Replica,
+    now: Instant,
+    counters: &mut Counters,
+    outputs: &mut VecDeque<Output>,
+) {
+    while let Some(items) = link.flush(replica, now) {
+        link.sent();
+        let frame = Frame { body: Some(Body::Items(items)) };
+        counters.frame_out(&frame);
+        outputs.push_back(Output::Send { link: id, frame });
     }
 }
 

@@ -11,7 +11,7 @@ use super::{
     link::LinkId,
     machine::{Mesh, Output, Phase, addresses},
     peers::{self, MAX_NEIGHBOURS, Neighbour, PeerRecord},
-    replica::{ItemKey, Merged},
+    replica::Merged,
 };
 use crate::types::{Incarnation, PeerAddress, PeerName};
 use std::{
@@ -56,15 +56,14 @@ impl Mesh {
             return self.reject(peers::CHANNEL, &item.key, rejected, from, now);
         }
         let ours = self.own.to_item();
-        let key = ItemKey { channel: peers::CHANNEL.into(), key: item.key.as_slice().into() };
         if (&item.rank, &item.body) == (&ours.rank, &ours.body) {
             // Of two signatures of one record the greater is kept, as everywhere.
             return self.merge_checked(item, from, now);
         }
         let Ok(record) = PeerRecord::from_item(&item) else { return };
         let older = ours.beats(&item);
-        if older {
-            self.with_link(from, |link| link.buffer.add(&key));
+        if older && let Some(ours) = self.replica.find(peers::CHANNEL, &item.key) {
+            self.with_link(from, |link| link.buffer.add(ours));
         }
         let echo = self.naming.used.contains(&record.incarnation);
         let cleared = self.naming.cleared.is_some_and(|cleared| record.incarnation <= cleared);
@@ -255,7 +254,7 @@ impl Mesh {
     fn publish_own(&mut self) {
         let item = self.own.to_sealed(self.sealer.as_ref());
         match self.replica.merge(item) {
-            Ok(Merged::New(key)) => self.spread(&key, None),
+            Ok(Merged::New(id)) => self.spread(id, None),
             Ok(_) => {}
             Err(rejected) => error!(%rejected, "the own record is not one that peers would take"),
         }

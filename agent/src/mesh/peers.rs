@@ -258,13 +258,14 @@ impl PeerSet {
     }
 
     /// Takes a newer record in; a peer that has left goes.
-    pub(crate) fn insert(&mut self, record: PeerRecord) {
+    pub(crate) fn insert(&mut self, record: impl Into<Arc<PeerRecord>>) {
+        let record = record.into();
         if record.left && record.name != self.own {
             self.records.remove(&record.name);
-            self.left.insert(record.name);
+            self.left.insert(record.name.clone());
         } else {
             self.left.remove(&record.name);
-            self.records.insert(record.name.clone(), Arc::new(record));
+            self.records.insert(record.name.clone(), record);
         }
     }
 }

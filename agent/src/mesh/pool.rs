@@ -1,31 +1,34 @@
-//! What the agents of one process know alike, held once: a simulated network would know each fact as often as it has nodes.
+//! Where what an agent knows is kept: by itself, or in common with the other agents of its process, as a simulated network
+//! has them. There each fact would be held as often as there are nodes.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use super::{gossip::Item, machine::Mesh, peers::PeerRecord};
-use crate::types::{Incarnation, PeerName};
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-};
+use std::sync::Arc;
 
-#[derive(Debug, Default)]
-pub struct Pool {
-    items: HashSet<Arc<Item>>,
-    records: HashMap<(PeerName, Incarnation, u64), Arc<PeerRecord>>,
-    /// So many were in use when it was last looked.
-    in_use: usize,
+pub trait Pool: Send {
+    /// The item itself, or one just like it that is here already.
+    fn item(&mut self, item: Item) -> Arc<Item>;
+    /// The record that an item is: one that has been checked.
+    fn record(&mut self, item: &Arc<Item>) -> Arc<PeerRecord>;
+}
+
+/// Each fact is one's own.
+pub struct Alone;
+
+impl Pool for Alone {
+    fn item(&mut self, item: Item) -> Arc<Item> {
+        item.into()
+    }
+
+    fn record(&mut self, item: &Arc<Item>) -> Arc<PeerRecord> {
+        PeerRecord::from_item(item).expect("it was checked").into()
+    }
 }
 
 impl Mesh {
-    /// Has in common with others what they know as well. It behaves as before.
-    pub fn share(&mut self, pool: &mut Pool) {
-        self.replica.entries().filter(is_alone).for_each(|item| pool.share_item(item));
-        self.peers.entries().filter(is_alone).for_each(|record| pool.share_record(record));
-        pool.tidy();
-    }
-
-    /// Has its own copy of everything again.
-    pub fn unshare(&mut self) {
+    /// Has its own copy of everything from now on.
+    pub fn part(&mut self) {
+        self.pool = Box::new(Alone);
         for item in self.replica.entries() {
             *item = Arc::new((**item).clone());
         }
@@ -34,34 +37,4 @@ impl Mesh {
             *record = Arc::new(copy.expect("what is written can be read"));
         }
     }
-}
-
-impl Pool {
-    fn share_item(&mut self, item: &mut Arc<Item>) {
-        match self.items.get(item) {
-            Some(shared) => *item = shared.clone(),
-            None => _ = self.items.insert(item.clone()),
-        }
-    }
-
-    fn share_record(&mut self, record: &mut Arc<PeerRecord>) {
-        let rank = (record.name.clone(), record.incarnation, record.version);
-        let shared = self.records.entry(rank).or_insert_with(|| record.clone());
-        if shared == record {
-            *record = shared.clone();
-        }
-    }
-
-    /// Forgets what nobody knows any more.
-    fn tidy(&mut self) {
-        if self.items.len() + self.records.len() > 2 * self.in_use {
-            self.items.retain(|item| Arc::strong_count(item) > 1);
-            self.records.retain(|_, record| Arc::strong_count(record) > 1);
-            self.in_use = self.items.len() + self.records.len();
-        }
-    }
-}
-
-fn is_alone<T>(held: &&mut Arc<T>) -> bool {
-    Arc::strong_count(held) == 1
 }

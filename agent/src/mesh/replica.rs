@@ -12,7 +12,7 @@ use super::gossip::{self, Gossiper, Item, Rejected};
 use crate::types::PeerName;
 use std::{
     collections::{BTreeMap, BTreeSet},
-    hash::{Hash, Hasher},
+    ops::{Index, IndexMut},
     sync::Arc,
 };
 use weft_proto::mesh as wire;
@@ -21,34 +21,24 @@ use weft_proto::mesh as wire;
 pub struct Replica {
     gossipers: Gossipers,
     channels: BTreeMap<Arc<str>, Channel>,
+    slots: Slots,
 }
 
 type Gossipers = BTreeMap<&'static str, Box<dyn Gossiper>>;
 
-/// Names an item; cheap to clone.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ItemKey {
-    // Keys of one channel are compared with each other most of the time: first what differs.
-    pub key: Key,
-    pub channel: Arc<str>,
-}
-
-/// An item's name in its channel. Names are long and alike: they are ordered by their hashes, and then by what they are.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Key {
-    hash: u64,
-    bytes: Arc<[u8]>,
-}
+/// The number of a key of a channel in this replica, as long as there is an item of it; then another key may get it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ItemId(u32);
 
 /// What became of an item that is not rejected.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Merged {
     /// It is the newest now.
-    New(ItemKey),
+    New(ItemId),
     /// It was here already.
-    Same(ItemKey),
+    Same(ItemId),
     /// What is here beats it.
-    Older(ItemKey),
+    Older(ItemId),
 }
 
 /// What a digest told.
@@ -57,7 +47,7 @@ pub enum Answer {
     /// Nothing differs.
     Alike,
     /// Where the other side differs, it has nothing at all: it lacks these.
-    Send(Vec<ItemKey>),
+    Send(Vec<ItemId>),
     /// What is here, where it has something else.
     Summary(wire::Summary),
 }
@@ -65,7 +55,7 @@ pub enum Answer {
 /// What a summary told: which items the other side lacks, and which it should send.
 #[derive(Debug, Default, PartialEq)]
 pub struct Difference {
-    pub send: Vec<ItemKey>,
+    pub send: Vec<ItemId>,
     pub ask: Option<wire::Summary>,
 }
 
@@ -76,16 +66,24 @@ pub struct Garbage(pub &'static str);
 
 #[derive(Default)]
 struct Channel {
-    items: BTreeMap<Key, Entry>,
+    /// With the hashes of their keys, in that order: keys are long and alike.
+    items: BTreeSet<(u64, ItemId)>,
     buckets: Buckets,
     bytes: usize,
     /// Rank and key of the items that are farewells.
-    farewells: BTreeSet<(Vec<u8>, Arc<[u8]>)>,
+    farewells: BTreeSet<(Vec<u8>, Vec<u8>)>,
 }
 
 struct Entry {
     item: Arc<Item>,
     hash: u64,
+}
+
+/// The items of all channels, by their numbers.
+#[derive(Default)]
+struct Slots {
+    entries: Vec<Option<Entry>>,
+    vacant: Vec<ItemId>,
 }
 
 struct Buckets([u64; BUCKETS]);
@@ -95,6 +93,7 @@ impl Replica {
         Self {
             gossipers: gossipers.into_iter().map(|gossiper| (gossiper.channel(), gossiper)).collect(),
             channels: BTreeMap::new(),
+            slots: Slots::default(),
         }
     }
 
@@ -116,46 +115,43 @@ impl Replica {
     ///
     /// # Errors
     /// The item is malformed, or there is no room for it.
-    pub fn merge(&mut self, item: Item) -> Result<Merged, Rejected> {
+    pub fn merge(&mut self, item: impl Into<Arc<Item>>) -> Result<Merged, Rejected> {
+        let item = item.into();
         item.check_bounds()?;
-        if let Some((channel, held)) = self.channels.get_key_value(item.channel.as_str())
-            && let Some((key, entry)) = held.items.get_key_value(&Key::from(item.key.as_slice()))
-        {
-            let name = ItemKey { channel: channel.clone(), key: key.clone() };
-            if *entry.item == item {
-                return Ok(Merged::Same(name));
+        if let Some(id) = self.find(&item.channel, &item.key) {
+            let held = &self.slots[id].item;
+            if *held == item {
+                return Ok(Merged::Same(id));
             }
-            if entry.item.beats(&item) {
-                return Ok(Merged::Older(name));
+            if held.beats(&item) {
+                return Ok(Merged::Older(id));
             }
-            let held = entry.item.size();
+            let held = held.size();
             let farewell = judge(&mut self.gossipers, &item)?;
             self.room_for(&item, held, false)?;
-            let channel = self.channels.get_mut(&name.channel).expect("it was looked up");
-            channel.put(name.key.clone(), item, farewell);
-            return Ok(Merged::New(name));
+            let channel = self.channels.get_mut(item.channel.as_str()).expect("it was looked up");
+            return Ok(Merged::New(channel.put(item, farewell, &mut self.slots)));
         }
         let farewell = judge(&mut self.gossipers, &item)?;
         self.room_for(&item, 0, true)?;
-        let channel: Arc<str> = item.channel.as_str().into();
-        let key = Key::from(item.key.as_slice());
-        let held = self.channels.entry(channel.clone()).or_default();
-        if farewell && held.has_forgotten(&item) {
+        let channel = self.channels.entry(item.channel.as_str().into()).or_default();
+        if farewell && channel.has_forgotten(&item) {
             return Err(Rejected::Full);
         }
-        held.put(key.clone(), item, farewell);
-        Ok(Merged::New(ItemKey { channel, key }))
+        Ok(Merged::New(channel.put(item, farewell, &mut self.slots)))
     }
 
-    /// The name of an item that is here as it is.
-    pub fn holds(&self, item: &Item) -> Option<ItemKey> {
-        let (channel, held) = self.channels.get_key_value(item.channel.as_str())?;
-        let (key, entry) = held.items.get_key_value(&Key::from(item.key.as_slice()))?;
-        (*entry.item == *item).then(|| ItemKey { channel: channel.clone(), key: key.clone() })
+    /// The number of an item that is here as it is.
+    pub fn holds(&self, item: &Item) -> Option<ItemId> {
+        self.find(&item.channel, &item.key).filter(|id| *self.slots[*id].item == *item)
     }
 
-    pub fn get(&self, key: &ItemKey) -> Option<&Item> {
-        Some(&self.channels.get(&key.channel)?.items.get(&key.key)?.item)
+    pub fn find(&self, channel: &str, key: &[u8]) -> Option<ItemId> {
+        self.channels.get(channel)?.find(key, &self.slots)
+    }
+
+    pub fn get(&self, id: ItemId) -> Option<&Item> {
+        self.slots.get(id).map(|entry| &*entry.item)
     }
 
     /// Whether a subject of this agent checks the items of a channel.
@@ -164,11 +160,11 @@ impl Replica {
     }
 
     pub fn items(&self) -> impl Iterator<Item = &Item> + '_ {
-        self.channels.values().flat_map(|held| held.items.values().map(|entry| &*entry.item))
+        self.channels.values().flat_map(|held| held.items.iter().map(|(_, id)| &*self.slots[*id].item))
     }
 
     pub(super) fn entries(&mut self) -> impl Iterator<Item = &mut Arc<Item>> {
-        self.channels.values_mut().flat_map(|held| held.items.values_mut().map(|entry| &mut entry.item))
+        self.slots.entries.iter_mut().flatten().map(|entry| &mut entry.item)
     }
 
     /// One hash for each bucket of keys of each channel.
@@ -209,11 +205,8 @@ impl Replica {
         let has_none =
             |name: &&str| hashes.get(name).is_none_or(|buckets| buckets.iter().all(|hash| *hash == 0));
         if !differing.is_empty() && differing.iter().all(has_none) {
-            let lacking = differing.iter().filter_map(|name| self.channels.get_key_value(*name));
-            let keys = lacking.flat_map(|(channel, held)| {
-                held.items.keys().map(|key| ItemKey { channel: channel.clone(), key: key.clone() })
-            });
-            return Ok(Answer::Send(keys.collect()));
+            let lacking = differing.iter().filter_map(|name| self.channels.get(*name));
+            return Ok(Answer::Send(lacking.flat_map(|held| &held.items).map(|(_, id)| *id).collect()));
         }
         let (mut channels, mut partial) = (Vec::new(), false);
         for name in differing {
@@ -222,11 +215,11 @@ impl Replica {
             let there = hashes.get(name).copied().unwrap_or(&none.0);
             let differ = |bucket: &usize| here.0[*bucket] != there[*bucket];
             let mut entries = vec![Vec::new(); BUCKETS];
-            for (key, entry) in
-                ours.iter().flat_map(|held| &held.items).filter(|(key, _)| differ(&key.bucket()))
+            for (key, id) in ours.iter().flat_map(|held| &held.items).filter(|(key, _)| differ(&bucket(*key)))
             {
-                let (rank, hash) = (entry.item.rank.clone(), entry.hash);
-                entries[key.bucket()].push(wire::summary::Entry { key: key.bytes.to_vec(), rank, hash });
+                let Entry { item, hash } = &self.slots[*id];
+                let (name, rank) = (item.key.clone(), item.rank.clone());
+                entries[bucket(*key)].push(wire::summary::Entry { key: name, rank, hash: *hash });
             }
             let mut summary = wire::summary::Channel { channel: name.into(), ..Default::default() };
             for bucket in (first..first + BUCKETS).map(|bucket| bucket % BUCKETS).filter(differ) {
@@ -266,36 +259,34 @@ impl Replica {
             {
                 return Err(Garbage("a summary of another shape"));
             }
-            let ours = self.channels.get_key_value(channel.channel.as_str());
-            let lookup = |key: &[u8]| ours.and_then(|(_, held)| held.items.get_key_value(&Key::from(key)));
-            let name =
-                |key: &Key| ItemKey { channel: ours.expect("it has items").0.clone(), key: key.clone() };
+            let ours = self.channels.get(channel.channel.as_str());
+            let find = |key: &[u8]| ours.and_then(|held| held.find(key, &self.slots));
             let mut wanted = Vec::new();
             let mut told = BTreeSet::new();
             for entry in &channel.entries {
                 told.insert(entry.key.as_slice());
-                match lookup(&entry.key) {
-                    Some((_, here)) if here.hash == entry.hash => {}
-                    Some((key, here)) => {
-                        if here.item.rank >= entry.rank {
-                            difference.send.push(name(key));
-                        }
-                        if here.item.rank <= entry.rank {
-                            wanted.push(entry.key.clone());
-                        }
-                    }
-                    None => wanted.push(entry.key.clone()),
+                let Some(id) = find(&entry.key) else {
+                    wanted.push(entry.key.clone());
+                    continue;
+                };
+                let here = &self.slots[id];
+                if here.hash == entry.hash {
+                    continue;
+                }
+                if here.item.rank >= entry.rank {
+                    difference.send.push(id);
+                }
+                if here.item.rank <= entry.rank {
+                    wanted.push(entry.key.clone());
                 }
             }
             let buckets: BTreeSet<_> = channel.buckets.iter().map(|bucket| *bucket as usize).collect();
-            for key in ours.iter().flat_map(|(_, held)| held.items.keys()) {
-                if buckets.contains(&key.bucket()) && !told.contains(&*key.bytes) {
-                    difference.send.push(name(key));
+            for (key, id) in ours.iter().flat_map(|held| &held.items) {
+                if buckets.contains(&bucket(*key)) && !told.contains(self.slots[*id].item.key.as_slice()) {
+                    difference.send.push(*id);
                 }
             }
-            difference
-                .send
-                .extend(channel.wanted.iter().filter_map(|key| lookup(key)).map(|(key, _)| name(key)));
+            difference.send.extend(channel.wanted.iter().filter_map(|key| find(key)));
             if !wanted.is_empty() {
                 ask.push(wire::summary::Channel {
                     channel: channel.channel.clone(),
@@ -338,58 +329,97 @@ fn judge(gossipers: &mut Gossipers, item: &Item) -> Result<bool, Rejected> {
 
 impl Channel {
     /// Takes an item in; of the farewells, but this one, the lowest goes where they are too many.
-    fn put(&mut self, key: Key, item: Item, farewell: bool) {
-        self.remove(&key);
+    fn put(&mut self, item: Arc<Item>, farewell: bool, slots: &mut Slots) -> ItemId {
+        let known = self.find(&item.key, slots);
+        if let Some(id) = known {
+            self.uncount(&slots[id]);
+        }
         if farewell {
             if self.farewells.len() >= MAX_FAREWELLS
-                && let Some((_, lowest)) = self.farewells.first().cloned()
+                && let Some((_, lowest)) = self.farewells.pop_first()
             {
-                self.remove(&lowest.into());
+                self.remove(&lowest, slots);
             }
-            self.farewells.insert((item.rank.clone(), key.bytes.clone()));
+            self.farewells.insert((item.rank.clone(), item.key.clone()));
         }
-        let hash = item.fingerprint();
+        let (key, hash) = (gossip::hash(&item.key), item.fingerprint());
         self.bytes += item.size();
-        self.buckets.0[key.bucket()] ^= hash;
-        self.items.insert(key, Entry { item: item.into(), hash });
+        self.buckets.0[bucket(key)] ^= hash;
+        let entry = Entry { item, hash };
+        if let Some(id) = known {
+            slots[id] = entry;
+            return id;
+        }
+        let id = slots.add(entry);
+        self.items.insert((key, id));
+        id
     }
 
-    fn remove(&mut self, key: &Key) {
-        let Some(Entry { item, hash }) = self.items.remove(key) else { return };
+    fn remove(&mut self, key: &[u8], slots: &mut Slots) {
+        let Some(id) = self.find(key, slots) else { return };
+        self.items.remove(&(gossip::hash(key), id));
+        if let Some(entry) = slots.take(id) {
+            self.uncount(&entry);
+        }
+    }
+
+    fn uncount(&mut self, Entry { item, hash }: &Entry) {
         self.bytes -= item.size();
-        self.buckets.0[key.bucket()] ^= hash;
-        self.farewells.remove(&(item.rank.clone(), key.bytes.clone()));
+        self.buckets.0[bucket(gossip::hash(&item.key))] ^= hash;
+        self.farewells.remove(&(item.rank.clone(), item.key.clone()));
+    }
+
+    fn find(&self, key: &[u8], slots: &Slots) -> Option<ItemId> {
+        let hash = gossip::hash(key);
+        let mut alike = self.items.range((hash, ItemId(0))..=(hash, ItemId(u32::MAX)));
+        alike.find(|(_, id)| slots[*id].item.key == key).map(|(_, id)| *id)
     }
 
     /// A farewell below all that are here, where they are as many as may be.
     fn has_forgotten(&self, farewell: &Item) -> bool {
         let lowest = self.farewells.first().filter(|_| self.farewells.len() >= MAX_FAREWELLS);
-        lowest.is_some_and(|(rank, key)| (&farewell.rank, &farewell.key[..]) < (rank, &**key))
+        lowest.is_some_and(|(rank, key)| (&farewell.rank, &farewell.key) < (rank, key))
     }
 }
 
-impl Key {
-    fn bucket(&self) -> usize {
-        (self.hash % BUCKETS as u64) as usize
+impl Slots {
+    fn add(&mut self, entry: Entry) -> ItemId {
+        let id = self.vacant.pop().unwrap_or_else(|| {
+            self.entries.push(None);
+            ItemId(self.entries.len() as u32 - 1)
+        });
+        self.entries[id.0 as usize] = Some(entry);
+        id
+    }
+
+    fn get(&self, id: ItemId) -> Option<&Entry> {
+        self.entries.get(id.0 as usize)?.as_ref()
+    }
+
+    fn take(&mut self, id: ItemId) -> Option<Entry> {
+        let entry = self.entries[id.0 as usize].take();
+        self.vacant.push(id);
+        entry
     }
 }
 
-impl From<Arc<[u8]>> for Key {
-    fn from(bytes: Arc<[u8]>) -> Self {
-        Self { hash: gossip::hash(&bytes), bytes }
+impl Index<ItemId> for Slots {
+    type Output = Entry;
+
+    fn index(&self, id: ItemId) -> &Entry {
+        self.get(id).expect("channels have the numbers of items that are there")
     }
 }
 
-impl From<&[u8]> for Key {
-    fn from(bytes: &[u8]) -> Self {
-        Arc::<[u8]>::from(bytes).into()
+impl IndexMut<ItemId> for Slots {
+    fn index_mut(&mut self, id: ItemId) -> &mut Entry {
+        self.entries[id.0 as usize].as_mut().expect("channels have the numbers of items that are there")
     }
 }
 
-impl Hash for Key {
-    fn hash<H: Hasher>(&self, hasher: &mut H) {
-        hasher.write_u64(self.hash);
-    }
+/// Of a key, by its hash.
+fn bucket(hash: u64) -> usize {
+    (hash % BUCKETS as u64) as usize
 }
 
 impl Default for Buckets {
@@ -460,11 +490,11 @@ mod tests {
         let there = from.compare(&summary).unwrap();
         let asked = to.compare(&there.ask.unwrap_or_default()).unwrap();
         assert_eq!(asked.ask, None);
-        let to_send: Vec<_> = there.send.iter().filter_map(|key| from.get(key).cloned()).collect();
+        let to_send: Vec<_> = there.send.iter().filter_map(|id| from.get(*id).cloned()).collect();
         let to_return: Vec<_> =
-            asked.send.iter().chain(&send).filter_map(|key| to.get(key).cloned()).collect();
-        to_send.into_iter().for_each(|item| drop(to.merge(item)));
-        to_return.into_iter().for_each(|item| drop(from.merge(item)));
+            asked.send.iter().chain(&send).filter_map(|id| to.get(*id).cloned()).collect();
+        to_send.into_iter().for_each(|item| _ = to.merge(item));
+        to_return.into_iter().for_each(|item| _ = from.merge(item));
         true
     }
 
@@ -492,7 +522,7 @@ mod tests {
             prop_assert_eq!(contents(&once), contents(&replica(&shuffled)), "idempotent");
             let (left, right) = items.split_at(items.len() / 2);
             let mut joined = replica(left);
-            contents(&replica(right)).into_iter().for_each(|item| drop(joined.merge(item)));
+            contents(&replica(right)).into_iter().for_each(|item| _ = joined.merge(item));
             prop_assert_eq!(contents(&once), contents(&joined), "associative");
         }
 
@@ -519,7 +549,7 @@ mod tests {
             }
             if let Ok(item) = wire::Item::decode(bytes.as_slice()) {
                 prop_assert_eq!(Item::from(wire::Item::from(Item::from(item.clone()))), Item::from(item.clone()));
-                let _ = replica.merge(item.into());
+                let _ = replica.merge(Item::from(item));
             }
         }
     }
@@ -548,8 +578,7 @@ mod tests {
         assert_eq!(one.digest(), two.digest());
         assert_eq!(one.items().count(), MAX_FAREWELLS);
         let get = |replica: &Replica, n: u32| {
-            let key = ItemKey { channel: "even".into(), key: n.to_be_bytes().as_slice().into() };
-            replica.get(&key).cloned()
+            replica.find("even", &n.to_be_bytes()).and_then(|id| replica.get(id)).cloned()
         };
         assert_eq!((get(&one, 1), get(&one, 2)), (None, Some(farewell(2))));
 

@@ -42,7 +42,6 @@ pub fn measure(nodes: usize, seed: u64, start: Start, progress: &Progress) -> Fi
     };
     world.sim.weather.delay = DELAY;
     world.sim.weather.loss = LOSS;
-    world.sim.pool.get_or_insert_default();
     grow(&mut world, nodes, &step);
     step("all find their links");
     world.sim.expect("all know as many as there are", SECOND * 30, counted);
@@ -134,9 +133,8 @@ fn memory(world: &mut World, before: usize) -> f64 {
     let together = linux::allocated();
     let nodes = world.sim.nodes.len();
     let some = || (0..nodes).step_by(nodes.div_ceil(SAMPLE));
-    some().for_each(|n| world.sim.nodes[n].mesh.unshare());
+    some().for_each(|n| world.sim.nodes[n].mesh.part());
     let common = (linux::allocated() as f64 - together as f64) / some().count() as f64;
-    some().for_each(|n| world.sim.share(n));
     ((together - before) as f64 - common) / nodes as f64 + common
 }
 

@@ -2,6 +2,7 @@
 
 pub mod keys;
 pub mod net;
+pub mod pool;
 pub mod world;
 
 use net::{App, Sim};

@@ -11,6 +11,7 @@
 //! there is no link that could lose anything. A link across a partition loses everything and breaks after a while, as
 //! keep-alive has it.
 
+use super::pool::Common;
 use crate::linux::thread_time;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -18,6 +19,7 @@ use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap},
     net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
     time::{Duration, Instant},
 };
 use weft::{
@@ -29,7 +31,7 @@ use weft::{
         machine::{Config, Input, Mesh, Output},
         peers::PeerRecord,
         pool::Pool,
-        wire::{Frame, frame::Body},
+        wire::{Frame, Items, frame::Body},
     },
     types::{Endpoint, Incarnation, PeerAddress, PeerName},
 };
@@ -95,8 +97,6 @@ pub struct Node<A> {
     /// Frames are read no faster than one in that time.
     pub slowness: Duration,
     wakes_at: Option<Instant>,
-    /// How many items it had taken in when it last had them in common with others.
-    shared: u64,
     /// A machine may be told to start anew: events for an earlier one are void.
     life: u64,
 }
@@ -119,8 +119,7 @@ pub struct Sim<A: App> {
     pub max_links: usize,
     /// What the agents have had of the processor, without what the simulator takes itself; `None`: it is not measured.
     pub busy: Option<Duration>,
-    /// What the agents know alike; `None`: each has its own copy.
-    pub pool: Option<Pool>,
+    pool: Common,
     start: Instant,
     seed: u64,
     pipes: BTreeMap<u64, Pipe>,
@@ -128,6 +127,12 @@ pub struct Sim<A: App> {
     next: u64,
     queue: BinaryHeap<Reverse<(Instant, u64)>>,
     events: HashMap<u64, (usize, u64, Event)>,
+}
+
+/// A frame, the items of which are held once, however many links they are on.
+enum OnTheWay {
+    Items { items: Box<[Arc<Item>]>, complete: bool },
+    Other(Frame),
 }
 
 /// A stream between two nodes.
@@ -144,7 +149,7 @@ enum Event {
     Frame {
         pipe: u64,
         towards: usize,
-        frame: Frame,
+        frame: OnTheWay,
         lost: bool,
     },
     Broken {
@@ -170,7 +175,7 @@ impl<A: App> Sim<A> {
             rng: ChaCha8Rng::seed_from_u64(seed),
             max_links: 64,
             busy: None,
-            pool: None,
+            pool: Common::default(),
             start: now,
             seed,
             pipes: BTreeMap::new(),
@@ -203,7 +208,6 @@ impl<A: App> Sim<A> {
             dead: false,
             slowness: Duration::ZERO,
             wakes_at: None,
-            shared: 0,
             life: 0,
         });
         self.handle(n, Input::Wake);
@@ -270,7 +274,7 @@ impl<A: App> Sim<A> {
             gossipers,
             seed: self.rng.random(),
         };
-        Mesh::new(config, self.now)
+        Mesh::with_pool(config, Box::new(self.pool.clone()), self.now)
     }
 
     /// What an agent that starts now says of itself first.
@@ -322,24 +326,11 @@ impl<A: App> Sim<A> {
         let wake =
             self.timed(n, |node| [node.mesh.next_wake(), node.app.next_wake()].into_iter().flatten().min());
         let node = &self.nodes[n];
-        if !(node.shared..node.shared + SHARED_AT_ONCE).contains(&node.mesh.counters().items_merged) {
-            self.share(n);
-        }
-        let node = &self.nodes[n];
         if let Some(wake) = wake.map(|at| at.max(self.now + TICK))
             && node.wakes_at.is_none_or(|at| wake < at || at < self.now)
         {
             self.nodes[n].wakes_at = Some(wake);
             self.at(wake, n, Event::Wake);
-        }
-    }
-
-    /// Has what an agent knows in common with the others.
-    pub fn share(&mut self, n: usize) {
-        let node = &mut self.nodes[n];
-        if let Some(pool) = &mut self.pool {
-            node.mesh.share(pool);
-            node.shared = node.mesh.counters().items_merged;
         }
     }
 
@@ -438,7 +429,7 @@ impl<A: App> Sim<A> {
                 }
                 self.handle(from, Input::Sent { link: back, frames: 1 });
                 if !lost {
-                    self.handle(to, Input::Frame { link, frame });
+                    self.handle(to, Input::Frame { link, frame: frame.arrives() });
                 }
             }
         }
@@ -495,6 +486,7 @@ impl<A: App> Sim<A> {
         if !self.reaches(from, to) {
             self.at(self.now + KEEP_ALIVE, n, Event::Broken { pipe: id });
         }
+        let frame = OnTheWay::new(frame, &mut self.pool);
         self.at(arrives, to, Event::Frame { pipe: id, towards, frame, lost: lost && !first });
     }
 
@@ -530,6 +522,28 @@ impl<A: App> Sim<A> {
     }
 }
 
+impl OnTheWay {
+    fn new(frame: Frame, pool: &mut Common) -> Self {
+        match frame.body {
+            Some(Body::Items(Items { items, complete })) => Self::Items {
+                items: items.into_iter().map(|item| pool.item(item.into())).collect(),
+                complete,
+            },
+            _ => Self::Other(frame),
+        }
+    }
+
+    fn arrives(self) -> Frame {
+        match self {
+            Self::Items { items, complete } => {
+                let items = items.iter().map(|item| (**item).clone().into()).collect();
+                Frame { body: Some(Body::Items(Items { items, complete })) }
+            }
+            Self::Other(frame) => frame,
+        }
+    }
+}
+
 fn deliver<A: App>(node: &mut Node<A>, now: Instant, out: &mut Outbox) {
     while let Some((channel, items)) = node.mesh.next_news() {
         node.app.items(&channel, items, now, out);
@@ -543,8 +557,6 @@ pub fn address(n: usize) -> SocketAddr {
 
 /// Of the first node: 10.0.0.0.
 const FIRST_ADDRESS: u32 = 0x0a00_0000;
-/// New items that an agent has by itself for a while: looking for them takes as long as it knows items.
-const SHARED_AT_ONCE: u64 = 500;
 /// The clock's smallest step.
 const TICK: Duration = Duration::from_micros(1);
 /// When a lost hello is sent again: Linux's least retransmission timeout.

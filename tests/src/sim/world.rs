@@ -34,7 +34,6 @@ use weft::{
         gossip::{Gossiper, Item},
         machine::{Input, Mesh},
         peers::PeerRecord,
-        pool::Pool,
     },
     types::{AttachmentKey, PeerName, PodRef, Universe},
 };
@@ -278,12 +277,13 @@ impl World {
     /// A network that has been there before and starts again, without keys: each node knows all the others, and what is whose.
     pub fn acquainted(seed: u64, nodes: usize) -> Self {
         let mut world = Self::empty(seed, None);
-        world.sim.pool = Some(Pool::default());
         let names: Vec<PeerName> = (0..nodes).map(|n| name(n).parse().expect("a name")).collect();
         let records: Vec<_> =
             names.iter().enumerate().map(|(n, name)| world.sim.first_record(name, net::address(n))).collect();
         let layout = Layout::new(universe());
         let tokens = equal_shares(layout, &names);
+        let shares: BTreeMap<_, _> =
+            tokens.iter().map(|token| (token.start, Arc::new(token.clone()))).collect();
         let items: Vec<_> = tokens
             .iter()
             .map(|token| token.to_item(&layout))
@@ -292,7 +292,7 @@ impl World {
         for own in &records {
             let others = records.iter().filter(|record| record.name != own.name);
             let members = others.map(|record| (record.name.clone(), record.incarnation)).collect();
-            let disk = Stored { in_force: true, tokens: tokens.clone(), members, ..Stored::default() };
+            let disk = Stored { in_force: true, tokens: shares.clone(), members, ..Stored::default() };
             let before: Vec<_> = world.sim.nodes.len().checked_sub(1).into_iter().collect();
             world.start(&before, &SeedPlan::default(), disk, items.clone());
         }
