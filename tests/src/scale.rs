@@ -15,7 +15,7 @@ use anyhow::{Context, ensure};
 use clap::Args;
 use std::{
     env, fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
@@ -33,6 +33,9 @@ pub struct Options {
     /// takes far longer
     #[arg(long, conflicts_with = "sealed")]
     again: bool,
+    /// Add those networks of this file, which `--json` has written before, whose sizes are not measured now: large ones take hours
+    #[arg(long, value_name = "FILE")]
+    with: Option<PathBuf>,
     /// Write the figures as JSON to this file too
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -61,7 +64,11 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         }
         return Ok(());
     }
-    let networks = options.sizes.iter().map(|size| alone(*size, options)).collect::<anyhow::Result<_>>()?;
+    let mut networks = options.with.as_deref().map(measured_before).transpose()?.unwrap_or_default();
+    networks.retain(|one| !options.sizes.contains(&one.nodes));
+    for size in &options.sizes {
+        networks.push(alone(*size, options)?);
+    }
     let report = Report::of(networks);
     println!("{}", report.table());
     let write = |file: &PathBuf, text: String| {
@@ -74,6 +81,13 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         write(file, chart::draw(&report)?)?;
     }
     Ok(())
+}
+
+fn measured_before(file: &Path) -> anyhow::Result<Vec<Figures>> {
+    let text = fs::read(file).with_context(|| format!("--with: read {}", file.display()))?;
+    let report: Report =
+        serde_json::from_slice(&text).with_context(|| format!("--with: {} is no report", file.display()))?;
+    Ok(report.networks)
 }
 
 /// Measures one network in a process of its own.

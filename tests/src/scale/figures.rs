@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Figures {
     pub nodes: usize,
+    /// All started at once, as after a power cut; else it has grown.
+    #[serde(default)]
+    pub again: bool,
     /// Frames that an agent sends while nothing happens.
     pub idle_bytes_per_second: f64,
     /// What an agent's mesh and allocator hold.
@@ -29,9 +32,10 @@ pub struct Growth {
     pub exponent: f64,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Report {
     pub networks: Vec<Figures>,
+    #[serde(skip_deserializing)]
     pub growth: Vec<Growth>,
 }
 
@@ -51,7 +55,8 @@ pub const MEASURES: [Measure; 6] = [
 
 impl Report {
     #[must_use]
-    pub fn of(networks: Vec<Figures>) -> Self {
+    pub fn of(mut networks: Vec<Figures>) -> Self {
+        networks.sort_by_key(|one| one.nodes);
         let growth = MEASURES.iter().map(|measure| {
             let points: Vec<_> = networks.iter().map(|one| (one.nodes as f64, (measure.of)(one))).collect();
             let (factor, exponent) = law(&points);
@@ -68,7 +73,8 @@ impl Report {
         for one in &self.networks {
             let values = MEASURES.map(|measure| (measure.of)(one));
             let cells = values.map(|value| format!("{value:.*}", digits(value)));
-            table.add_row([one.nodes.to_string()].into_iter().chain(cells));
+            let started = if one.again { ", again" } else { "" };
+            table.add_row([format!("{}{started}", one.nodes)].into_iter().chain(cells));
         }
         let laws = self.growth.iter().map(|law| format!("{:.3} · n^{:.2}", law.factor, law.exponent));
         table.add_row(["grows as".to_owned()].into_iter().chain(laws));

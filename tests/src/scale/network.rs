@@ -104,6 +104,7 @@ pub fn measure(nodes: usize, seed: u64, start: Start, progress: &Progress) -> Fi
     step("done");
     Figures {
         nodes,
+        again: matches!(start, Start::Again),
         idle_bytes_per_second,
         memory_bytes,
         idle_processor,
