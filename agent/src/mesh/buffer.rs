@@ -4,10 +4,7 @@
 //! never queues, and what it holds is bounded by the number of items. They leave in the order in which they came.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
-use super::{
-    gossip::Item,
-    replica::{ItemId, Replica},
-};
+use super::{gossip::Item, replica::Replica, slots::ItemId};
 use std::collections::{HashMap, VecDeque};
 
 #[derive(Debug, Default)]

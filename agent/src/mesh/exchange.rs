@@ -6,8 +6,9 @@ use super::{
     link::{Link, LinkId},
     machine::{FRESH, Mesh, Output},
     peers::{self, PeerRecord},
-    replica::{Answer, BUCKETS, ItemId, Merged},
+    replica::{Answer, BUCKETS, Merged},
     routes::{HOP_LIMIT, Routes},
+    slots::ItemId,
 };
 use crate::types::PeerName;
 use prost::Message;

@@ -32,6 +32,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::{
     collections::{BTreeMap, VecDeque},
+    sync::Arc,
     time::{Duration, Instant},
 };
 use weft_proto::mesh::{Digest, Frame, frame::Body, refusal::Code};
@@ -280,6 +281,17 @@ impl Mesh {
         mesh.news.clear();
         mesh.output(Output::PeersChanged);
         mesh
+    }
+
+    /// Has its own copy of everything from now on, and nothing in common with other agents.
+    pub fn part(&mut self) {
+        self.pool = Box::new(Alone);
+        for item in self.replica.entries() {
+            *item = Arc::new((**item).clone());
+        }
+        for record in self.peers.entries() {
+            *record = self.pool.record(&Arc::new(record.to_item()));
+        }
     }
 
     pub fn handle(&mut self, input: Input, now: Instant) {

@@ -3,7 +3,7 @@
 //! ```text
 //!             ┌ machine ──────────────────────────────────────────────┐
 //!   subjects ─┤ own: record, name   links, link, greeting: who talks   ├─ task ── tonic streams
-//!             │ exchange: gossip ── replica, buffer   dial: whom to call│
+//!             │ exchange: gossip ── replica, slots, buffer   dial: whom │
 //!             │ peers: the set      routes: unicasts' next hop          │
 //!             └────────────────────────────────────────────────────────┘
 //! ```
@@ -23,6 +23,7 @@ pub mod pool;
 mod refusals;
 pub mod replica;
 pub mod routes;
+pub mod slots;
 pub mod task;
 mod transport;
 

@@ -2,7 +2,7 @@
 //! has them. There each fact would be held as often as there are nodes.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
-use super::{gossip::Item, machine::Mesh, peers::PeerRecord};
+use super::{gossip::Item, peers::PeerRecord};
 use std::sync::Arc;
 
 pub trait Pool: Send {
@@ -22,19 +22,5 @@ impl Pool for Alone {
 
     fn record(&mut self, item: &Arc<Item>) -> Arc<PeerRecord> {
         PeerRecord::from_item(item).expect("it was checked").into()
-    }
-}
-
-impl Mesh {
-    /// Has its own copy of everything from now on.
-    pub fn part(&mut self) {
-        self.pool = Box::new(Alone);
-        for item in self.replica.entries() {
-            *item = Arc::new((**item).clone());
-        }
-        for record in self.peers.entries() {
-            let copy = PeerRecord::from_item(&record.to_item());
-            *record = Arc::new(copy.expect("what is written can be read"));
-        }
     }
 }

@@ -8,11 +8,13 @@
 //! ```
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
-use super::gossip::{self, Gossiper, Item, Rejected};
+use super::{
+    gossip::{self, Gossiper, Item, Rejected},
+    slots::{Entry, ItemId, Slots},
+};
 use crate::types::PeerName;
 use std::{
     collections::{BTreeMap, BTreeSet},
-    ops::{Index, IndexMut},
     sync::Arc,
 };
 use weft_proto::mesh as wire;
@@ -25,10 +27,6 @@ pub struct Replica {
 }
 
 type Gossipers = BTreeMap<&'static str, Box<dyn Gossiper>>;
-
-/// The number of a key of a channel in this replica, as long as there is an item of it; then another key may get it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ItemId(u32);
 
 /// What became of an item that is not rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,18 +70,6 @@ struct Channel {
     bytes: usize,
     /// Rank and key of the items that are farewells.
     farewells: BTreeSet<(Vec<u8>, Vec<u8>)>,
-}
-
-struct Entry {
-    item: Arc<Item>,
-    hash: u64,
-}
-
-/// The items of all channels, by their numbers.
-#[derive(Default)]
-struct Slots {
-    entries: Vec<Option<Entry>>,
-    vacant: Vec<ItemId>,
 }
 
 struct Buckets([u64; BUCKETS]);
@@ -164,7 +150,7 @@ impl Replica {
     }
 
     pub(super) fn entries(&mut self) -> impl Iterator<Item = &mut Arc<Item>> {
-        self.slots.entries.iter_mut().flatten().map(|entry| &mut entry.item)
+        self.slots.iter_mut().map(|entry| &mut entry.item)
     }
 
     /// One hash for each bucket of keys of each channel.
@@ -371,7 +357,7 @@ impl Channel {
 
     fn find(&self, key: &[u8], slots: &Slots) -> Option<ItemId> {
         let hash = gossip::hash(key);
-        let mut alike = self.items.range((hash, ItemId(0))..=(hash, ItemId(u32::MAX)));
+        let mut alike = self.items.range((hash, ItemId::MIN)..=(hash, ItemId::MAX));
         alike.find(|(_, id)| slots[*id].item.key == key).map(|(_, id)| *id)
     }
 
@@ -379,41 +365,6 @@ impl Channel {
     fn has_forgotten(&self, farewell: &Item) -> bool {
         let lowest = self.farewells.first().filter(|_| self.farewells.len() >= MAX_FAREWELLS);
         lowest.is_some_and(|(rank, key)| (&farewell.rank, &farewell.key) < (rank, key))
-    }
-}
-
-impl Slots {
-    fn add(&mut self, entry: Entry) -> ItemId {
-        let id = self.vacant.pop().unwrap_or_else(|| {
-            self.entries.push(None);
-            ItemId(self.entries.len() as u32 - 1)
-        });
-        self.entries[id.0 as usize] = Some(entry);
-        id
-    }
-
-    fn get(&self, id: ItemId) -> Option<&Entry> {
-        self.entries.get(id.0 as usize)?.as_ref()
-    }
-
-    fn take(&mut self, id: ItemId) -> Option<Entry> {
-        let entry = self.entries[id.0 as usize].take();
-        self.vacant.push(id);
-        entry
-    }
-}
-
-impl Index<ItemId> for Slots {
-    type Output = Entry;
-
-    fn index(&self, id: ItemId) -> &Entry {
-        self.get(id).expect("channels have the numbers of items that are there")
-    }
-}
-
-impl IndexMut<ItemId> for Slots {
-    fn index_mut(&mut self, id: ItemId) -> &mut Entry {
-        self.entries[id.0 as usize].as_mut().expect("channels have the numbers of items that are there")
     }
 }
 
