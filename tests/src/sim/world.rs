@@ -128,10 +128,12 @@ impl Node {
             absent: record.absent.clone(),
             left: false,
         };
-        let left = mesh.peers().left().cloned().map(KnownPeer::gone);
-        let known: Vec<_> = mesh.peers().others().map(known).chain(left).collect();
-        if known != self.known {
-            self.known = known;
+        let left = || mesh.peers().left().cloned().map(KnownPeer::gone);
+        let known = || mesh.peers().others().map(known).chain(left());
+        // Mostly nothing of all this has changed: a list for each look would take half of a large network's time.
+        let mut before = self.known.iter();
+        if !known().all(|peer| before.next() == Some(&peer)) || before.next().is_some() {
+            self.known = known().collect();
             self.allocator.on_peers(&self.known, self.now(now));
             self.flush(out);
         }
