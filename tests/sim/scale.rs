@@ -1,4 +1,4 @@
-//! A hundred agents converge; `cargo lab scale --sizes 1000` shows the same of a thousand, in a quarter of an hour.
+//! A hundred agents converge; `cargo lab scale --sizes 1000` shows the same of a thousand, in some ten minutes.
 
 use weft_lab::{
     progress::Progress,

@@ -70,8 +70,10 @@ impl SendBuffer {
         if self.is_empty() {
             self.queue.clear();
             self.wanted.clear();
-            self.queue.shrink_to(CALM);
-            self.wanted.shrink_to(CALM);
+            if self.queue.capacity() > 2 * CALM {
+                self.queue.shrink_to(CALM);
+                self.wanted.shrink_to(CALM);
+            }
         }
     }
 }
