@@ -456,19 +456,25 @@ impl Running {
     }
 }
 
-/// Gives back by and by what only the start has needed, or something else that is rare, unless there is much to do.
+/// Gives back by and by what only the start has needed, or something else that is rare, unless there is much to do: ever more
+/// seldom while that changes little.
 async fn slim() {
     let program = Program::split();
     if let Err(error) = &program {
         debug!(%error, "code that is not run stays in memory");
     }
-    let mut used = memory::processor_time();
+    let (mut used, mut held, mut pause) = (memory::processor_time(), 0, SLIM);
     loop {
-        sleep(SLIM).await;
+        sleep(pause).await;
         let before = std::mem::replace(&mut used, memory::processor_time());
-        if used.saturating_sub(before) > SLIM / BUSY {
+        if used.saturating_sub(before) > pause / BUSY {
+            pause = SLIM;
             continue;
         }
+        let resident = memory::resident().unwrap_or_default();
+        let settled = resident.abs_diff(held) < LITTLE;
+        held = resident;
+        pause = if settled { (2 * pause).min(SELDOM) } else { SLIM };
         memory::release_heap();
         if let Ok(Err(error)) = program.as_ref().map(Program::release) {
             debug!(%error, "code that is not run stays in memory");
@@ -538,6 +544,9 @@ const BOOT_MARKER: &str = "boot";
 const QUEUE: usize = 64;
 /// How long what is not used may stay in memory. To map again what is takes a millisecond or two.
 const SLIM: Duration = Duration::from_secs(10);
+/// And how long at most where little comes and goes, in bytes.
+const SELDOM: Duration = Duration::from_secs(160);
+const LITTLE: usize = 1 << 20;
 /// Who takes more than this part of a core carries packets that would have to wait for that.
 const BUSY: u32 = 50;
 /// How long a part of the start may take while another agent waits for it.

@@ -13,7 +13,7 @@ pub struct Program {
 }
 
 impl Program {
-    /// Has the kernel map them in small pieces from now on. To be done once.
+    /// Has the kernel map them page by page from now on. To be done once.
     ///
     /// # Errors
     /// `/proc` is not there or not as expected, or the kernel refuses.
@@ -22,9 +22,9 @@ impl Program {
         let maps = fs::read_to_string("/proc/self/maps")?;
         let areas: Vec<_> = maps.lines().filter_map(|line| constant(line, program.to_str()?)).collect();
         for &(start, end) in &areas {
-            // They are in no core dump anyway, so this advice says nothing but that one piece is not the next.
-            for piece in (start..end).step_by(2 * PIECE) {
-                advise(piece, end.min(piece + PIECE), libc::MADV_DONTDUMP)?;
+            // They are in no core dump anyway, so this advice says nothing but that one page is not the next.
+            for page in (start..end).step_by(2 * PAGE) {
+                advise(page, end.min(page + PAGE), libc::MADV_DONTDUMP)?;
             }
         }
         Ok(Self { areas })
@@ -63,6 +63,17 @@ pub fn processor_time() -> Duration {
     clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }
 
+/// Bytes that this process has in memory, its own and those of files.
+///
+/// # Errors
+/// `/proc` is not there or not as expected.
+pub fn resident() -> io::Result<usize> {
+    // proc(5): all that is mapped, resident, of these pages of files, …
+    let pages = fs::read_to_string("/proc/self/statm")?;
+    let resident = pages.split_ascii_whitespace().nth(1).and_then(|pages| pages.parse::<usize>().ok());
+    resident.map(|pages| pages * PAGE).ok_or_else(|| io::Error::other("/proc/self/statm is not as expected"))
+}
+
 /// The range of a line of `/proc/PID/maps`, if what is there is the same as in the file `program`: its code, and the constants
 /// before it, but not those that the loader has filled in.
 fn constant(line: &str, program: &str) -> Option<(usize, usize)> {
@@ -76,8 +87,7 @@ fn constant(line: &str, program: &str) -> Option<(usize, usize)> {
     (constant && path == program).then_some((number(start)?, number(end)?))
 }
 
-/// Bytes that are mapped together: a page.
-const PIECE: usize = 4 << 10;
+const PAGE: usize = 4 << 10;
 
 #[cfg(test)]
 mod tests {
@@ -105,17 +115,11 @@ mod tests {
             for &(start, end) in &program.areas {
                 advise(start, end, libc::MADV_POPULATE_READ).unwrap();
             }
-            let before = resident();
+            let before = resident().unwrap();
             program.release().unwrap();
-            let after = resident();
-            let pages: usize = program.areas.iter().map(|(start, end)| (end - start) / 4096).sum();
-            assert!(after < before - pages / 2, "turn {turn}: {before} pages before, {after} after");
+            let after = resident().unwrap();
+            let size: usize = program.areas.iter().map(|(start, end)| end - start).sum();
+            assert!(after < before - size / 2, "turn {turn}: {before} bytes before, {after} after");
         }
-    }
-
-    /// Pages of files that are mapped.
-    fn resident() -> usize {
-        let pages = fs::read_to_string("/proc/self/statm").unwrap();
-        pages.split_ascii_whitespace().nth(2).unwrap().parse().unwrap()
     }
 }
