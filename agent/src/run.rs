@@ -25,6 +25,7 @@ mod policy;
 mod porch;
 mod reset;
 mod serve;
+mod slim;
 mod steering;
 mod switchboard;
 mod takeover;
@@ -58,7 +59,6 @@ use crate::{
         token::RingGossiper,
     },
     links,
-    linux::memory::{self, Program},
     mesh::{
         self,
         gossip::Gossiper,
@@ -80,9 +80,9 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{mpsc, watch},
     task::{JoinHandle, JoinSet},
-    time::{sleep, timeout},
+    time::timeout,
 };
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 /// What `weft agent` does, until SIGTERM, SIGINT, or something that it cannot go on without fails.
 pub async fn agent(args: &Args) -> anyhow::Result<()> {
@@ -109,7 +109,7 @@ pub async fn agent(args: &Args) -> anyhow::Result<()> {
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
-    tokio::spawn(slim());
+    tokio::spawn(slim::slim());
     let outcome = tokio::select! {
         outcome = running.ended() => outcome,
         successor = door.knock() => {
@@ -456,32 +456,6 @@ impl Running {
     }
 }
 
-/// Gives back by and by what only the start has needed, or something else that is rare, unless there is much to do: ever more
-/// seldom while that changes little.
-async fn slim() {
-    let program = Program::split();
-    if let Err(error) = &program {
-        debug!(%error, "code that is not run stays in memory");
-    }
-    let (mut used, mut held, mut pause) = (memory::processor_time(), 0, SLIM);
-    loop {
-        sleep(pause).await;
-        let before = std::mem::replace(&mut used, memory::processor_time());
-        if used.saturating_sub(before) > pause / BUSY {
-            pause = SLIM;
-            continue;
-        }
-        let resident = memory::resident().unwrap_or_default();
-        let settled = resident.abs_diff(held) < LITTLE;
-        held = resident;
-        pause = if settled { (2 * pause).min(SELDOM) } else { SLIM };
-        memory::release_heap();
-        if let Ok(Err(error)) = program.as_ref().map(Program::release) {
-            debug!(%error, "code that is not run stays in memory");
-        }
-    }
-}
-
 /// Only answers probes, for ever.
 async fn rest(probe_socket: Option<&Path>) -> anyhow::Result<()> {
     if let Some(path) = probe_socket {
@@ -542,13 +516,6 @@ fn unix_time() -> Duration {
 const BOOT_MARKER: &str = "boot";
 /// Messages between subjects; senders wait when it is full, and merge what waits.
 const QUEUE: usize = 64;
-/// How long what is not used may stay in memory. To map again what is takes a millisecond or two.
-const SLIM: Duration = Duration::from_secs(10);
-/// And how long at most where little comes and goes, in bytes.
-const SELDOM: Duration = Duration::from_secs(160);
-const LITTLE: usize = 1 << 20;
-/// Who takes more than this part of a core carries packets that would have to wait for that.
-const BUSY: u32 = 50;
 /// How long a part of the start may take while another agent waits for it.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long calls under way may take to be answered at the end.

@@ -6,11 +6,13 @@ use std::{
     fs, io,
     path::PathBuf,
     process::{Output, Stdio},
+    time::Duration,
 };
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines},
     net::unix::pipe,
     process::{Child, ChildStdin, Command},
+    time::timeout,
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +30,8 @@ pub enum NftError {
 #[derive(Clone, Debug)]
 pub struct Nft {
     path: PathBuf,
+    /// How long it may take to answer; then it is ended.
+    patience: Duration,
 }
 
 impl Nft {
@@ -39,7 +43,7 @@ impl Nft {
             .chain(usual)
             .map(|folder| folder.join("nft"))
             .find(|path| path.is_file())
-            .map(|path| Self { path })
+            .map(|path| Self { path, patience: PATIENCE })
             .ok_or(NftError::Missing)
     }
 
@@ -52,46 +56,47 @@ impl Nft {
             self.command(&["-f", "-"]).stdin(Stdio::piped()).spawn().map_err(|e| self.failed(e))?;
         child.id().map(spawned);
         let mut stdin = child.stdin.take().expect("piped above");
-        // A child that fails early closes its end; what it wrote to stderr says more than that.
-        let _ = stdin.write_all(script.as_bytes()).await;
-        drop(stdin);
-        let output = child.wait_with_output().await.map_err(|e| self.failed(e))?;
+        let ran = async move {
+            // A child that fails early closes its end; what it wrote to stderr says more than that.
+            let _ = stdin.write_all(script.as_bytes()).await;
+            drop(stdin);
+            child.wait_with_output().await
+        };
+        let output = self.answer(ran).await?;
         let what = || format!("`{}`", script.lines().take(3).collect::<Vec<_>>().join("; "));
         accepted(output, what).map(drop)
     }
 
     /// The headers of all tables' chains, as JSON. Cheap, however many rules there are.
     pub async fn list_chains(&self) -> Result<String, NftError> {
-        let output = self.command(&["-j", "list", "chains"]).output().await.map_err(|e| self.failed(e))?;
-        accepted(output, || "to list the chains".into())
+        self.list(&["chains"]).await
     }
 
     /// One table's sets, chains and rules, as JSON.
     pub async fn list_table(&self, family: &str, name: &str) -> Result<String, NftError> {
-        let arguments = ["-j", "list", "table", family, name];
-        let output = self.command(&arguments).output().await.map_err(|e| self.failed(e))?;
-        accepted(output, || format!("to list table {family} {name}"))
+        self.list(&["table", family, name]).await
     }
 
     /// One table's named counters, as JSON.
     pub async fn list_counters(&self, family: &str, table: &str) -> Result<String, NftError> {
-        let arguments = ["-j", "list", "counters", "table", family, table];
-        let output = self.command(&arguments).output().await.map_err(|e| self.failed(e))?;
-        accepted(output, || format!("to list the counters of table {family} {table}"))
+        self.list(&["counters", "table", family, table]).await
     }
 
     /// One set with its elements, as JSON.
     pub async fn list_set(&self, family: &str, table: &str, name: &str) -> Result<String, NftError> {
-        let arguments = ["-j", "list", "set", family, table, name];
-        let output = self.command(&arguments).output().await.map_err(|e| self.failed(e))?;
-        accepted(output, || format!("to list set {family} {table} {name}"))
+        self.list(&["set", family, table, name]).await
+    }
+
+    async fn list(&self, what: &[&str]) -> Result<String, NftError> {
+        let output = self.answer(self.command(&["-j", "list"]).args(what).output()).await?;
+        accepted(output, || format!("to list {}", what.join(" ")))
     }
 
     /// Whether `nft` and kernel know tables that only their owner changes, and that outlive it.
     pub async fn knows_owners(&self) -> bool {
         // The kernel is asked, too, but nothing is done.
-        let mut check = self.command(&["--check", OWNED]);
-        check.output().await.is_ok_and(|output| output.status.success())
+        let check = self.answer(self.command(&["--check", OWNED]).output()).await;
+        check.is_ok_and(|output| output.status.success())
     }
 
     /// Starts one that stays; its scripts go through a file.
@@ -112,6 +117,12 @@ impl Nft {
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.kill_on_drop(true).env("LC_ALL", "C");
         command
+    }
+
+    /// A child that is waited for no longer is killed.
+    async fn answer<T>(&self, answer: impl Future<Output = io::Result<T>>) -> Result<T, NftError> {
+        let silent = |_| Err(io::Error::other(format!("no answer within {:?}", self.patience)));
+        timeout(self.patience, answer).await.unwrap_or_else(silent).map_err(|errno| self.failed(errno))
     }
 
     fn failed(&self, errno: io::Error) -> NftError {
@@ -176,8 +187,7 @@ impl Session {
             }
             Err(io::Error::other(format!("it has ended: {}", answers.join("; "))))
         };
-        let asked = ask.await;
-        asked.map_err(|errno| self.failed(errno))
+        self.nft.answer(ask).await
     }
 
     fn failed(&self, errno: io::Error) -> NftError {
@@ -193,6 +203,8 @@ fn accepted(output: Output, what: impl FnOnce() -> String) -> Result<String, Nft
     Err(NftError::Refused { what: what(), stderr })
 }
 
+/// Many times what tens of thousands of rules take.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// A command line.
 const OWNED: &str = "table inet weft-probe { flags owner, persist; }";
 /// Lists no set.
@@ -200,3 +212,29 @@ const LAST: &str = "list tables ip6";
 /// How listings begin, and what only those of sets contain.
 const ANSWER: &str = "{\"nftables\": [";
 const LISTED_SET: &str = "{\"set\": {";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn one_that_never_answers_is_given_up() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("nft");
+        // Not written by this process: a child of another thread might still have it open, and it could not be run.
+        let written = std::process::Command::new("sh")
+            .args(["-c", r#"printf '#!/bin/sh\nexec sleep 1000\n' > "$1" && chmod 755 "$1""#, "sh"])
+            .arg(&path)
+            .status();
+        assert!(written.unwrap().success());
+        let nft = Nft { path, patience: Duration::from_millis(100) };
+        let silent = |outcome: Result<(), NftError>| {
+            let said = outcome.unwrap_err().to_string();
+            assert!(said.ends_with("/nft: no answer within 100ms"), "{said}");
+        };
+        silent(nft.run("list tables", drop).await);
+        silent(nft.list_chains().await.map(drop));
+        let mut session = nft.session(directory.path().join("script")).unwrap();
+        silent(session.run("list tables").await);
+    }
+}
